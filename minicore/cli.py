@@ -1,0 +1,515 @@
+"""The command line: one function and one row of a table for each subcommand.
+
+What was asked for goes to standard output, everything else to standard error. Exit codes: 0; 2 for bad
+input, told in one sentence; 130 after Ctrl-C; 141 when the reader of the output went away. Nothing heavy
+is imported before a subcommand runs, so that ``minicore --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from minicore.errors import InputError
+
+if TYPE_CHECKING:
+    from minicore.generate import Generation, Stream
+    from minicore.model import Model
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_CORE_PREDICTOR = "stability"  # what compare sets against dense where the checkpoint recommends none
+
+# The keys of --json that scripts may rely on, in this order; further ones may follow them.
+JSON_KEYS = (
+    "model",
+    "backend",
+    "dtype",
+    "predictor",
+    "alpha",
+    "beta",
+    "prompt_tokens",
+    "new_tokens",
+    "token_ids",
+    "text",
+    "core_fraction",
+    "prefill_s",
+    "predict_s",
+    "decode_tokens_per_s",
+    "weights_bytes",
+    "resident_bytes",
+)
+
+
+# --- the subcommands ---
+
+
+def generate(args: argparse.Namespace) -> int:
+    model = load(args)
+    stream = model.stream(read_prompt(args.prompt), **settings(args))
+    announce_compilation(stream)
+    try:
+        for piece in with_progress(stream, args) if args.json else stream:
+            if not args.json:
+                print(piece, end="", flush=True)
+        code = 0
+    except KeyboardInterrupt:
+        stream.close()
+        code = 130
+    out = stream.result
+    if args.json:
+        print_json(record(out))
+        return code
+    if out.text and not out.text.endswith("\n"):
+        print(flush=True)
+    note(summary(out.stats))
+    return code
+
+
+def compare(args: argparse.Namespace) -> int:
+    model = load(args)
+    prompt = read_prompt(args.prompt)
+    chosen = settings(args)
+    recommended = model.recommended.get("predictor", "dense")
+    chosen.setdefault("predictor", recommended if recommended != "dense" else DEFAULT_CORE_PREDICTOR)
+    # Both are made before either runs: a wrong option is told at once.
+    streams = [model.stream(prompt, **chosen | {"predictor": p}) for p in ("dense", chosen["predictor"])]
+    announce_compilation(*streams)
+    for stream in streams:
+        for _ in with_progress(stream, args):
+            pass
+    dense, core = (stream.result for stream in streams)
+    prefix, equal = agreement(dense.token_ids, core.token_ids)
+    if args.json:
+        pair = {"dense": record(dense), "core": record(core)}
+        print_json(pair | {"common_prefix": prefix, "equal_positions": equal})
+        return 0
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    titles = ["dense", core_title(core.stats)]
+    print(side_by_side(titles, [dense.text, core.text], width))
+    print()
+    for line in comparison(dense, core):
+        print(line)
+    return 0
+
+
+def pull(args: argparse.Namespace) -> int:
+    from minicore.checkpoint import names
+
+    path = names.pull(args.name, progress=sys.stderr.isatty())
+    if args.json:
+        print_json({"name": args.name, "path": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+def info(args: argparse.Namespace) -> int:
+    if args.model is None:
+        return list_models(args)
+    from minicore.checkpoint import read
+
+    checkpoint = read(args.model, dtype=args.dtype, progress=sys.stderr.isatty())
+    config, params = checkpoint.config, checkpoint.params
+    parts = bytes_by_part(params)
+    if args.json:
+        import dataclasses
+
+        about = {
+            "name": checkpoint.name,
+            "source": str(checkpoint.source),
+            "file_dtype": checkpoint.file_dtype,
+        }
+        sizes = {"parameters": count(params), "dtype": args.dtype, "bytes": parts}
+        more = {"recommended": checkpoint.recommended, "config": dataclasses.asdict(config)}
+        print_json(about | sizes | more)
+        return 0
+    heads = f"{config.n_heads} heads of {config.d_head} ({config.n_kv_heads} for keys and values)"
+    neurons = f"{config.n_neurons} neurons ({config.activation}{', gated' if config.gated else ''})"
+    total = sum(parts.values())
+    rows = [
+        ("name", checkpoint.name),
+        ("from", f"{checkpoint.source} ({checkpoint.file_dtype})"),
+        ("family", config.family),
+        ("blocks", f"{config.n_layers} of width {config.d_model}: {heads}, {neurons}"),
+        ("vocabulary", f"{config.n_vocab} entries, context {config.n_ctx}"),
+        ("parameters", f"{count(params):,}"),
+        ("recommended", ", ".join(f"{k} {v}" for k, v in checkpoint.recommended.items()) or "nothing"),
+        (f"{args.dtype}", f"{size(total)} in memory"),
+    ]
+    for part, n_bytes in parts.items():
+        tied = " (the embedding serves as head)" if part == "head" and not n_bytes else ""
+        rows.append((f"  {part}", f"{size(n_bytes):>8}  {n_bytes / total:6.1%}{tied}"))
+    for label, value in rows:
+        print(f"{label:<12} {value}")
+    return 0
+
+
+def list_models(args: argparse.Namespace) -> int:
+    from minicore.checkpoint import names
+
+    found = {name: names.on_disk(name) for name in names.KNOWN}
+    if args.json:
+        print_json({name: str(path) if path else None for name, path in found.items()})
+        return 0
+    for name, path in found.items():
+        print(f"{name:<20} {path or f'not on disk; `minicore pull {name}` fetches it'}")
+    return 0
+
+
+# --- their options ---
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m",
+        "--model",
+        default=DEFAULT_MODEL,
+        help=f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument("--dtype", default="float32", help="of the weights in memory: float32 or bfloat16")
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def decoding_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from standard input")
+    model_options(parser)
+    core = parser.add_argument_group("core neurons")
+    core.add_argument(
+        "--predictor",
+        metavar="P",
+        help="how they are chosen; dense means all (default: what the model recommends)",
+    )
+    core.add_argument(
+        "--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept, 0 to 1"
+    )
+    core.add_argument("--beta", metavar="B", type=float, help="fraction of a layer's neurons kept, 0 to 1")
+    core.add_argument(
+        "--layers", metavar="6:27", help="the layers it applies to, a Python slice; --layers=-8: too"
+    )
+    core.add_argument("--backend", metavar="B", help="numpy, cpu, cuda or auto (default: auto)")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("-n", "--max-new-tokens", metavar="N", type=int, help="tokens to generate at most")
+    sampling.add_argument(
+        "--temperature", metavar="T", type=float, help="0 takes the likeliest token (default)"
+    )
+    sampling.add_argument("--top-k", metavar="K", type=int, help="draw from the K likeliest tokens")
+    sampling.add_argument("--top-p", metavar="P", type=float, help="draw from the likeliest that add up to P")
+    sampling.add_argument("--seed", metavar="S", type=int, help="the same seed draws the same text")
+    sampling.add_argument("--stop", metavar="TEXT", action="append", help="end before TEXT; may be repeated")
+    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
+    json_option(parser)
+
+
+def pull_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a name that `minicore info` lists, or org/name")
+    json_option(parser)
+
+
+def info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a name, directory or .gguf file; none: list names"
+    )
+    parser.add_argument("--dtype", default="float32", help="count bytes for float32 or bfloat16")
+    json_option(parser)
+
+
+class Command(NamedTuple):
+    """A row of the table: what it is for, its options, what runs, and examples for its --help."""
+
+    help: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    examples: str
+
+
+COMMANDS = {
+    "generate": Command(
+        "continue a prompt",
+        decoding_options,
+        generate,
+        """
+        minicore generate "The capital of France is"
+        minicore generate "Why is the sky blue?" --chat -n 200
+        minicore generate "Once upon a time" --predictor stability --beta 0.6 --layers 6:27
+        minicore generate "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
+        minicore generate - -m path/to/model --json < prompt.txt
+        """,
+    ),
+    "compare": Command(
+        "dense and core decoding side by side",
+        decoding_options,
+        compare,
+        """
+        minicore compare "The three states of matter are"
+        minicore compare "The three states of matter are" --beta 0.8 -n 64 --json
+        """,
+    ),
+    "pull": Command(
+        "fetch a model into the cache directory",
+        pull_options,
+        pull,
+        """
+        minicore pull smollm2-135m
+        MINICORE_HOME=models minicore pull smollm2-135m
+        """,
+    ),
+    "info": Command(
+        "what a model is, its size by part, and where it came from",
+        info_options,
+        info,
+        """
+        minicore info
+        minicore info smollm2-135m
+        minicore info path/to/model.gguf --dtype bfloat16 --json
+        """,
+    ),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one sentence, as every other one of the program is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class Version(argparse.Action):
+    """Look the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"minicore {version('minicore-lm')}")
+        parser.exit()
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="minicore", description="Transformer inference with a sentence's core neurons.")
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            epilog="examples:\n" + textwrap.indent(textwrap.dedent(command.examples).strip(), "  "),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.options(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``minicore`` with these arguments (the process's own if None) and return its exit code."""
+    try:
+        try:
+            args = make_parser().parse_args(argv)
+            return args.run(args)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a reader that went away can still be handled
+    except InputError as error:
+        return fail(str(error))
+    except BrokenPipeError:
+        discard_output()
+        return 141
+    except OSError as error:
+        discard_output()
+        return fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        note("interrupted")
+        return 130
+
+
+# --- in ---
+
+
+def load(args: argparse.Namespace) -> Model:
+    import minicore
+
+    return minicore.load(args.model, dtype=args.dtype)
+
+
+def read_prompt(prompt: str) -> str:
+    """Return the prompt, from standard input (less one final newline) if it is ``-``."""
+    if prompt == "-":
+        raw = sys.stdin.buffer.read() if sys.stdin is not None else b""
+        where = "standard input"
+    else:
+        raw = os.fsencode(prompt)  # bytes of the command line that are no text come back as they were
+        where = "PROMPT"
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where} is not UTF-8 text: byte {raw[error.start]:#04x} at {error.start}"
+        ) from None
+    return text.removesuffix("\n") if prompt == "-" else text
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said on the command line; the library knows the defaults of the rest."""
+    names = "predictor alpha beta layers backend max_new_tokens temperature top_k top_p seed stop".split()
+    said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return said | {"chat": args.chat}
+
+
+# --- out ---
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def fail(sentence: str) -> int:
+    note("minicore: " + " ".join(sentence.splitlines()))
+    return 2
+
+
+def discard_output() -> None:
+    """Point standard output at nothing, so that Python's own flush at exit has nothing to complain about."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):  # no file descriptor behind it
+        pass
+
+
+def print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value))
+
+
+def announce_compilation(*streams: Stream) -> None:
+    """Say that the first run compiles, once: the kernels are kept on disk after it."""
+    if any(stream.backend == "cpu" for stream in streams):
+        from minicore.decode import cpu
+
+        if not cpu.kernels_cached():
+            note("compiling kernels for this machine; they are kept, and later runs start at once")
+
+
+def with_progress(stream: Stream, args: argparse.Namespace) -> Iterable[str]:
+    """Return the stream's pieces under a progress bar, for runs that print nothing as they go."""
+    from tqdm import tqdm
+
+    bar = {"desc": stream.predictor, "unit": " tokens", "leave": False, "disable": not sys.stderr.isatty()}
+    return tqdm(stream, total=args.max_new_tokens, **bar)
+
+
+def record(out: Generation) -> dict[str, Any]:
+    """Return one generation as --json prints it."""
+    all_of_it = out.stats | {"token_ids": [int(i) for i in out.token_ids], "text": out.text}
+    return {key: all_of_it[key] for key in JSON_KEYS} | all_of_it
+
+
+def summary(stats: dict[str, Any]) -> str:
+    """Return the line that follows a generated text."""
+    parts = [
+        f"prefill {stats['prompt_tokens']} tokens at {stats['prefill_tokens_per_s']:.1f} tokens/s",
+        f"decode {stats['new_tokens']} tokens at {stats['decode_tokens_per_s']:.1f} tokens/s",
+        f"core {stats['core_fraction']:.0%}",
+        f"{size(stats['bytes_per_token'])} read a token",
+        f"weights {size(stats['weights_bytes'])}",
+        f"resident {size(stats['resident_bytes'])}",
+    ]
+    if stats["compile_s"] >= 0.1:
+        parts.append(f"compiling took {stats['compile_s']:.1f} s more")
+    if stats["stop_reason"] == "context":
+        parts.append("stopped at the model's context limit")
+    if stats["stop_reason"] == "interrupt":
+        parts.append("interrupted")
+    return (
+        f"[{stats['model']}, {stats['dtype']}, {stats['backend']}, {stats['predictor']}] {', '.join(parts)}"
+    )
+
+
+def size(n_bytes: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= scale:
+            return (
+                f"{n_bytes / scale:.3g} {unit}" if n_bytes < 1000 * scale else f"{n_bytes / scale:.0f} {unit}"
+            )
+    return f"{n_bytes:.0f} B"
+
+
+# --- compare ---
+
+
+def agreement(a: Sequence[int], b: Sequence[int]) -> tuple[int, float]:
+    """Return the length of the common prefix and the fraction of the longer's positions that are equal."""
+    same = [x == y for x, y in zip(a, b, strict=False)]
+    prefix = same.index(False) if False in same else len(same)
+    longer = max(len(a), len(b))
+    return prefix, sum(same) / longer if longer else 1.0
+
+
+def core_title(stats: dict[str, Any]) -> str:
+    return f"{stats['predictor']}, {stats['core_fraction']:.0%} of the neurons"
+
+
+def comparison(dense: Generation, core: Generation) -> list[str]:
+    """Return the lines under the two texts."""
+    prefix, equal = agreement(dense.token_ids, core.token_ids)
+    longer = max(len(dense.token_ids), len(core.token_ids))
+    lines = [
+        f"agreement     first {prefix} of {longer} tokens the same, {equal:.1%} equal position by position"
+    ]
+    for label, key, show in (
+        ("decode", "decode_tokens_per_s", lambda x: f"{x:.1f} tokens/s"),
+        ("a token reads", "bytes_per_token", size),
+    ):
+        was, now = dense.stats[key], core.stats[key]
+        ratio = f" ({now / was:.2f}x)" if was else ""
+        lines.append(f"{label:<13} {show(was)} dense, {show(now)} core{ratio}")
+    return lines
+
+
+def side_by_side(titles: Sequence[str], texts: Sequence[str], width: int) -> str:
+    """Set two texts in columns that fit ``width`` characters, or one under the other where that is narrow."""
+    column = (width - 3) // 2
+    if column < 30:
+        return "\n\n".join(f"--- {title}\n{text}" for title, text in zip(titles, texts, strict=True))
+    left, right = (
+        [*wrap(title, column), "-" * column, *wrap(text, column)]
+        for title, text in zip(titles, texts, strict=True)
+    )
+    height = max(len(left), len(right))
+    left, right = (side + [""] * (height - len(side)) for side in (left, right))
+    return "\n".join(f"{a:<{column}} | {b}".rstrip() for a, b in zip(left, right, strict=True))
+
+
+def wrap(text: str, width: int) -> list[str]:
+    return [row for line in text.expandtabs(4).splitlines() for row in textwrap.wrap(line, width) or [""]]
+
+
+# --- info ---
+
+
+def bytes_by_part(params: dict[str, Any]) -> dict[str, int]:
+    """Return how many bytes the embedding, attention, FFN, norms and head take."""
+    of_prefix = {
+        "embed": "embedding",
+        "pos_embed": "embedding",
+        "attn": "attention",
+        "mlp": "FFN",
+        "head": "head",
+    }
+    parts = dict.fromkeys(("embedding", "attention", "FFN", "norms", "head"), 0)
+    for name, array in params.items():
+        pieces = name.split(".")
+        part = pieces[2] if pieces[0] == "blocks" else pieces[0]
+        parts[of_prefix.get(part, "norms")] += array.nbytes
+    return parts
+
+
+def count(params: dict[str, Any]) -> int:
+    return sum(array.size for array in params.values())
