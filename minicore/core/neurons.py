@@ -1,0 +1,261 @@
+"""Core neurons of a token and of a sentence, and the set that decoding uses (CoreInfer, sec. 3.1).
+
+Throughout, ``a`` is what multiplies ``w_out``: ``act(gate) * up`` in gated families, ``act(in)``
+otherwise. alpha and beta are fractions that are KEPT.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from minicore.errors import InputError
+from minicore.files import atomic_write
+
+Array = np.ndarray
+
+
+def check_fraction(name: str, value: float) -> float:
+    """Return ``value`` if it is in (0, 1], else raise InputError that names it."""
+    if not isinstance(value, int | float | np.number) or not 0 < value <= 1:
+        raise InputError(f"{name} is {value!r}, expected a fraction kept, above 0 and at most 1")
+    return float(value)
+
+
+def token_core(a: Array, alpha: float) -> Array:  # (n_tokens, n_neurons) -> bool (n_tokens, n_neurons)
+    """Mark each token's core neurons: the top alpha of its positive activations (eq. 1).
+
+    Parameters
+    ----------
+    a : (n_tokens, n_neurons) float array
+        FFN activations.
+    alpha : float
+        Fraction of a token's positive activations that is kept, in (0, 1].
+
+    Returns
+    -------
+    (n_tokens, n_neurons) bool array
+        True for the k = floor(alpha * n_positive) largest positive entries of a row, at least one
+        where one is positive. Among equal values the lower index wins.
+
+    Raises
+    ------
+    InputError
+        If alpha is outside (0, 1], ``a`` is not a matrix, or ``a`` holds NaN.
+
+    Examples
+    --------
+    >>> token_core(np.array([[3.0, -1.0, 2.0, 1.0, 5.0]]), alpha=0.5).astype(int)
+    array([[1, 0, 0, 0, 1]])
+    """
+    check_fraction("alpha", alpha)
+    a = np.asarray(a)
+    if a.ndim != 2:
+        raise InputError(f"activations have shape {a.shape}, expected (n_tokens, n_neurons)")
+    if np.isnan(a).any():
+        raise InputError(f"activations hold NaN, first in token {int(np.isnan(a).any(axis=1).argmax())}")
+    n_positive = (a > 0).sum(axis=1)
+    k = np.floor(alpha * n_positive).astype(np.int64)
+    k[(k == 0) & (n_positive > 0)] = 1
+    return _top(a, k)
+
+
+def _top(a: Array, k: Array) -> Array:  # (n_tokens, n_neurons), (n_tokens,) -> bool (n_tokens, n_neurons)
+    """Mark the k[t] largest entries of each row t, the lower index first among equal ones."""
+    if a.shape[1] == 0:
+        return np.zeros(a.shape, bool)
+    rising = np.sort(a, axis=1)
+    cut = rising[np.arange(len(a)), np.minimum(a.shape[1] - k, a.shape[1] - 1)][:, None]  # the k-th largest
+    kept = a > cut
+    tied = (a == cut) & (k > 0)[:, None]
+    places = k - kept.sum(axis=1)  # what is left for entries that equal the cut
+    crowded = np.flatnonzero(tied.sum(axis=1) > places)  # few rows: most have one entry at the cut
+    tied[crowded] &= np.cumsum(tied[crowded], axis=1) <= places[crowded, None]
+    kept |= tied
+    kept[k == 0] = False
+    return kept
+
+
+def core_from_scores(scores: Array, beta: float) -> Array:  # (n_neurons,) -> int32 (n_core,)
+    """Return the floor(beta * n_neurons) neurons of highest positive score, ids ascending.
+
+    Equal scores: the lower index first. With token counts as scores this is eq. 2.
+    """
+    check_fraction("beta", beta)
+    scores = np.asarray(scores)
+    if scores.ndim != 1:
+        raise InputError(f"scores have shape {scores.shape}, expected (n_neurons,)")
+    if np.isnan(scores).any():
+        raise InputError(f"scores hold NaN, first at neuron {int(np.isnan(scores).argmax())}")
+    best = np.argsort(-scores, kind="stable")[: math.floor(beta * len(scores))]
+    return np.sort(best[scores[best] > 0]).astype(np.int32)
+
+
+def sentence_core(a: Array, alpha: float, beta: float) -> Array:  # (n_tokens, n_neurons) -> int32 (n_core,)
+    """Return a sentence's core neurons: those in most of its tokens' cores (eqs. 2 and 3).
+
+    Parameters
+    ----------
+    a : (n_tokens, n_neurons) float array
+        FFN activations of one layer.
+    alpha, beta : float
+        Fractions kept: of a token's positive activations, and of all neurons.
+
+    Returns
+    -------
+    (n_core,) int32 array
+        Ids, ascending: at most floor(beta * n_neurons) neurons that are core for some token, those
+        of more tokens first, the lower index first among equal counts.
+
+    Raises
+    ------
+    InputError
+        As :func:`token_core`, and if beta is outside (0, 1].
+
+    Examples
+    --------
+    >>> sentence_core(np.array([[3.0, 1.0, 2.0, 0.0], [0.0, 4.0, 5.0, 1.0]]), alpha=0.7, beta=0.5)
+    array([0, 2], dtype=int32)
+    """
+    return core_from_scores(token_core(a, alpha).sum(axis=0), beta)
+
+
+def jaccard(a: Array, b: Array) -> float:  # (n_a,), (n_b,) -> in [0, 1]
+    """Return shared over involved neurons of two lists of distinct ids; 1 for two empty ones."""
+    shared = np.intersect1d(a, b, assume_unique=True).size
+    involved = len(a) + len(b) - shared
+    return shared / involved if involved else 1.0
+
+
+@dataclass(frozen=True)
+class CoreSet:
+    """The neurons that decoding keeps: layer -> ascending ids. A layer not listed stays dense.
+
+    Attributes
+    ----------
+    neurons : dict of int to int32 array
+        Ids of each restricted layer, strictly ascending.
+    n_neurons, n_layers : int
+        FFN width and number of layers of the model it belongs to.
+    settings : dict
+        How it was made: predictor, alpha, beta, number of prompt tokens ... (JSON values).
+    """
+
+    neurons: dict[int, Array]
+    n_neurons: int
+    n_layers: int
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        clean = {}
+        for layer in sorted(self.neurons):
+            ids = np.ascontiguousarray(self.neurons[layer], np.int32)
+            if not 0 <= layer < self.n_layers:
+                raise InputError(f"core set: layer {layer} is not one of 0 to {self.n_layers - 1}")
+            if ids.ndim != 1 or (np.diff(ids) <= 0).any():
+                raise InputError(f"core set: ids of layer {layer} are not one strictly ascending list")
+            if len(ids) and not 0 <= ids[0] <= ids[-1] < self.n_neurons:
+                raise InputError(f"core set: ids of layer {layer} are not within 0 to {self.n_neurons - 1}")
+            clean[layer] = ids
+        object.__setattr__(self, "neurons", clean)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.neurons)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CoreSet):
+            return NotImplemented
+        return (
+            (self.n_neurons, self.n_layers, list(self)) == (other.n_neurons, other.n_layers, list(other))
+        ) and all(np.array_equal(self.neurons[i], other.neurons[i]) for i in self)
+
+    def __repr__(self) -> str:
+        how = ", ".join(f"{key}={value}" for key, value in self.settings.items() if value is not None)
+        return (
+            f"CoreSet({len(self.neurons)} of {self.n_layers} layers, "
+            f"{self.fraction:.3f} of {self.n_layers} x {self.n_neurons} neurons{', ' if how else ''}{how})"
+        )
+
+    @property
+    def fraction(self) -> float:
+        """Share of the model's FFN neurons that decoding uses; layers not listed count as whole."""
+        kept = sum(len(ids) for ids in self.neurons.values())
+        dense = (self.n_layers - len(self.neurons)) * self.n_neurons
+        return (kept + dense) / (self.n_layers * self.n_neurons)
+
+    def jaccard(self, other: CoreSet) -> float:
+        """Return shared over involved neurons, the mean over the layers that both list (sec. 3.2).
+
+        Two empty lists count as the same (1). Raises InputError for sets of different models or with no
+        layer in common.
+        """
+        if (self.n_layers, self.n_neurons) != (other.n_layers, other.n_neurons):
+            raise InputError(f"core sets of different models: {self!r} and {other!r}")
+        layers = [i for i in self if i in other.neurons]
+        if not layers:
+            raise InputError("core sets that share no layer cannot be compared")
+        return float(np.mean([jaccard(self.neurons[i], other.neurons[i]) for i in layers]))
+
+    def save(self, path: str | Path) -> None:
+        """Write the set to a safetensors file, settings as its metadata; whole or not at all."""
+        from safetensors.numpy import save_file
+
+        meta = {"n_neurons": self.n_neurons, "n_layers": self.n_layers, "settings": self.settings}
+        with atomic_write(path) as part:
+            save_file(
+                {str(i): ids for i, ids in self.neurons.items()},
+                part,
+                metadata={"minicore.core_set": json.dumps(meta)},
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> CoreSet:
+        """Read what :meth:`save` wrote; anything else raises InputError."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                meta = json.loads((file.metadata() or {})["minicore.core_set"])
+                neurons = {int(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise InputError(f"core set file {path} does not exist") from None
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise InputError(f"{path} is not a core set file ({error})") from None
+        return cls(neurons, meta["n_neurons"], meta["n_layers"], meta["settings"])
+
+
+def parse_layers(layers: str | slice | range | list[int] | None, n_layers: int) -> list[int]:
+    """Return the layers a user means: None is all, ``"6:27"`` is that Python slice, a list is itself.
+
+    Raises
+    ------
+    InputError
+        If the text is no slice, a layer is out of range, or nothing is selected.
+    """
+    if layers is None:
+        return list(range(n_layers))
+    if isinstance(layers, str):
+        try:
+            parts = [int(part) if part.strip() else None for part in layers.split(":")]
+            layers = slice(*parts) if len(parts) > 1 else [parts[0]]  # type: ignore[list-item]
+            assert not isinstance(layers, list) or layers[0] is not None
+        except (ValueError, TypeError, AssertionError):
+            raise InputError(f"layers is {layers!r}, expected a Python slice such as 6:27") from None
+    if isinstance(layers, slice):
+        for bound in (layers.start, layers.stop):
+            if bound is not None and not -n_layers <= bound <= n_layers:
+                raise InputError(f"layers {bound} is out of range, the model has layers 0 to {n_layers - 1}")
+        chosen = list(range(n_layers))[layers]
+    else:
+        chosen = sorted({int(i) for i in layers})
+        for i in chosen:
+            if not 0 <= i < n_layers:
+                raise InputError(f"layer {i} is out of range, the model has layers 0 to {n_layers - 1}")
+    if not chosen:
+        raise InputError(f"layers {layers} selects none of the model's {n_layers} layers")
+    return chosen

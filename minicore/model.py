@@ -1,0 +1,373 @@
+"""Model: a config, its parameters and a tokenizer; the forward pass over them in NumPy.
+
+The pass reads from top to bottom as the architecture is drawn: embed, then per block attention and
+FFN on the residual stream, then norm and head. ``tap`` sees every named tensor on the way (names as
+TransformerLens uses them), which is how predictors record and `run_with_cache` collects.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minicore import ops
+from minicore.checkpoint import Checkpoint, read
+from minicore.config import ModelConfig
+from minicore.core.neurons import CoreSet
+from minicore.errors import InputError, unknown
+from minicore.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from minicore.generate import Generation, Stream
+
+Array = np.ndarray
+Tap = Callable[[str, Array], None]
+
+PER_NEURON = ("mlp.w_gate", "mlp.w_in", "mlp.w_out", "mlp.b_gate", "mlp.b_in")  # row i is neuron i
+PREFILL_CHUNK = 256  # tokens at a time: scores stay (n_heads, 256, n_kv) however long the prompt
+
+
+class KVCache:
+    """Keys (rotated) and values of the positions read so far.
+
+    Attributes
+    ----------
+    k, v : (n_layers, n_kv_heads, capacity, d_head) float32
+        Head-major, so that a head's keys are one contiguous block.
+    length : int
+        Positions filled.
+    """
+
+    def __init__(self, cfg: ModelConfig, capacity: int) -> None:
+        if capacity > cfg.n_ctx:
+            raise InputError(f"{capacity} tokens do not fit the model's context of {cfg.n_ctx}")
+        shape = (cfg.n_layers, cfg.n_kv_heads, capacity, cfg.d_head)
+        self.k, self.v = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is room for."""
+        return self.k.shape[2]
+
+    def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        # (n, n_kv_heads, d_head) twice -> (n_kv_heads, length + n, d_head) twice
+        """Write a layer's new keys and values behind the old ones and return all of them."""
+        end = self.length + len(k)
+        self.k[layer, :, self.length : end] = k.transpose(1, 0, 2)
+        self.v[layer, :, self.length : end] = v.transpose(1, 0, 2)
+        return self.k[layer, :, :end], self.v[layer, :, :end]
+
+
+class Model:
+    """A loaded checkpoint.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    params : dict of str to array
+        Names and shapes of ``config.shapes()``; matrices in ``dtype``, vectors float32.
+    blocks : list of dict
+        The same parameters block by block, under their names inside a block.
+    tokenizer : Tokenizer or None
+        None if the checkpoint came without one; such a model takes lists of ids.
+    name, source : str, Path
+        What was asked for and the file or directory it was read from.
+    eos_ids : tuple of int
+        Tokens that end a generation.
+    recommended : dict
+        Predictor settings the checkpoint recommends, possibly empty.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:
+        self.config, self.params, self.tokenizer = checkpoint.config, checkpoint.params, tokenizer
+        self.name, self.source, self.file_dtype = checkpoint.name, checkpoint.source, checkpoint.file_dtype
+        self.eos_ids, self.recommended = checkpoint.eos_ids, checkpoint.recommended
+        self.blocks: list[dict[str, Array]] = [{} for _ in range(self.config.n_layers)]
+        for name, w in self.params.items():
+            if name.startswith("blocks."):
+                _, layer, short = name.split(".", 2)
+                self.blocks[int(layer)][short] = w
+        self.head = self.params["embed" if self.config.tied_head else "head"]
+
+    def __repr__(self) -> str:
+        c = self.config
+        shape = f"{c.n_layers} layers, d_model {c.d_model}, {c.n_neurons} neurons"
+        return f"Model({self.name}, {shape}, {self.dtype})"
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the matrices."""
+        return str(self.params["embed"].dtype)
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(w.nbytes for w in self.params.values())
+
+    def check_ids(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> int64 (n,)
+        """Return ids as an array; raise InputError unless they are a non-empty list of the vocabulary."""
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
+            raise InputError(
+                f"token ids have shape {array.shape} and dtype {array.dtype}, expected n >= 1 integers"
+            )
+        if array.min() < 0 or array.max() >= self.config.n_vocab:
+            bad = array[(array < 0) | (array >= self.config.n_vocab)][0]
+            raise InputError(f"token id {bad} is not in the vocabulary of {self.config.n_vocab}")
+        return array.astype(np.int64)
+
+    def restrict(self, core: CoreSet | None) -> Model:
+        """Return the model whose FFNs are the core neurons alone, sharing everything else.
+
+        A neuron is a row of ``w_in``, ``w_gate`` and ``w_out``: decoding with a core set is decoding with
+        a narrower FFN (CoreInfer, sec. 4).
+        """
+        if core is None:
+            return self
+        if (core.n_layers, core.n_neurons) != (self.config.n_layers, self.config.n_neurons):
+            raise InputError(f"{core!r} does not fit {self!r}")
+        narrow = object.__new__(Model)
+        narrow.__dict__ = self.__dict__ | {"blocks": list(self.blocks)}
+        for layer, ids in core.neurons.items():
+            block = self.blocks[layer]
+            narrow.blocks[layer] = block | {name: block[name][ids] for name in PER_NEURON if name in block}
+        return narrow
+
+    def forward(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> (n, n_vocab)
+        """Return the logits after every token, float32.
+
+        Raises
+        ------
+        InputError
+            If ids are empty, outside the vocabulary, or more than the context holds.
+        """
+        ids = self.check_ids(ids)
+        cache = KVCache(self.config, len(ids))
+        return np.concatenate([forward(self, chunk, cache) for chunk in _chunks(ids)])
+
+    def run_with_cache(
+        self,
+        ids: Sequence[int] | Array,
+        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        """Return logits and the named tensors of the forward pass.
+
+        Parameters
+        ----------
+        ids : (n_tokens,) integers
+        names_filter : str, list of str, callable or None
+            Which tensors to keep: names (with ``*`` and ``?`` as wildcards), or a function of the name;
+            None keeps all. :func:`hook_names` lists them.
+
+        Returns
+        -------
+        logits : (n_tokens, n_vocab) float32
+        cache : dict of str to float32 array
+            No batch axis: (n_tokens, d_model) for the residual stream, (n_tokens, n_heads, d_head) for
+            ``attn.hook_q`` and ``hook_z``, (n_heads, n_tokens, n_tokens) for ``attn.hook_pattern``,
+            (n_tokens, n_neurons) for ``mlp.hook_pre`` and ``hook_post``.
+
+        Raises
+        ------
+        InputError
+            For an unknown name, with the nearest ones; otherwise as :meth:`forward`.
+        """
+        keep = _names_filter(names_filter, hook_names(self.config))
+        ids = self.check_ids(ids)
+        cache: dict[str, Array] = {}
+
+        def tap(name: str, value: Array) -> None:
+            if name in keep:
+                cache[name] = value.copy()  # the pass goes on to reuse its buffers
+
+        return forward(self, ids, KVCache(self.config, len(ids)), tap), cache
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
+        """Return the continuation of a prompt; :func:`minicore.generate.generate` has the options."""
+        from minicore.generate import generate
+
+        return generate(self, prompt, **options)
+
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Stream:
+        """Return an iterator over the pieces of text of :meth:`generate`, as they come."""
+        from minicore.generate import stream
+
+        return stream(self, prompt, **options)
+
+
+def load(name: str | PathLike[str], dtype: str = "float32", *, progress: bool = False) -> Model:
+    """Load a model by name (``smollm2-135m``), Hugging Face directory or .gguf file.
+
+    Parameters
+    ----------
+    name : str or path
+        A name is fetched once and kept in the user's cache directory; a path is read where it is.
+    dtype : str
+        What matrices are held in: ``float32`` or ``bfloat16``.
+    progress : bool
+        Show a progress bar on stderr if it is a terminal.
+
+    Raises
+    ------
+    InputError
+        If it cannot be found, fetched or read; the sentence names the file and what was expected.
+    """
+    checkpoint = read(name, dtype=dtype, progress=progress)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    return Model(checkpoint, tokenizer)
+
+
+def hook_names(cfg: ModelConfig) -> list[str]:
+    """Return the names of the tensors :meth:`Model.run_with_cache` can keep, in the order they appear."""
+    rope, gated = cfg.positions == "rope", cfg.gated
+    block = [
+        "hook_resid_pre", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
+        *(("attn.hook_rot_q", "attn.hook_rot_k") if rope else ()),
+        "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_resid_mid",
+        "ln2.hook_normalized", "mlp.hook_pre", *(("mlp.hook_pre_linear",) if gated else ()), "mlp.hook_post",
+        "hook_mlp_out", "hook_resid_post",
+    ]  # fmt: skip
+    names = ["hook_embed"] + ([] if rope else ["hook_pos_embed"])
+    names += [f"blocks.{i}.{name}" for i in range(cfg.n_layers) for name in block]
+    return [*names, "ln_final.hook_normalized"]
+
+
+def _names_filter(wanted: Any, known: list[str]) -> set[str]:
+    if wanted is None:
+        return set(known)
+    if callable(wanted):
+        return {name for name in known if wanted(name)}
+    keep: set[str] = set()
+    for pattern in [wanted] if isinstance(wanted, str) else wanted:
+        found = fnmatch.filter(known, pattern)
+        if not found:
+            raise unknown("tensor name", pattern, known)
+        keep.update(found)
+    return keep
+
+
+def _chunks(ids: Array) -> Iterator[Array]:
+    for start in range(0, len(ids), PREFILL_CHUNK):
+        yield ids[start : start + PREFILL_CHUNK]
+
+
+def _ignore(name: str, value: Array) -> None:
+    """Tap of a pass that nobody watches."""
+
+
+def prefill(model: Model, ids: Array, cache: KVCache, tap: Tap = _ignore) -> Array:  # (n,) -> (n_vocab,)
+    """Read a prompt chunk by chunk into the cache and return the logits after its last token."""
+    hidden = np.empty(0)
+    for chunk in _chunks(ids):
+        hidden = hidden_states(model, chunk, cache, tap)
+    return unembed(model, hidden[-1:], tap)[0]
+
+
+def forward(model: Model, ids: Array, cache: KVCache, tap: Tap = _ignore) -> Array:  # (n,) -> (n, n_vocab)
+    """Return logits after each of the ids, which continue what the cache holds."""
+    return unembed(model, hidden_states(model, ids, cache, tap), tap)
+
+
+def hidden_states(model: Model, ids: Array, cache: KVCache, tap: Tap) -> Array:  # (n,) -> (n, d_model)
+    """Return the residual stream after the last block; the cache grows by n positions."""
+    if cache.length + len(ids) > cache.capacity:
+        raise InputError(
+            f"{cache.length + len(ids)} tokens do not fit the {cache.capacity} positions of the kv cache"
+        )
+    positions = np.arange(cache.length, cache.length + len(ids))
+    x = embed(model, ids, positions, tap)
+    for layer in range(model.config.n_layers):
+        x = block(model, layer, x, positions, cache, tap)
+    cache.length += len(ids)
+    return x
+
+
+def embed(model: Model, ids: Array, positions: Array, tap: Tap) -> Array:  # (n,), (n,) -> (n, d_model)
+    """Look up the tokens' rows, plus the positions' where these are learned."""
+    x = ops.f32(model.params["embed"][ids])
+    tap("hook_embed", x)
+    if model.config.positions == "learned":
+        at = ops.f32(model.params["pos_embed"][positions + model.config.position_offset])
+        tap("hook_pos_embed", at)
+        x = x + at
+    return x
+
+
+def block(model: Model, layer: int, x: Array, positions: Array, cache: KVCache, tap: Tap) -> Array:
+    # (n, d_model), (n,) -> (n, d_model)
+    """Add a block's attention and FFN to the residual stream."""
+    cfg, p, at = model.config, model.blocks[layer], f"blocks.{layer}."
+    tap(at + "hook_resid_pre", x)
+    normed = norm(cfg, x, p["ln1.w"], p.get("ln1.b"))
+    tap(at + "ln1.hook_normalized", normed)
+    out = attention(cfg, p, layer, normed, positions, cache, tap)
+    tap(at + "hook_attn_out", out)
+    x = x + out
+    tap(at + "hook_resid_mid", x)
+    normed = norm(cfg, x, p["ln2.w"], p.get("ln2.b"))
+    tap(at + "ln2.hook_normalized", normed)
+    out = ffn(cfg, p, layer, normed, tap)
+    tap(at + "hook_mlp_out", out)
+    x = x + out
+    tap(at + "hook_resid_post", x)
+    return x
+
+
+def norm(cfg: ModelConfig, x: Array, w: Array, b: Array | None) -> Array:  # (n, d_model) -> (n, d_model)
+    """Apply the family's norm."""
+    return ops.rms_norm(x, w, cfg.norm_eps) if b is None else ops.layer_norm(x, w, b, cfg.norm_eps)
+
+
+def attention(
+    cfg: ModelConfig, p: dict[str, Array], layer: int, x: Array, positions: Array, cache: KVCache, tap: Tap
+) -> Array:  # (n, d_model), (n,) -> (n, d_model)
+    """Attend over the cache and the n new positions (grouped queries where n_kv_heads < n_heads)."""
+    at = f"blocks.{layer}.attn."
+    q = ops.linear(x, p["attn.w_q"], p.get("attn.b_q")).reshape(len(x), cfg.n_heads, cfg.d_head)
+    k = ops.linear(x, p["attn.w_k"], p.get("attn.b_k")).reshape(len(x), cfg.n_kv_heads, cfg.d_head)
+    v = ops.linear(x, p["attn.w_v"], p.get("attn.b_v")).reshape(len(x), cfg.n_kv_heads, cfg.d_head)
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        tap(f"{at}hook_{name}", value)
+    if cfg.positions == "rope":
+        frequencies = ops.rope_frequencies(cfg)
+        q, k = ops.rope(q, positions, frequencies), ops.rope(k, positions, frequencies)
+        tap(at + "hook_rot_q", q)
+        tap(at + "hook_rot_k", k)
+    keys, values = cache.append(layer, k, v)
+    scores, pattern = ops.attention_pattern(q, keys)
+    tap(at + "hook_attn_scores", scores)
+    tap(at + "hook_pattern", pattern)
+    z = ops.attend(pattern, values)
+    tap(at + "hook_z", z)
+    return ops.linear(z.reshape(len(x), -1), p["attn.w_o"], p.get("attn.b_o"))
+
+
+def ffn(cfg: ModelConfig, p: dict[str, Array], layer: int, x: Array, tap: Tap) -> Array:
+    # (n, d_model) -> (n, d_model)
+    """Sum the neurons' rows of ``w_out``, each times its activation."""
+    at = f"blocks.{layer}.mlp."
+    act = ops.ACTIVATIONS[cfg.activation]
+    a = ops.linear(x, p["mlp.w_in"], p.get("mlp.b_in"))
+    if cfg.gated:
+        gate = ops.linear(x, p["mlp.w_gate"], p.get("mlp.b_gate"))
+        tap(at + "hook_pre", gate)
+        tap(at + "hook_pre_linear", a)
+        a = act(gate) * a
+    else:
+        tap(at + "hook_pre", a)
+        a = act(a)
+    tap(at + "hook_post", a)
+    out = a @ ops.f32(p["mlp.w_out"])
+    return out + p["mlp.b_out"] if "mlp.b_out" in p else out
+
+
+def unembed(model: Model, x: Array, tap: Tap) -> Array:  # (n, d_model) -> (n, n_vocab)
+    """Apply the last norm and the head."""
+    normed = norm(model.config, x, model.params["ln_f.w"], model.params.get("ln_f.b"))
+    tap("ln_final.hook_normalized", normed)
+    return ops.linear(normed, model.head)

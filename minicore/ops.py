@@ -1,0 +1,116 @@
+"""The maths of a transformer in plain NumPy: what every faster path is held to.
+
+Free functions, shapes on the def line. Arrays are float32 unless said otherwise; weights may be
+bfloat16, which every function that takes them reads as the float32 of the same value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from minicore.config import ModelConfig
+
+Array = np.ndarray
+
+
+def f32(w: Array) -> Array:  # any shape -> the same
+    """Return ``w`` as float32: itself, or the exact widening of a bfloat16 array."""
+    return w if w.dtype == np.float32 else w.astype(np.float32)
+
+
+def linear(x: Array, w: Array, b: Array | None = None) -> Array:  # (n, d_in), (d_out, d_in) -> (n, d_out)
+    """Return ``x @ w.T + b``."""
+    y = x @ f32(w).T
+    return y if b is None else y + b
+
+
+def rms_norm(x: Array, w: Array, eps: float) -> Array:  # (n, d), (d,) -> (n, d)
+    """Scale each row to a root mean square of one, then by ``w`` (Zhang & Sennrich, 1910.07467)."""
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * w
+
+
+def layer_norm(x: Array, w: Array, b: Array, eps: float) -> Array:  # (n, d), (d,), (d,) -> (n, d)
+    """Shift and scale each row to mean zero and variance one, then by ``w`` and ``b`` (1607.06450)."""
+    centred = x - np.mean(x, axis=-1, keepdims=True)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + np.float32(eps)) * w + b
+
+
+def softmax(x: Array) -> Array:  # (..., n) -> (..., n)
+    """Return exp(x) over its sum along the last axis; the largest entry is subtracted first."""
+    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return e / np.sum(e, axis=-1, keepdims=True)
+
+
+def log_softmax(x: Array) -> Array:  # (..., n) -> (..., n)
+    """Return the logarithm of :func:`softmax` without taking it of a rounded zero."""
+    shifted = x - np.max(x, axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+
+
+def relu(x: Array) -> Array:  # any shape -> the same
+    """Return x where positive, else 0; NaN stays NaN."""
+    return np.maximum(x, np.float32(0))
+
+
+def silu(x: Array) -> Array:  # any shape -> the same
+    """Return x * sigmoid(x), without overflow for very negative x."""
+    e = np.exp(-np.abs(x))
+    return x * np.where(x >= 0, 1, e) / (1 + e)
+
+
+def gelu_tanh(x: Array) -> Array:  # any shape -> the same
+    """Return the tanh approximation of GELU that GPT-2 uses (1606.08415, sec. 2)."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return np.float32(0.5) * x * (1 + np.tanh(inner))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": relu,
+    "silu": silu,
+    "gelu_tanh": gelu_tanh,
+}
+
+
+def rope_frequencies(cfg: ModelConfig) -> Array:  # -> (d_head // 2,)
+    """Return the angle a position advances by in each rotary pair, radians (RoFormer, 2104.09864)."""
+    pairs = np.arange(0, cfg.d_head, 2) / cfg.d_head
+    factors = np.ones(cfg.d_head // 2) if cfg.rope_factors is None else np.array(cfg.rope_factors)
+    return (cfg.rope_theta**-pairs / factors).astype(np.float32)
+
+
+def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads, d_head), (n,) -> like x
+    """Rotate the pairs (j, j + d_head // 2) of each head by position times frequency.
+
+    Angles are float32 products, as Transformers computes them, so that long contexts agree too.
+    """
+    angles = positions.astype(np.float32)[:, None] * frequencies  # (n, d_head // 2)
+    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+    first, second = np.split(x, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attention_pattern(q: Array, k: Array) -> tuple[Array, Array]:
+    # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) -> (n_heads, n_q, n_kv) twice
+    """Return masked scores and their softmax; the queries are the last n_q of the n_kv positions.
+
+    Under grouped-query attention n_heads // n_kv_heads neighbouring query heads read one key head.
+    """
+    n_q, n_heads, d_head = q.shape
+    n_kv_heads, n_kv, _ = k.shape
+    grouped = q.transpose(1, 0, 2).reshape(n_kv_heads, -1, d_head)
+    scores = (grouped @ k.transpose(0, 2, 1)).reshape(n_heads, n_q, n_kv)
+    scores *= np.float32(1 / np.sqrt(d_head))
+    future = np.arange(n_kv)[None, :] > np.arange(n_kv - n_q, n_kv)[:, None]
+    scores[:, future] = -np.inf
+    return scores, softmax(scores)
+
+
+def attend(pattern: Array, v: Array) -> Array:
+    # (n_heads, n_q, n_kv), (n_kv_heads, n_kv, d_head) -> (n_q, n_heads, d_head)
+    """Return the pattern's mixture of the values."""
+    n_heads, n_q, n_kv = pattern.shape
+    mixed = pattern.reshape(v.shape[0], -1, n_kv) @ v
+    return mixed.reshape(n_heads, n_q, -1).transpose(1, 0, 2)
