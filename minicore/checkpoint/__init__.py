@@ -1,0 +1,195 @@
+"""Checkpoints: a name or a path in, a config and checked parameters out.
+
+>>> from minicore.checkpoint import read
+>>> checkpoint = read("smollm2-135m", dtype="bfloat16")  # doctest: +SKIP
+>>> checkpoint.config.n_layers  # doctest: +SKIP
+30
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from minicore.checkpoint import families, gguf, names, safetensors, tensors
+from minicore.checkpoint.tensors import Array
+from minicore.config import ModelConfig
+from minicore.errors import InputError, unknown
+
+__all__ = ["Checkpoint", "read"]
+
+TokenizerSource = tuple[Literal["json"], Path] | tuple[Literal["gguf"], dict[str, Any]]
+
+
+@dataclass
+class Checkpoint:
+    """A model as it comes from a file.
+
+    Attributes
+    ----------
+    config : ModelConfig
+    params : dict of str to numpy.ndarray
+        Names and shapes of ``config.shapes()``; matrices in the dtype asked for, vectors float32.
+    tokenizer_source : tuple or None
+        ``("json", path)`` of a tokenizer.json, ``("gguf", metadata)``, or None if there is none.
+    chat_template : str or None
+        The checkpoint's jinja2 template.
+    bos_id, eos_ids : int or None, tuple of int
+        The token that begins a text, those that end one.
+    recommended : dict
+        What the checkpoint advises for core decoding: key ``minicore`` of generation_config.json.
+    name, source : str, Path
+        What it was asked for as, and where it lies.
+    file_dtype : str
+        What the file holds, such as ``"F16"`` or ``"Q4_1 + F32"``.
+    """
+
+    config: ModelConfig
+    params: dict[str, Array] = field(repr=False)
+    tokenizer_source: TokenizerSource | None = field(repr=False)
+    chat_template: str | None = field(repr=False)
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    recommended: dict[str, Any]
+    name: str
+    source: Path
+    file_dtype: str
+
+
+def read(name_or_path: str | os.PathLike[str], dtype: str = "float32", progress: bool = False) -> Checkpoint:
+    """Read a checkpoint, in full and checked.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        A known name (``smollm2-135m``; fetched if it is not in the cache), ``org/name`` of the Hugging Face
+        hub, a Hugging Face directory with safetensors, or a GGUF file.
+    dtype : str
+        ``float32`` or ``bfloat16``, for the matrices.
+    progress : bool
+        Show bars on stderr if that is a terminal.
+
+    Raises
+    ------
+    InputError
+        If anything is missing, broken or not supported, naming the file and what was expected.
+    """
+    if dtype not in tensors.DTYPES:
+        raise unknown("dtype", dtype, tensors.DTYPES)
+    path = names.resolve(name_or_path, progress=progress)
+    checkpoint = _read_directory if path.is_dir() else _read_gguf
+    name = str(name_or_path) if names.is_name(name_or_path) else path.resolve().name
+    return checkpoint(path, name, dtype, progress)
+
+
+def _read_directory(directory: Path, name: str, dtype: str, progress: bool) -> Checkpoint:
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory}: has no config.json, expected a Hugging Face model directory")
+    values = _json(path)
+    generation = _json(directory / "generation_config.json")
+    found = safetensors.read_directory(directory)
+    family, config, prefix = families.of_directory(values, path, found)
+    where = tensors.places(config, family.names, prefix)
+    tensors.check(directory, config, where, found, family.ignored)
+    used = {place.name for place in where.values()}
+    tokenizer = directory / "tokenizer.json"
+    return Checkpoint(
+        config=config,
+        params=tensors.load(config, where, found, dtype, progress),
+        tokenizer_source=("json", tokenizer) if tokenizer.exists() else None,
+        chat_template=_chat_template(directory),
+        bos_id=next(iter(_ids(values, generation, "bos_token_id", path)), None),
+        eos_ids=_ids(generation, values, "eos_token_id", path),
+        recommended=_recommended(generation, directory / "generation_config.json"),
+        name=name,
+        source=directory,
+        file_dtype=tensors.kinds(found[name] for name in used),
+    )
+
+
+def _read_gguf(path: Path, name: str, dtype: str, progress: bool) -> Checkpoint:
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        raise InputError(
+            f"{path}: pickled weights are not opened; expected safetensors in a directory, or GGUF"
+        )
+    if path.suffix == ".safetensors":
+        raise InputError(
+            f"{path}: is one file of a model; expected its directory, with config.json beside it"
+        )
+    metadata, found = gguf.read_file(path)
+    family, config = families.of_gguf(metadata, path, found)
+    where = tensors.places(config, family.names)
+    tensors.check(path, config, where, found, families.GGUF_IGNORED)
+    eos = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot"))
+    return Checkpoint(
+        config=config,
+        params=tensors.load(config, where, found, dtype, progress),
+        tokenizer_source=("gguf", metadata) if "tokenizer.ggml.model" in metadata else None,
+        chat_template=metadata.get("tokenizer.chat_template"),
+        bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
+        eos_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
+        recommended={},
+        name=name,
+        source=path,
+        file_dtype=tensors.kinds(found.values()),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return a JSON object, empty if the file is not there."""
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error}), expected a JSON object") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def _ids(first: dict[str, Any], second: dict[str, Any], key: str, path: Path) -> tuple[int, ...]:
+    """Return the token ids that the first config with the key gives, one or a list."""
+    value = first.get(key) if first.get(key) is not None else second.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(i) is not int for i in ids):
+        raise InputError(f"{path.parent}: {key} is {value!r}, expected a token id or a list of them")
+    return tuple(ids)
+
+
+def _chat_template(directory: Path) -> str | None:
+    """Return the template of chat_template.jinja or of tokenizer_config.json (one, or "default" of several)."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = _json(directory / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _recommended(generation: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the checkpoint's advice on core decoding, checked."""
+    advice = generation.get("minicore") or {}
+    if not isinstance(advice, dict):
+        raise InputError(f"{path}: minicore is {advice!r}, expected an object")
+    kinds: dict[str, tuple[tuple[type, ...], str]] = {
+        "predictor": ((str,), "a predictor's name"),
+        "alpha": ((int, float), "a number above 0 and at most 1"),
+        "beta": ((int, float), "a number above 0 and at most 1"),
+        "layers": ((str,), "a slice such as '6:27'"),
+    }
+    for key, value in advice.items():
+        if key not in kinds:
+            raise InputError(f"{path}: {unknown('key of minicore', key, kinds)}")
+        types, what = kinds[key]
+        fine = type(value) in types and (types == (str,) or (math.isfinite(value) and 0 < value <= 1))
+        if not fine:
+            raise InputError(f"{path}: minicore.{key} is {value!r}, expected {what}")
+    return advice

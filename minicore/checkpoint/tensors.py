@@ -1,0 +1,285 @@
+"""Tensors in files: checked before anything is allocated, then read in pieces into their arrays."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from minicore.config import ModelConfig
+from minicore.errors import InputError, unknown
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+CHUNK = 1 << 19  # elements a piece: its few copies stay in the CPU's caches, and memory stays flat
+
+
+class MappedFile:
+    """A file's bytes, mapped and not read; pages can be given back once they have been used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.size = path.stat().st_size
+                if not self.size:
+                    raise InputError(f"{path}: the file is empty, expected a checkpoint")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        self.bytes: Array = np.frombuffer(self._map, np.uint8)
+
+    def release(self, start: int, stop: int) -> None:
+        """Give the pages of bytes [start, stop) back to the system: they would count as resident."""
+        if hasattr(self._map, "madvise") and stop > start:
+            start -= start % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that lies in a file.
+
+    Attributes
+    ----------
+    name, file : str, Path
+        Where it is, for reading and for complaints.
+    shape : tuple of int
+        As NumPy counts: the last axis is contiguous.
+    kind : str
+        What the file calls its elements, such as ``F16`` or ``Q4_1``.
+    rows : callable
+        ``rows(start, stop)`` gives rows [start, stop) of the first axis in a floating dtype; it raises
+        InputError for a kind that cannot be read, even when asked for no rows.
+    release : callable
+        ``release(start, stop)`` gives back the memory that reading those rows has mapped.
+    """
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    kind: str
+    rows: Callable[[int, int], Array]
+    release: Callable[[int, int], None]
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}: tensor {self.name}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies in a family's files.
+
+    Attributes
+    ----------
+    name : str
+        The tensor's name; ``{i}`` stands for the layer.
+    transposed : bool
+        The file holds (in, out) where the parameter is (out, in), or the other way round.
+    part : int or None
+        Which third of a fused query-key-value tensor, along its output axis (the last if transposed).
+    interleaved : bool
+        The rows of each head are in llama.cpp's order: 0, half, 1, half + 1, ...
+    """
+
+    name: str
+    transposed: bool = False
+    part: int | None = None
+    interleaved: bool = False
+
+    def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.part is not None:
+            shape = (3 * shape[0], *shape[1:])
+        return shape[::-1] if self.transposed else shape
+
+
+def places(config: ModelConfig, names: Mapping[str, Place], prefix: str = "") -> dict[str, Place]:
+    """Return where each parameter of a model lies, given its family's name map.
+
+    Parameters
+    ----------
+    names : mapping of str to Place
+        From a parameter's name with ``{i}`` for the layer to its place.
+    prefix : str
+        What the files put in front of every name but the head's.
+    """
+    found = {}
+    for parameter in config.shapes():
+        layer = re.match(r"blocks\.(\d+)\.", parameter)
+        i = layer[1] if layer else ""
+        place = names[re.sub(r"^blocks\.\d+\.", "blocks.{i}.", parameter)]
+        name = place.name.replace("{i}", i)
+        name = name if parameter == "head" else prefix + name
+        found[parameter] = Place(name, place.transposed, place.part, place.interleaved)
+    return found
+
+
+def check(
+    source: Path,
+    config: ModelConfig,
+    where: Mapping[str, Place],
+    tensors: Mapping[str, Tensor],
+    ignored: str = r"(?!)",
+) -> None:
+    """Refuse tensors that are missing, of a wrong shape or kind, or that nothing would use.
+
+    Parameters
+    ----------
+    ignored : str
+        A regular expression for the names of tensors that may be there and are not parameters, such as
+        masks that can be computed.
+
+    Raises
+    ------
+    InputError
+        Naming the file, the tensor and what was expected.
+    """
+    for parameter, shape in config.shapes().items():
+        place = where[parameter]
+        expected = place.shape_in_file(shape)
+        if place.name not in tensors:
+            raise InputError(f"{source}: tensor {place.name} is missing, expected one of shape {expected}")
+        tensor = tensors[place.name]
+        if tensor.shape != expected:
+            raise InputError(f"{tensor.where} has shape {tensor.shape}, expected {expected} by the config")
+        tensor.rows(0, 0)
+    used = {place.name for place in where.values()}
+    for name, tensor in tensors.items():
+        if name in used or re.search(ignored, name):
+            continue
+        if config.tied_head and name in ("lm_head.weight", "output.weight"):
+            _check_same(tensor, tensors[where["embed"].name])
+            continue
+        raise InputError(
+            f"{tensor.where} is not one that a {config.family} model of this config has, expected it absent"
+        )
+
+
+def _check_same(head: Tensor, embed: Tensor) -> None:
+    """Refuse an output head that differs from the embedding it is said to be."""
+    same = head.shape == embed.shape and head.kind == embed.kind
+    step = max(1, CHUNK // math.prod(embed.shape[1:]))
+    for start in range(0, embed.shape[0] if same else 0, step):
+        rows = start, min(start + step, embed.shape[0])
+        same = same and np.array_equal(head.rows(*rows), embed.rows(*rows))
+        head.release(*rows)
+        embed.release(*rows)
+    if not same:
+        raise InputError(
+            f"{head.where} differs from {embed.name}, expected the same values as the config ties them"
+        )
+
+
+def load(
+    config: ModelConfig,
+    where: Mapping[str, Place],
+    tensors: Mapping[str, Tensor],
+    dtype: str = "float32",
+    progress: bool = False,
+) -> dict[str, Array]:
+    """Read every parameter of a checked model into memory.
+
+    Parameters
+    ----------
+    dtype : str
+        ``float32`` or ``bfloat16`` (round to nearest, ties to even) for matrices; vectors (norms and
+        biases) are float32 in any case.
+    progress : bool
+        Show a bar on stderr if that is a terminal.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        The names and shapes of ``config.shapes()``, C-contiguous.
+
+    Raises
+    ------
+    InputError
+        If a value is NaN or infinite, naming the tensor.
+    """
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    shapes = config.shapes()
+    params = {}
+    with _bar(sum(map(math.prod, shapes.values())), progress) as bar:
+        for name, shape in shapes.items():
+            # One array a parameter, allocated whole: large ones get huge pages, which decoding likes.
+            params[name] = np.empty(shape, DTYPES[dtype] if len(shape) > 1 else np.float32)
+            _fill(params[name], tensors[where[name].name], where[name], config.d_head)
+            bar.update(params[name].size)
+    return params
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm  # imported late: `import minicore` should not pay for it
+
+    return tqdm(
+        total=total,
+        desc="loading weights",
+        unit="param",
+        unit_scale=True,
+        leave=False,
+        file=sys.stderr,
+        disable=not (progress and sys.stderr.isatty()),
+    )
+
+
+def _fill(out: Array, tensor: Tensor, place: Place, d_head: int) -> None:
+    """Copy a tensor's values into ``out``, piece by piece and each piece checked while it is hot."""
+    view = out.T if place.transposed else out
+    if place.interleaved:  # the view's first two axes walk the file's order of rows
+        view = out.reshape(-1, 2, d_head // 2, out.size // out.shape[0]).swapaxes(1, 2)
+    first, columns = 0, slice(None)
+    if place.part is not None and place.transposed:
+        columns = slice(place.part * out.shape[0], (place.part + 1) * out.shape[0])
+    elif place.part is not None:
+        first = place.part * out.shape[0]
+    unit = d_head if place.interleaved else 1  # rows of the file in one entry of the view
+    step = max(1, CHUNK // (unit * math.prod(tensor.shape[1:])))
+    for start in range(0, len(view), step):
+        stop = min(start + step, len(view))
+        rows = first + start * unit, first + stop * unit
+        piece = tensor.rows(*rows)
+        if columns != slice(None):
+            piece = piece[:, columns]
+        piece = _convert(piece, out.dtype)
+        if not _finite(piece):
+            raise InputError(f"{tensor.where} holds NaN or infinity, expected finite numbers in {out.dtype}")
+        view[start:stop] = piece.reshape(view[start:stop].shape)
+        tensor.release(*rows)
+
+
+def _convert(values: Array, dtype: np.dtype[Any]) -> Array:
+    if values.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
+        # A bfloat16 is the upper half of a float32; shifting is faster than the general cast.
+        return np.left_shift(values.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # _finite says it better
+        return values.astype(dtype, copy=False)
+
+
+def _finite(values: Array) -> bool:
+    if values.dtype == np.float32:
+        return bool(np.isfinite(values).all())
+    # bfloat16: all exponent bits set is NaN or infinity; without the sign that is the largest numbers.
+    return not values.size or bool((np.ascontiguousarray(values).view(np.uint16) << 1).max() < 0xFF00)
+
+
+def kinds(tensors: Iterable[Tensor]) -> str:
+    """Return what a file's tensors are made of, the most frequent kind first: ``"Q4_1 + F32"``."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.kind] = sizes.get(tensor.kind, 0) + math.prod(tensor.shape)
+    return " + ".join(sorted(sizes, key=lambda kind: -sizes[kind]))
