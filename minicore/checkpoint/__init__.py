@@ -82,7 +82,7 @@ def read(name_or_path: str | os.PathLike[str], dtype: str = "float32", progress:
         raise unknown("dtype", dtype, tensors.DTYPES)
     path = names.resolve(name_or_path, progress=progress)
     checkpoint = _read_directory if path.is_dir() else _read_gguf
-    name = str(name_or_path) if names.is_name(name_or_path) else path.resolve().name
+    name = names.name_of(name_or_path) or path.resolve().name
     return checkpoint(path, name, dtype, progress)
 
 
@@ -163,7 +163,7 @@ def _ids(first: dict[str, Any], second: dict[str, Any], key: str, path: Path) ->
 
 
 def _chat_template(directory: Path) -> str | None:
-    """Return the template of chat_template.jinja or of tokenizer_config.json (one, or "default" of several)."""
+    """Return chat_template.jinja, or what tokenizer_config.json has: one template, or "default" of many."""
     path = directory / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")

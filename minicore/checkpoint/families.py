@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minicore.checkpoint.tensors import Tensor
 from minicore.checkpoint.tensors import Place as P
+from minicore.checkpoint.tensors import Tensor
 from minicore.config import ModelConfig
 from minicore.errors import InputError, unknown
 
@@ -55,32 +55,34 @@ class Settings:
         """Refuse any value but those that the forward pass computes; null and absent are fine."""
         value = self.get(key)
         if value is not None and value not in supported:
-            expected = " or ".join(map(repr, supported)) if supported else "it absent"
+            expected = " or ".join(map(str, supported)) if supported else "none"
             raise InputError(
                 f"{self.source}: {self.prefix}{key} is {value!r}, which is not supported; expected {expected}"
             )
 
     def one_of(self, key: str, table: Mapping[str, str], default: str) -> str:
         value = self.get(key, default=default)
-        if value not in table:
-            raise InputError(f"{self.source}: {key} is {value!r}, expected {' or '.join(table)}")
+        if not isinstance(value, str) or value not in table:
+            raise InputError(
+                f"{self.source}: {key} is {value!r}, which is not supported; expected {' or '.join(table)}"
+            )
         return table[value]
 
 
 # --- rotary positions ---------------------------------------------------------------------------------
 
 
-def _llama3_factors(rope: Settings, d_head: int, theta: float, n_ctx: int) -> tuple[float, ...]:
+def _llama3_factors(rope: Settings, d_head: int, theta: float) -> tuple[float, ...]:
     """Return what Llama 3.1 divides its rotary frequencies by.
 
     High frequencies stay, low ones are divided by ``factor``, and between the two the frequency (not the
     divisor) is interpolated in the number of turns that it makes over the original context.
     """
     factor, low, high = (rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = rope.integer("original_max_position_embeddings", default=n_ctx)
+    original = rope.integer("original_max_position_embeddings")
     if not low < high:
         raise InputError(
-            f"{rope.source}: low_freq_factor is {low} and high_freq_factor {high}, expected the low one smaller"
+            f"{rope.source}: low_freq_factor is {low}, expected less than high_freq_factor {high}"
         )
     factors = []
     for i in range(d_head // 2):
@@ -90,7 +92,7 @@ def _llama3_factors(rope: Settings, d_head: int, theta: float, n_ctx: int) -> tu
     return tuple(factors)
 
 
-def _rope(settings: Settings, d_head: int, n_ctx: int) -> tuple[float, tuple[float, ...] | None]:
+def _rope(settings: Settings, d_head: int) -> tuple[float, tuple[float, ...] | None]:
     """Return theta and the divisors from either spelling: rope_parameters, or rope_scaling and rope_theta."""
     values = settings.get("rope_parameters", "rope_scaling", default={})
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
@@ -104,9 +106,10 @@ def _rope(settings: Settings, d_head: int, n_ctx: int) -> tuple[float, tuple[flo
     if kind == "linear":
         return theta, (rope.number("factor"),) * (d_head // 2)
     if kind == "llama3":
-        return theta, _llama3_factors(rope, d_head, theta, n_ctx)
+        return theta, _llama3_factors(rope, d_head, theta)
     raise InputError(
-        f"{settings.source}: the rope type is {kind!r}, which is not supported; expected default, linear or llama3"
+        f"{settings.source}: the rope type is {kind!r}, which is not supported; "
+        "expected default, linear or llama3"
     )
 
 
@@ -121,8 +124,7 @@ def _llama_like(settings: Settings, **more: bool) -> ModelConfig:
         )
     d_model, n_heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     d_head = settings.integer("head_dim", default=_head_width(settings, d_model, n_heads))
-    n_ctx = settings.integer("max_position_embeddings", default=2048)
-    theta, factors = _rope(settings, d_head, n_ctx)
+    theta, factors = _rope(settings, d_head)
     return ModelConfig(
         family="llama",
         n_layers=settings.integer("num_hidden_layers"),
@@ -132,7 +134,7 @@ def _llama_like(settings: Settings, **more: bool) -> ModelConfig:
         d_head=d_head,
         n_neurons=settings.integer("intermediate_size"),
         n_vocab=settings.integer("vocab_size"),
-        n_ctx=n_ctx,
+        n_ctx=settings.integer("max_position_embeddings", default=2048),
         norm="rmsnorm",
         norm_eps=settings.number("rms_norm_eps", default=1e-6),
         activation=settings.one_of("hidden_act", {"silu": "silu", "swish": "silu"}, "silu"),
@@ -145,13 +147,13 @@ def _llama_like(settings: Settings, **more: bool) -> ModelConfig:
     )
 
 
-def _head_width(settings: Settings, d_model: int, n_heads: int) -> int | None:
+def _head_width(settings: Settings, d_model: int, n_heads: int) -> int:
     if d_model % n_heads and settings.get("head_dim") is None:
         raise InputError(
             f"{settings.source}: the width {d_model} is not a multiple of the {n_heads} attention heads, "
             "expected one, or a head_dim"
         )
-    return d_model // n_heads or None
+    return d_model // n_heads
 
 
 def _llama(settings: Settings) -> ModelConfig:
@@ -163,7 +165,9 @@ def _llama(settings: Settings) -> ModelConfig:
 def _refuse_window(settings: Settings) -> None:
     """Refuse a sliding window that would be shorter than the context."""
     window = settings.get("sliding_window")
-    if window is not None and window < settings.integer("max_position_embeddings"):
+    if window is not None and settings.integer("sliding_window") < settings.integer(
+        "max_position_embeddings"
+    ):
         raise InputError(
             f"{settings.source}: sliding_window is {window!r}, which is not supported; "
             "expected null or the whole context"
@@ -194,7 +198,7 @@ def _opt(settings: Settings) -> ModelConfig:
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        d_head=_head_width(settings, d_model, n_heads) or 0,
+        d_head=_head_width(settings, d_model, n_heads),
         n_neurons=settings.integer("ffn_dim"),
         n_vocab=settings.integer("vocab_size"),
         n_ctx=settings.integer("max_position_embeddings"),
@@ -225,7 +229,7 @@ def _gpt2(settings: Settings) -> ModelConfig:
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        d_head=_head_width(settings, d_model, n_heads) or 0,
+        d_head=_head_width(settings, d_model, n_heads),
         n_neurons=settings.integer("n_inner", default=4 * d_model),
         n_vocab=settings.integer("vocab_size"),
         n_ctx=settings.integer("n_positions", "n_ctx"),

@@ -20,6 +20,7 @@ from minicore.checkpoint.tensors import Array, MappedFile, Tensor
 from minicore.errors import InputError
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+LAYOUTS = {code: struct.Struct("<" + code) for code in SCALARS.values()}
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32  # of the data, where the metadata do not say
 PLAIN = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -39,10 +40,11 @@ class _Cursor:
                 "expected a whole GGUF file, this one is truncated"
             )
         self.at += size
-        return self.file.bytes[self.at - size : self.at].tobytes()
+        return self.file.map[self.at - size : self.at]
 
     def number(self, code: str) -> Any:
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+        layout = LAYOUTS[code]
+        return layout.unpack(self.take(layout.size))[0]
 
     def text(self) -> str:
         return self.take(self.number("Q")).decode("utf-8", errors="replace")
@@ -56,9 +58,8 @@ class _Cursor:
             raise InputError(f"{self.file.path}: metadata of unknown type {kind}, expected 0 to 12 by GGUF")
         kind, count = self.number("I"), self.number("Q")
         if kind in SCALARS:
-            code = SCALARS[kind]
-            raw = self.take(count * struct.calcsize("<" + code))
-            return list(struct.unpack(f"<{count}{code}", raw))
+            raw = self.take(count * LAYOUTS[SCALARS[kind]].size)
+            return list(struct.unpack(f"<{count}{SCALARS[kind]}", raw))
         if count > self.file.size:  # every element takes a byte at least
             self.take(count)
         return [self.value(kind) for _ in range(count)]
@@ -116,7 +117,8 @@ def _tensor(file: MappedFile, name: str, shape: tuple[int, ...], kind_id: int, o
         block, size = GGML_QUANT_SIZES[kind]  # elements and bytes of one block
     except (ValueError, KeyError) as error:
         raise InputError(
-            f"{file.path}: tensor {name} is of unknown quantisation {kind_id}, expected one of the gguf package's"
+            f"{file.path}: tensor {name} is of unknown quantisation {kind_id}, expected one that the gguf "
+            "package knows"
         ) from error
     width = shape[-1] if shape else 1
     if width % block:

@@ -61,9 +61,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: this shard is missing, expected it as {index.name} names it")
         for name, tensor in read_file(path).items():
             if placed.get(name) != shard:
-                raise InputError(
-                    f"{tensor.where} is in this shard, expected it in {placed.get(name, 'none')} by {index.name}"
-                )
+                expected = placed.get(name, "none")
+                raise InputError(f"{tensor.where} is in this shard, expected in {expected} by {index.name}")
             tensors[name] = tensor
     for name, shard in placed.items():
         if name not in tensors:

@@ -23,7 +23,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-CHUNK = 1 << 19  # elements a piece: its few copies stay in the CPU's caches, and memory stays flat
+CHUNK = 1 << 18  # elements a piece: its few copies stay in the CPU's caches, and memory stays flat
 
 
 class MappedFile:
@@ -31,21 +31,23 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.is_file():  # a pipe would be waited on for ever
+            raise InputError(f"{path}: is no ordinary file, expected a checkpoint")
         try:
             with path.open("rb") as file:
                 self.size = path.stat().st_size
                 if not self.size:
                     raise InputError(f"{path}: the file is empty, expected a checkpoint")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        self.bytes: Array = np.frombuffer(self._map, np.uint8)
+        self.bytes: Array = np.frombuffer(self.map, np.uint8)
 
     def release(self, start: int, stop: int) -> None:
         """Give the pages of bytes [start, stop) back to the system: they would count as resident."""
-        if hasattr(self._map, "madvise") and stop > start:
+        if hasattr(self.map, "madvise") and stop > start:
             start -= start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+            self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def check(
     for name, tensor in tensors.items():
         if name in used or re.search(ignored, name):
             continue
-        if config.tied_head and name in ("lm_head.weight", "output.weight"):
+        if config.tied_head and name == "lm_head.weight":
             _check_same(tensor, tensors[where["embed"].name])
             continue
         raise InputError(
