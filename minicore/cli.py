@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from minicore import report
 from minicore.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def generate(args: argparse.Namespace) -> int:
         return code
     if out.text and not out.text.endswith("\n"):
         print(flush=True)
-    note(summary(out.stats))
+    note(report.summary(out.stats))
     return code
 
 
@@ -87,16 +88,16 @@ def compare(args: argparse.Namespace) -> int:
         for _ in with_progress(stream):
             pass
     dense, core = (stream.result for stream in streams)
-    prefix, equal = agreement(dense.token_ids, core.token_ids)
+    prefix, equal = report.agreement(dense.token_ids, core.token_ids)
     if args.json:
         pair = {"dense": record(dense), "core": record(core)}
         print_json(pair | {"common_prefix": prefix, "equal_positions": equal})
         return 0
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    titles = ["dense", core_title(core.stats)]
-    print(side_by_side(titles, [dense.text, core.text], width))
+    titles = ["dense", report.core_title(core.stats)]
+    print(report.side_by_side(titles, [dense.text, core.text], width))
     print()
-    for line in comparison(dense, core):
+    for line in report.comparison(dense, core):
         print(line)
     return 0
 
@@ -118,8 +119,6 @@ def info(args: argparse.Namespace) -> int:
     from minicore.checkpoint import read
 
     checkpoint = read(args.model, dtype=args.dtype, progress=sys.stderr.isatty())
-    config, params = checkpoint.config, checkpoint.params
-    parts = bytes_by_part(params)
     if args.json:
         import dataclasses
 
@@ -128,28 +127,16 @@ def info(args: argparse.Namespace) -> int:
             "source": str(checkpoint.source),
             "file_dtype": checkpoint.file_dtype,
         }
-        sizes = {"parameters": count(params), "dtype": args.dtype, "bytes": parts}
-        more = {"recommended": checkpoint.recommended, "config": dataclasses.asdict(config)}
+        sizes = {
+            "parameters": report.count(checkpoint.params),
+            "dtype": args.dtype,
+            "bytes": report.bytes_by_part(checkpoint.params),
+        }
+        more = {"recommended": checkpoint.recommended, "config": dataclasses.asdict(checkpoint.config)}
         print_json(about | sizes | more)
         return 0
-    heads = f"{config.n_heads} heads of {config.d_head} ({config.n_kv_heads} for keys and values)"
-    neurons = f"{config.n_neurons} neurons ({config.activation}{', gated' if config.gated else ''})"
-    total = sum(parts.values())
-    rows = [
-        ("name", checkpoint.name),
-        ("from", f"{checkpoint.source} ({checkpoint.file_dtype})"),
-        ("family", config.family),
-        ("blocks", f"{config.n_layers} of width {config.d_model}: {heads}, {neurons}"),
-        ("vocabulary", f"{config.n_vocab} entries, context {config.n_ctx}"),
-        ("parameters", f"{count(params):,}"),
-        ("recommended", ", ".join(f"{k} {v}" for k, v in checkpoint.recommended.items()) or "nothing"),
-        (f"{args.dtype}", f"{size(total)} in memory"),
-    ]
-    for part, n_bytes in parts.items():
-        tied = " (the embedding serves as head)" if part == "head" and not n_bytes else ""
-        rows.append((f"  {part}", f"{size(n_bytes):>8}  {n_bytes / total:6.1%}{tied}"))
-    for label, value in rows:
-        print(f"{label:<12} {value}")
+    for line in report.about(checkpoint, args.dtype):
+        print(line)
     return 0
 
 
@@ -161,7 +148,9 @@ def list_models(args: argparse.Namespace) -> int:
         print_json({name: str(path) if path else None for name, path in found.items()})
         return 0
     for name, path in found.items():
-        print(f"{name:<20} {path or f'not on disk; `minicore pull {name}` fetches it'}")
+        shipped = name in names.SHIPPED
+        absent = "not in this installation" if shipped else f"not on disk; `minicore pull {name}` fetches it"
+        print(f"{name:<20} {path or absent}")
     return 0
 
 
@@ -286,12 +275,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class Version(argparse.Action):
-    """Look the version up only when it is asked for."""
+    """Import the version only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
-        from importlib.metadata import version
+        from minicore import __version__
 
-        print(f"minicore {version('minicore-lm')}")
+        print(f"minicore {__version__}")
         parser.exit()
 
 
@@ -422,108 +411,3 @@ def record(out: Generation) -> dict[str, Any]:
     """Return one generation as --json prints it."""
     all_of_it = out.stats | {"token_ids": [int(i) for i in out.token_ids], "text": out.text}
     return {key: all_of_it[key] for key in JSON_KEYS} | all_of_it
-
-
-def summary(stats: dict[str, Any]) -> str:
-    """Return the line that follows a generated text."""
-    parts = [
-        f"prefill {stats['prompt_tokens']} tokens at {stats['prefill_tokens_per_s']:.1f} tokens/s",
-        f"decode {stats['new_tokens']} tokens at {stats['decode_tokens_per_s']:.1f} tokens/s",
-        f"core {stats['core_fraction']:.0%}",
-        f"{size(stats['bytes_per_token'])} read a token",
-        f"weights {size(stats['weights_bytes'])}",
-        f"resident {size(stats['resident_bytes'])}",
-    ]
-    if stats["compile_s"] >= 0.1:
-        parts.append(f"compiling took {stats['compile_s']:.1f} s more")
-    if stats["stop_reason"] == "context":
-        parts.append("stopped at the model's context limit")
-    if stats["stop_reason"] == "interrupt":
-        parts.append("interrupted")
-    return (
-        f"[{stats['model']}, {stats['dtype']}, {stats['backend']}, {stats['predictor']}] {', '.join(parts)}"
-    )
-
-
-def size(n_bytes: float) -> str:
-    """Return bytes in the unit that leaves about three digits: 538 MB, 1.23 GB."""
-    scale, unit = next(
-        (pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if n_bytes >= pair[0]), (1, "B")
-    )
-    n = n_bytes / scale
-    digits = 0 if n >= 100 or scale == 1 else 1 if n >= 10 else 2
-    return f"{n:.{digits}f} {unit}"
-
-
-# --- compare ---
-
-
-def agreement(a: Sequence[int], b: Sequence[int]) -> tuple[int, float]:
-    """Return the length of the common prefix and the fraction of the longer's positions that are equal."""
-    same = [x == y for x, y in zip(a, b, strict=False)]
-    prefix = same.index(False) if False in same else len(same)
-    longer = max(len(a), len(b))
-    return prefix, sum(same) / longer if longer else 1.0
-
-
-def core_title(stats: dict[str, Any]) -> str:
-    return f"{stats['predictor']}, {stats['core_fraction']:.0%} of the neurons"
-
-
-def comparison(dense: Generation, core: Generation) -> list[str]:
-    """Return the lines under the two texts."""
-    prefix, equal = agreement(dense.token_ids, core.token_ids)
-    longer = max(len(dense.token_ids), len(core.token_ids))
-    lines = [
-        f"agreement     first {prefix} of {longer} tokens the same, {equal:.1%} equal position by position"
-    ]
-    for label, key, show in (
-        ("decode", "decode_tokens_per_s", lambda x: f"{x:.1f} tokens/s"),
-        ("a token reads", "bytes_per_token", size),
-    ):
-        was, now = dense.stats[key], core.stats[key]
-        ratio = f" ({now / was:.2f}x)" if was else ""
-        lines.append(f"{label:<13} {show(was)} dense, {show(now)} core{ratio}")
-    return lines
-
-
-def side_by_side(titles: Sequence[str], texts: Sequence[str], width: int) -> str:
-    """Set two texts in columns that fit ``width`` characters, or one under the other where that is narrow."""
-    column = (width - 3) // 2
-    if column < 30:
-        return "\n\n".join(f"--- {title}\n{text}" for title, text in zip(titles, texts, strict=True))
-    left, right = (
-        [*wrap(title, column), "-" * column, *wrap(text, column)]
-        for title, text in zip(titles, texts, strict=True)
-    )
-    height = max(len(left), len(right))
-    left, right = (side + [""] * (height - len(side)) for side in (left, right))
-    return "\n".join(f"{a:<{column}} | {b}".rstrip() for a, b in zip(left, right, strict=True))
-
-
-def wrap(text: str, width: int) -> list[str]:
-    return [row for line in text.expandtabs(4).splitlines() for row in textwrap.wrap(line, width) or [""]]
-
-
-# --- info ---
-
-
-def bytes_by_part(params: dict[str, Any]) -> dict[str, int]:
-    """Return how many bytes the embedding, attention, FFN, norms and head take."""
-    of_prefix = {
-        "embed": "embedding",
-        "pos_embed": "embedding",
-        "attn": "attention",
-        "mlp": "FFN",
-        "head": "head",
-    }
-    parts = dict.fromkeys(("embedding", "attention", "FFN", "norms", "head"), 0)
-    for name, array in params.items():
-        pieces = name.split(".")
-        part = pieces[2] if pieces[0] == "blocks" else pieces[0]
-        parts[of_prefix.get(part, "norms")] += array.nbytes
-    return parts
-
-
-def count(params: dict[str, Any]) -> int:
-    return sum(array.size for array in params.values())

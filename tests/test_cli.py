@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import minicore
-from minicore import cli
+from minicore import cli, report
 from minicore.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -269,7 +269,7 @@ def test_compare_json(capsys, model):
     assert printed["dense"]["core_fraction"] == 1 > printed["core"]["core_fraction"]
     assert printed["core"]["bytes_per_token"] < printed["dense"]["bytes_per_token"]
     a, b = printed["dense"]["token_ids"], printed["core"]["token_ids"]
-    assert (printed["common_prefix"], printed["equal_positions"]) == cli.agreement(a, b)
+    assert (printed["common_prefix"], printed["equal_positions"]) == report.agreement(a, b)
     assert a == model.generate(PROMPT, max_new_tokens=16).token_ids
 
 
@@ -285,13 +285,13 @@ def test_compare_json(capsys, model):
     ],
 )
 def test_agreement(a, b, prefix, equal):
-    assert cli.agreement(a, b) == (prefix, equal)
-    assert cli.agreement(b, a) == (prefix, equal)
+    assert report.agreement(a, b) == (prefix, equal)
+    assert report.agreement(b, a) == (prefix, equal)
 
 
 def test_columns_fit_and_lose_no_word():
     left, right = "the quick brown fox " * 12, "one line\n\nand another " + "x" * 100
-    shown = cli.side_by_side(["left", "right"], [left, right], 90)
+    shown = report.side_by_side(["left", "right"], [left, right], 90)
     assert max(map(len, shown.splitlines())) <= 90
     cells = [line.split(" | ") if " | " in line else line.split(" |") for line in shown.splitlines()[2:]]
     assert " ".join(cell[0] for cell in cells).split() == left.split()
@@ -300,7 +300,7 @@ def test_columns_fit_and_lose_no_word():
 
 @pytest.mark.parametrize("width", [0, 40])
 def test_narrow_output_is_stacked(width):
-    shown = cli.side_by_side(["left", "right"], ["a\nb", "c"], width)
+    shown = report.side_by_side(["left", "right"], ["a\nb", "c"], width)
     assert shown == "--- left\na\nb\n\n--- right\nc"
 
 
@@ -361,7 +361,7 @@ def test_version(capsys):
 
 
 def test_size_has_three_digits():
-    shown = [cli.size(n) for n in (0, 999, 1000, 12_340, 538_000_000, 1_230_000_000, 12_300_000_000)]
+    shown = [report.size(n) for n in (0, 999, 1000, 12_340, 538_000_000, 1_230_000_000, 12_300_000_000)]
     assert shown == ["0 B", "999 B", "1.00 kB", "12.3 kB", "538 MB", "1.23 GB", "12.3 GB"]
 
 

@@ -42,8 +42,12 @@ def test_public_names():
 
 
 def test_version_is_the_distributions():
-    assert minicore.__version__ == importlib.metadata.version("minicore-lm")
-    assert f"version: {minicore.__version__}" in (ROOT / "CITATION.cff").read_text()
+    assert f"version: {minicore.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    try:
+        installed = importlib.metadata.version("minicore-lm")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("minicore is imported from the checkout, not installed")
+    assert minicore.__version__ == installed
 
 
 @pytest.mark.parametrize("statement", ["import minicore", "import minicore.cli"])
