@@ -6,7 +6,7 @@ The last prompt token is read once, by prefill; its logits give the first genera
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,8 @@ def stream(
     chosen = parse_layers(layers, model.config.n_layers)
     name = predictor or advice.get("predictor", "dense")
     recorder = Recorder(name, alpha, beta, chosen, model.config.n_layers, model.config.n_neurons)
+    if seed is not None and seed < 0:
+        raise InputError(f"seed is {seed!r}, expected 0 or more")
     sampler = Sampler(temperature, top_k, top_p, np.random.default_rng(seed))
     stops = [stop] if isinstance(stop, str) else list(stop or [])
     if any(not text for text in stops):
@@ -236,7 +238,7 @@ class Stream:
             pass
         return self.result
 
-    def _text_pieces(self) -> Iterator[str]:
+    def _text_pieces(self) -> Generator[str, None, None]:
         """Yield text as soon as no stop text can begin in it."""
         if self.model.tokenizer is None:
             for _ in self._tokens():
