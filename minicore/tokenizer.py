@@ -75,6 +75,7 @@ class Tokenizer:
                 f"{source}: the tokenizer has {self.n_vocab} ids, expected at most the model's {n_vocab}"
             )
         self._front = _added_in_front(inner)
+        self._uncertain = _uncertain_ids(inner)
 
     @classmethod
     def from_file(
@@ -247,29 +248,39 @@ class Tokenizer:
 class TokenStream:
     """Decodes one id at a time and holds back a character until all its bytes are there.
 
-    The pieces, joined, equal ``decode(ids, skip_special=True)``.
+    The pieces, joined, equal ``decode(ids, skip_special=True)``, also for ids that are no text. (The
+    library's own DecodeStream raises on some of these, and cannot be asked for what it holds back.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
-        self._sent = 0
+        # Only the end is decoded again: ids from _start on, of which _sent characters are out. The window
+        # keeps the ids of one piece before _whole, because some decoders treat a text's first token apart.
+        self._start = self._whole = self._sent = 0
 
     def push(self, token_id: int) -> str:
         """Take one id; return the text that is now certain, often ``""``."""
         self._ids.append(int(token_id))
-        piece = self._stream.step(self._tokenizer._inner, int(token_id)) or ""
+        if token_id in self._tokenizer._uncertain:
+            return ""
+        text = self._window()
+        certain = text.rstrip("\ufffd")  # what a character of which bytes are missing looks like
+        piece = certain[self._sent :]
         self._sent += len(piece)
-        return str(piece)
+        if piece and certain == text:
+            self._start, self._whole = self._whole, len(self._ids)
+            self._sent = len(self._window())
+        return piece
 
     def flush(self) -> str:
         """Return what is held back, when no more ids come; half a character becomes U+FFFD."""
-        rest = self._tokenizer.decode(self._ids, skip_special=True)[self._sent :]
+        rest = self._window()[self._sent :]
         self._sent += len(rest)
         return rest
+
+    def _window(self) -> str:
+        return self._tokenizer.decode(self._ids[self._start :], skip_special=True)
 
 
 def from_source(
@@ -297,6 +308,17 @@ def _added_in_front(inner: tokenizers.Tokenizer) -> list[int]:
         if full[start : start + len(bare)] == bare:
             return list(full[:start])
     return []
+
+
+def _uncertain_ids(inner: tokenizers.Tokenizer) -> frozenset[int]:
+    """Return the ids after which a text is not certain yet.
+
+    Llama 2 spells rare characters as tokens ``<0xE6>``; a run of them is text only as a whole. Special
+    tokens are no text and do not end such a run.
+    """
+    special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
+    spelled = (inner.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(special | {i for i in spelled if i is not None})
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:

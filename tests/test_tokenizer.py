@@ -249,6 +249,31 @@ def test_streaming_any_ids_gives_what_decode_gives(plain, ids):
     assert "".join(pieces_of(plain, ids)) == plain.decode(ids, skip_special=True)
 
 
+@pytest.fixture(scope="module")
+def spelled() -> Tokenizer:
+    """A tokenizer as Llama 2's: spaces are part of words, rare characters are spelled byte by byte."""
+    words = ["▁", "▁▁", "▁the", "▁dog", "s", "東"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    bpe = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bpe.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return Tokenizer(bpe, "spelled")
+
+
+@given(ids=st.lists(st.integers(0, 264) | st.sampled_from([1, 259, 260, 261, 0xE6 + 3, 0x9D + 3, 0xB1 + 3])))
+def test_streaming_spelled_characters_gives_what_decode_gives(spelled, ids):
+    assert "".join(pieces_of(spelled, ids)) == spelled.decode(ids, skip_special=True)
+
+
+def test_spelled_characters_are_shown_whole(spelled):
+    ids = [261, 260, *(byte + 3 for byte in "🙂".encode()), 262, 263, *(byte + 3 for byte in "é".encode())]
+    pieces = pieces_of(spelled, ids)
+    assert pieces == ["the", "  ", "", "", "", "", "🙂 dog", "s", "", "", "é"]
+
+
 def test_half_a_character_at_the_end_is_flushed_once(bytewise):
     ids = bytewise.encode("ok 🙂")[:-1]
     stream = bytewise.stream()
