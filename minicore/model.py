@@ -19,7 +19,7 @@ from minicore.checkpoint import Checkpoint, read
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet
 from minicore.errors import InputError, unknown
-from minicore.tokenizer import Tokenizer
+from minicore.tokenizer import Tokenizer, from_source
 
 if TYPE_CHECKING:
     from minicore.generate import Generation, Stream
@@ -218,7 +218,14 @@ def load(name: str | PathLike[str], dtype: str = "float32", *, progress: bool = 
         If it cannot be found, fetched or read; the sentence names the file and what was expected.
     """
     checkpoint = read(name, dtype=dtype, progress=progress)
-    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    tokenizer = from_source(
+        checkpoint.tokenizer_source,
+        checkpoint.chat_template,
+        checkpoint.bos_id,
+        checkpoint.eos_ids[0] if checkpoint.eos_ids else None,
+        checkpoint.config.n_vocab,
+        str(checkpoint.source),
+    )
     return Model(checkpoint, tokenizer)
 
 

@@ -240,17 +240,14 @@ def parse_layers(layers: str | slice | range | list[int] | None, n_layers: int) 
     if layers is None:
         return list(range(n_layers))
     if isinstance(layers, str):
-        try:
-            parts = [int(part) if part.strip() else None for part in layers.split(":")]
-            layers = slice(*parts) if len(parts) > 1 else [parts[0]]  # type: ignore[list-item]
-            assert not isinstance(layers, list) or layers[0] is not None
-        except (ValueError, TypeError, AssertionError):
-            raise InputError(f"layers is {layers!r}, expected a Python slice such as 6:27") from None
+        layers = _read_layers(layers)
     if isinstance(layers, slice):
         for bound in (layers.start, layers.stop):
             if bound is not None and not -n_layers <= bound <= n_layers:
                 raise InputError(f"layers {bound} is out of range, the model has layers 0 to {n_layers - 1}")
-        chosen = list(range(n_layers))[layers]
+        if layers.step == 0:
+            raise InputError("layers has a step of 0, expected a Python slice such as 6:27")
+        chosen = sorted(range(n_layers)[layers])
     else:
         chosen = sorted({int(i) for i in layers})
         for i in chosen:
@@ -259,3 +256,11 @@ def parse_layers(layers: str | slice | range | list[int] | None, n_layers: int) 
     if not chosen:
         raise InputError(f"layers {layers} selects none of the model's {n_layers} layers")
     return chosen
+
+
+def _read_layers(text: str) -> slice | list[int]:
+    try:
+        parts = [int(part) if part.strip() else None for part in text.split(":")]
+        return slice(*parts) if len(parts) > 1 else [int(text)]
+    except (ValueError, TypeError):
+        raise InputError(f"layers is {text!r}, expected a Python slice such as 6:27") from None
