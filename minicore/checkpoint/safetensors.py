@@ -48,14 +48,14 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
         weight_map = json.loads(index.read_bytes())["weight_map"]
         placed = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{index}: expected JSON with a weight_map from tensor names to file names"
         ) from error
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(placed.values())):
         path = index.parent / shard
-        if Path(shard).name != shard:
+        if not shard or Path(shard).name != shard:
             raise InputError(f"{index}: names the shard {shard!r}, expected a file of the same directory")
         if not path.is_file():
             raise InputError(f"{path}: this shard is missing, expected it as {index.name} names it")
@@ -119,7 +119,7 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
         )
     try:
         header = json.loads(file.bytes[8 : 8 + length].tobytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file.path}: the header is not JSON, expected a safetensors file") from error
     if not isinstance(header, dict):
         raise InputError(f"{file.path}: the header is not a JSON object, expected a safetensors file")
@@ -135,7 +135,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
         fine = False
     if not fine:
         raise InputError(f"{path}: tensor {name} has a broken header, expected dtype, shape and data_offsets")
-    if kind not in SIZES:
+    if not isinstance(kind, str) or kind not in SIZES:
         raise InputError(f"{path}: tensor {name} is of dtype {kind!r}, expected {', '.join(KINDS)}")
     if stop - start != math.prod(shape) * SIZES[kind]:
         raise InputError(
