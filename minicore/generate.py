@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicore.core.neurons import CoreSet, parse_layers
+from minicore.core.neurons import CoreSet
 from minicore.core.predictors import Recorder
 from minicore.decode import check_backend, make_decoder
 from minicore.errors import InputError
-from minicore.model import PER_NEURON, KVCache, Tap, prefill
+from minicore.model import PER_NEURON, KVCache
+from minicore.prediction import make_recorder, record
+from minicore.prediction import recorder_tap as recorder_tap
 from minicore.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -110,9 +112,8 @@ def stream(
         for name, given in (("alpha", alpha), ("beta", beta))
     )
     layers = advice.get("layers") if layers is None else layers
-    chosen = parse_layers(layers, model.config.n_layers)
     name = predictor or advice.get("predictor", "dense")
-    recorder = Recorder(name, alpha, beta, chosen, model.config.n_layers, model.config.n_neurons)
+    recorder = make_recorder(model, name, alpha, beta, layers)
     if seed is not None and seed < 0:
         raise InputError(f"seed is {seed!r}, expected 0 or more")
     sampler = Sampler(temperature, top_k, top_p, np.random.default_rng(seed))
@@ -141,22 +142,6 @@ def encode_prompt(model: Model, prompt: str | Sequence[int], chat: bool = False)
     if len(ids) > model.config.n_ctx:
         raise InputError(f"the prompt has {len(ids)} tokens, the model's context holds {model.config.n_ctx}")
     return [int(i) for i in model.check_ids(ids)]
-
-
-def record(model: Model, ids: Sequence[int], recorder: Recorder, cache: KVCache) -> Array:  # -> (n_vocab,)
-    """Prefill the cache while the recorder sees the FFN activations; return the last logits."""
-    return prefill(model, np.asarray(ids), cache, recorder_tap(recorder))
-
-
-def recorder_tap(recorder: Recorder) -> Tap:
-    """Return the tap that hands a forward pass's FFN activations to a recorder."""
-    watched = {f"blocks.{layer}.mlp.hook_post": layer for layer in recorder.layers}
-
-    def tap(name: str, value: Array) -> None:
-        if name in watched:
-            recorder.update(watched[name], value)
-
-    return tap
 
 
 def predict(
@@ -188,9 +173,7 @@ def predict(
     """
     ids = encode_prompt(model, list(ids))
     config = model.config
-    recorder = Recorder(
-        predictor, alpha, beta, parse_layers(layers, config.n_layers), config.n_layers, config.n_neurons
-    )
+    recorder = make_recorder(model, predictor, alpha, beta, layers)
     record(model, ids, recorder, KVCache(config, len(ids)))
     return recorder.core() or CoreSet({}, config.n_neurons, config.n_layers, {"predictor": predictor})
 
@@ -309,7 +292,7 @@ class Stream:
 
     def _stats(self) -> dict[str, Any]:
         model, recorder, n_new = self.model, self.recorder, len(self.token_ids)
-        dense = recorder.row.choose is None
+        dense = recorder.row.dense
         fraction = self.core.fraction if self.core else 1.0
         return {
             "model": model.name,

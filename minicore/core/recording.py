@@ -1,0 +1,177 @@
+"""What prefill keeps for a predictor: sums over tokens, added up chunk by chunk.
+
+Every statistic is a sum over tokens: its size does not depend on the length of the prompt. Tokens are added
+one after the other, so that not a bit of it depends on how the prompt was cut into chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicore.core.neurons import check_fraction, token_core
+from minicore.errors import InputError, unknown
+
+Array = np.ndarray
+
+GATE_SHIFT = 14  # bits of a float32 that a gate's bin forgets: bins are 2**-9 wide, relative to their value
+
+
+def add_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,), (n_tokens, n_neurons)
+    """Count the tokens whose core contains each neuron: f_alpha, eq. 3 of 2410.18311."""
+    total += token_core(a, alpha).sum(axis=0)
+    return total
+
+
+def add_magnitude_counts(total: Array, a: Array, alpha: float) -> Array:
+    """Count the tokens that have each neuron among the top alpha of their non-zero |a|."""
+    return add_counts(total, np.abs(a), alpha)
+
+
+def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:
+    """Add each token's (a / ||a||)**2, the share of its energy; a token of zeros adds nothing."""
+    for row in a:  # in token order and in float64: the sum is the same however the prompt was cut
+        energy = np.square(row, dtype=np.float64)
+        if (whole := energy.sum()) > 0:
+            total += energy / whole
+    return total
+
+
+def add_rank_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons, n_ranks), ...
+    """Count how often each neuron had each rank among its token's activations, 0 for the largest."""
+    ranks = np.arange(total.shape[1])
+    if total.dtype == np.uint16 and int(total[:, 0].sum(dtype=np.int64)) + len(a) > np.iinfo(np.uint16).max:
+        total = total.astype(np.uint32)  # each token has one neuron of rank 0
+    for row in a:
+        total[np.argsort(-row, kind="stable")[: len(ranks)], ranks] += 1
+    return total
+
+
+def add_positives(total: Array, a: Array, alpha: float) -> Array:  # (2,), (n_tokens, n_neurons)
+    """Count tokens, and positive activations over all of them."""
+    total += len(a), np.count_nonzero(a > 0)
+    return total
+
+
+def add_gate_bins(total: Array, gate: Array, alpha: float) -> Array:  # (n_bins,), (n_tokens, n_neurons)
+    """Count the gates of each magnitude; the bits of positive floats rise with their value."""
+    bits = np.abs(gate, dtype=np.float32).view(np.uint32) >> GATE_SHIFT
+    total += np.bincount(bits.ravel(), minlength=len(total))
+    return total
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A sum over tokens: how it grows, what it looks like empty, and which activations it reads.
+
+    ``reads`` is ``post`` for a, what multiplies ``w_out``, or ``gate`` for the activated gate (a itself
+    in families without one).
+    """
+
+    add: Callable[[Array, Array, float], Array]
+    shape: Callable[[int, float], tuple[int, ...]] = lambda n_neurons, alpha: (n_neurons,)
+    dtype: type = np.int64
+    reads: str = "post"
+
+
+STATISTICS: dict[str, Statistic] = {
+    "counts": Statistic(add_counts),
+    "magnitude_counts": Statistic(add_magnitude_counts),
+    "relative_energy": Statistic(add_relative_energy, dtype=np.float64),
+    "rank_counts": Statistic(add_rank_counts, lambda n, alpha: (n, max(math.floor(alpha * n), 1)), np.uint16),
+    "positives": Statistic(add_positives, lambda n, alpha: (2,)),
+    "gate_bins": Statistic(add_gate_bins, lambda n, alpha: (1 << 31 - GATE_SHIFT,), reads="gate"),
+}
+
+
+class Recording:
+    """The statistics of a prompt so far, layer by layer.
+
+    Parameters
+    ----------
+    statistics : iterable of str
+        Names of :data:`STATISTICS`.
+    layers : sequence of int
+        Layers to record.
+    n_neurons : int
+        FFN width.
+    alpha : float
+        Fraction of a token's positive activations that is kept, in (0, 1].
+    first : int
+        Tokens before this one are not recorded.
+    marks : sequence of int
+        Numbers of recorded tokens after which the statistics are kept as they stand, in ``at_mark``.
+
+    Attributes
+    ----------
+    totals : dict of int to dict of str to array
+        layer -> statistic -> its sum; (n_neurons,) for most.
+    at_mark : dict of int to dict of int to dict of str to array
+        mark -> layer -> statistic -> its sum over the first ``mark`` recorded tokens.
+    """
+
+    def __init__(
+        self,
+        statistics: Iterable[str],
+        layers: Sequence[int],
+        n_neurons: int,
+        alpha: float = 0.4,
+        first: int = 0,
+        marks: Sequence[int] = (),
+    ) -> None:
+        self.names, self.layers, self.n_neurons = list(dict.fromkeys(statistics)), list(layers), n_neurons
+        for name in self.names:
+            if name not in STATISTICS:
+                raise unknown("statistic", name, STATISTICS)
+        self.alpha, self.first = check_fraction("alpha", alpha), first
+        self.marks = sorted(set(marks))
+        self.reads = {STATISTICS[name].reads for name in self.names}
+        self.totals: dict[int, dict[str, Array]] = {
+            layer: {
+                name: np.zeros(STATISTICS[name].shape(n_neurons, self.alpha), STATISTICS[name].dtype)
+                for name in self.names
+            }
+            for layer in self.layers
+        }
+        self.at_mark: dict[int, dict[int, dict[str, Array]]] = {mark: {} for mark in self.marks}
+        self._seen = {(layer, reads): 0 for layer in self.layers for reads in self.reads}
+
+    def update(self, layer: int, a: Array, reads: str = "post") -> None:  # (n_tokens, n_neurons)
+        """Add one chunk's activations of one layer.
+
+        Raises
+        ------
+        InputError
+            If they have another width, or hold NaN or infinity; the sentence names layer and token.
+        """
+        if (layer, reads) not in self._seen:
+            return
+        if a.ndim != 2 or a.shape[1] != self.n_neurons:
+            raise InputError(
+                f"activations of layer {layer} have shape {a.shape}, expected (n_tokens, {self.n_neurons})"
+            )
+        seen = self._seen[layer, reads]
+        if not np.isfinite(a).all():
+            bad = int(np.isfinite(a).all(axis=1).argmin())
+            kind = "NaN" if np.isnan(a[bad]).any() else "infinity"
+            raise InputError(f"activations of layer {layer} hold {kind}, first in token {seen + bad}")
+        self._seen[layer, reads] = seen + len(a)
+        a = a[max(self.first - seen, 0) :]
+        seen = max(seen - self.first, 0)
+        for mark in (mark for mark in self.marks if seen < mark <= seen + len(a)):
+            self._add(layer, a[: mark - seen], reads)
+            a, seen = a[mark - seen :], mark
+            kept = self.at_mark[mark].setdefault(layer, {})
+            kept |= {name: self.totals[layer][name].copy() for name in self._of(reads)}
+        self._add(layer, a, reads)
+
+    def _of(self, reads: str) -> list[str]:
+        return [name for name in self.names if STATISTICS[name].reads == reads]
+
+    def _add(self, layer: int, a: Array, reads: str) -> None:
+        totals = self.totals[layer]
+        for name in self._of(reads):
+            totals[name] = STATISTICS[name].add(totals[name], a, self.alpha)
