@@ -1,6 +1,6 @@
 """Use an installed minicore as its user would: run by `check` in an environment that has nothing else.
 
-Usage: python use_wheel.py CHECKPOINT WEIGHTS   (in a directory outside the checkout, whose weights/ is WEIGHTS)
+Usage: python use_wheel.py CHECKPOINT WEIGHTS   (outside the checkout, whose weights/ is WEIGHTS)
 """
 
 import importlib.metadata
