@@ -178,7 +178,7 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
     core.add_argument(
         "--predictor",
         metavar="P",
-        help="how they are chosen; dense means all (default: what the model recommends)",
+        help="how they are chosen: stability, ...; dense means all (default: what the model recommends)",
     )
     core.add_argument(
         "--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept, 0 to 1"
@@ -187,9 +187,11 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
     core.add_argument(
         "--layers", metavar="6:27", help="the layers it applies to, a Python slice; --layers=-8: too"
     )
-    core.add_argument("--backend", metavar="B", help="numpy, cpu, cuda or auto (default: auto)")
+    core.add_argument("--backend", metavar="B", help="numpy, cpu or auto (default: auto)")
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("-n", "--max-new-tokens", metavar="N", type=int, help="tokens to generate at most")
+    sampling.add_argument(
+        "-n", "--max-new-tokens", metavar="N", type=int, help="tokens to generate at most (default: 128)"
+    )
     sampling.add_argument(
         "--temperature", metavar="T", type=float, help="0 takes the likeliest token (default)"
     )
