@@ -17,7 +17,7 @@ import numpy as np
 from minicore import ops
 from minicore.checkpoint import Checkpoint, read
 from minicore.config import ModelConfig
-from minicore.core.neurons import CoreSet
+from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
 from minicore.tokenizer import Tokenizer, from_source
 
@@ -121,22 +121,29 @@ class Model:
             raise InputError(f"token id {bad} is not in the vocabulary of {self.config.n_vocab}")
         return array.astype(np.int64)
 
-    def restrict(self, core: CoreSet | None) -> Model:
+    def restrict(self, core: Choice | None) -> Model:
         """Return the model whose FFNs are the core neurons alone, sharing everything else.
 
         A neuron is a row of ``w_in``, ``w_gate`` and ``w_out``: decoding with a core set is decoding with
-        a narrower FFN (CoreInfer, sec. 4).
+        a narrower FFN (CoreInfer, sec. 4). A :class:`TokenRule` adds its limits to the blocks, where
+        :func:`ffn` finds them.
         """
+        self.check_choice(core)
         if core is None:
             return self
-        if (core.n_layers, core.n_neurons) != (self.config.n_layers, self.config.n_neurons):
-            raise InputError(f"{core!r} does not fit {self!r}")
         narrow = object.__new__(Model)
         narrow.__dict__ = self.__dict__ | {"blocks": list(self.blocks)}
         for layer, ids in core.neurons.items():
             block = self.blocks[layer]
             narrow.blocks[layer] = block | {name: block[name][ids] for name in PER_NEURON if name in block}
+        if isinstance(core, TokenRule):
+            narrow.blocks = [block | core.parameters(i) for i, block in enumerate(narrow.blocks)]
         return narrow
+
+    def check_choice(self, core: Choice | None) -> None:
+        """Raise InputError if the neurons were chosen for a model of another shape."""
+        if core and (core.n_layers, core.n_neurons) != (self.config.n_layers, self.config.n_neurons):
+            raise InputError(f"{core!r} does not fit {self!r}")
 
     def forward(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> (n, n_vocab)
         """Return the logits after every token, float32.
@@ -364,10 +371,15 @@ def ffn(cfg: ModelConfig, p: dict[str, Array], layer: int, x: Array, tap: Tap) -
         gate = ops.linear(x, p["mlp.w_gate"], p.get("mlp.b_gate"))
         tap(at + "hook_pre", gate)
         tap(at + "hook_pre_linear", a)
-        a = act(gate) * a
+        gate = act(gate)
+        a = gate * a
     else:
         tap(at + "hook_pre", a)
-        a = act(a)
+        gate = a = act(a)
+    if GATE in p:
+        a = keep_open(a, gate, float(p[GATE]))
+    if TOP in p:
+        a = keep_top(a, int(p[TOP]))
     tap(at + "hook_post", a)
     out = a @ ops.f32(p["mlp.w_out"])
     return out + p["mlp.b_out"] if "mlp.b_out" in p else out

@@ -28,7 +28,7 @@ def ffn(w_gate, w_in, w_out, biases, rows, activation, x, n_threads):
     y = np.full(x.size, np.nan, np.float32)
     partial = np.full((n_threads, x.size), np.nan, np.float32)
     code = cpu.ACTIVATION_CODES[activation]
-    cpu.ffn(*map(cpu.bits, (w_gate, w_in, w_out)), *biases, rows, code, x, partial, y)
+    cpu.ffn(*map(cpu.bits, (w_gate, w_in, w_out)), *biases, rows, code, np.float32(-1), x, partial, y)
     return y
 
 

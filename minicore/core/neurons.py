@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,10 +62,10 @@ def token_core(a: Array, alpha: float) -> Array:  # (n_tokens, n_neurons) -> boo
     n_positive = (a > 0).sum(axis=1)
     k = np.floor(alpha * n_positive).astype(np.int64)
     k[(k == 0) & (n_positive > 0)] = 1
-    return _top(a, k)
+    return top_mask(a, k)
 
 
-def _top(a: Array, k: Array) -> Array:  # (n_tokens, n_neurons), (n_tokens,) -> bool (n_tokens, n_neurons)
+def top_mask(a: Array, k: Array) -> Array:  # (n_tokens, n_neurons), (n_tokens,) -> bool (n_tokens, n_neurons)
     """Mark the k[t] largest entries of each row t, the lower index first among equal ones."""
     if a.shape[1] == 0:
         return np.zeros(a.shape, bool)
@@ -132,6 +132,10 @@ def jaccard(a: Array, b: Array) -> float:  # (n_a,), (n_b,) -> in [0, 1]
     return shared / involved if involved else 1.0
 
 
+def _share(a: Array, b: Array, whole: int) -> float:
+    return np.intersect1d(a, b, assume_unique=True).size / whole if whole else 1.0
+
+
 @dataclass(frozen=True)
 class CoreSet:
     """The neurons that decoding keeps: layer -> ascending ids. A layer not listed stays dense.
@@ -194,12 +198,47 @@ class CoreSet:
         Two empty lists count as the same (1). Raises InputError for sets of different models or with no
         layer in common.
         """
-        if (self.n_layers, self.n_neurons) != (other.n_layers, other.n_neurons):
-            raise InputError(f"core sets of different models: {self!r} and {other!r}")
+        return self._mean(other, jaccard)
+
+    def overlap(self, other: CoreSet) -> float:
+        """Return shared neurons over the smaller set's, the mean over the layers that both list.
+
+        1 says that one holds the other; an empty set is held by any. Raises as :meth:`jaccard`.
+        """
+        return self._mean(other, lambda a, b: _share(a, b, min(len(a), len(b))))
+
+    def recall(self, target: CoreSet) -> float:
+        """Return the share of the target's neurons that this set holds, the mean over the shared layers.
+
+        The quality of a prediction against C_alpha^beta([s, g]) (sec. 4.1). Raises as :meth:`jaccard`.
+        """
+        return self._mean(target, lambda a, b: _share(a, b, len(b)))
+
+    def _mean(self, other: CoreSet, measure: Callable[[Array, Array], float]) -> float:
+        self._same_model(other)
         layers = [i for i in self if i in other.neurons]
         if not layers:
             raise InputError("core sets that share no layer cannot be compared")
-        return float(np.mean([jaccard(self.neurons[i], other.neurons[i]) for i in layers]))
+        return float(np.mean([measure(self.neurons[i], other.neurons[i]) for i in layers]))
+
+    def _same_model(self, other: CoreSet) -> None:
+        if (self.n_layers, self.n_neurons) != (other.n_layers, other.n_neurons):
+            raise InputError(f"core sets of different models: {self!r} and {other!r}")
+
+    def union(self, other: CoreSet) -> CoreSet:
+        """Return the neurons in either; a layer that one leaves dense is dense."""
+        self._same_model(other)
+        both = {i: np.union1d(self.neurons[i], other.neurons[i]) for i in self if i in other.neurons}
+        return CoreSet(both, self.n_neurons, self.n_layers, {"union": [self.settings, other.settings]})
+
+    def intersection(self, other: CoreSet) -> CoreSet:
+        """Return the neurons in both; where one leaves a layer dense, the other's."""
+        self._same_model(other)
+        both = {i: np.intersect1d(self.neurons[i], other.neurons[i]) for i in self if i in other.neurons}
+        settings: dict[str, object] = {"intersection": [self.settings, other.settings]}
+        return CoreSet(other.neurons | self.neurons | both, self.n_neurons, self.n_layers, settings)
+
+    __or__, __and__ = union, intersection
 
     def save(self, path: str | Path) -> None:
         """Write the set to a safetensors file, settings as its metadata; whole or not at all."""
@@ -222,11 +261,13 @@ class CoreSet:
             with safe_open(path, framework="numpy") as file:
                 meta = json.loads((file.metadata() or {})["minicore.core_set"])
                 neurons = {int(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if any(ids.dtype != np.int32 for ids in neurons.values()):
+                raise ValueError("ids are not int32")
+            return cls(neurons, meta["n_neurons"], meta["n_layers"], meta["settings"])
         except FileNotFoundError:
             raise InputError(f"core set file {path} does not exist") from None
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{path} is not a core set file ({error})") from None
-        return cls(neurons, meta["n_neurons"], meta["n_layers"], meta["settings"])
 
 
 def parse_layers(layers: str | slice | range | list[int] | None, n_layers: int) -> list[int]:

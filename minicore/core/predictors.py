@@ -243,7 +243,7 @@ class Recorder:
         """Return the layers' (n_neurons,) scores so far."""
         if self.row.scores is None:
             return {}
-        alpha = {"alpha": np.float64(self.alpha)}
+        alpha = {"alpha": np.array(self.alpha)}
         return {
             layer: self.row.scores(
                 alpha

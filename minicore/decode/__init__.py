@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from minicore.core.neurons import CoreSet
+from minicore.core.rules import Choice
 from minicore.errors import unknown
 
 if TYPE_CHECKING:
@@ -16,7 +16,19 @@ BACKENDS = ("numpy", "cpu")
 
 
 class Decoder(Protocol):
-    """What generation sees of a backend."""
+    """What generation sees of a backend.
+
+    Attributes
+    ----------
+    n_used : (n_layers,) int64 array
+        Neurons whose output rows were read, added up over the steps since the last :meth:`use`.
+    """
+
+    n_used: np.ndarray
+
+    def use(self, core: Choice | None) -> None:
+        """Decode with this choice from the next step on; None is all neurons."""
+        ...
 
     def step(self, token_id: int) -> np.ndarray:  # -> (n_vocab,) float32
         """Read one token into the kv cache and return the logits after it."""
@@ -30,7 +42,7 @@ def check_backend(backend: str) -> str:
     return "cpu" if backend == "auto" else backend
 
 
-def make_decoder(model: Model, cache: KVCache, core: CoreSet | None = None, backend: str = "auto") -> Decoder:
+def make_decoder(model: Model, cache: KVCache, core: Choice | None = None, backend: str = "auto") -> Decoder:
     """Return a decoder that continues a prefilled cache.
 
     Parameters
@@ -38,8 +50,8 @@ def make_decoder(model: Model, cache: KVCache, core: CoreSet | None = None, back
     model : Model
     cache : KVCache
         Holds the prompt; :meth:`Decoder.step` appends to it.
-    core : CoreSet or None
-        Neurons to decode with; None is all.
+    core : CoreSet, TokenRule or None
+        Neurons to decode with, or how each token chooses its own; None is all.
     backend : str
         ``numpy`` (the reference), ``cpu`` (Numba) or ``auto``.
 

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from minicore import ops
-from minicore.core.neurons import CoreSet
+from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_top
 from minicore.kernels import cpu as kernels
 from minicore.model import KVCache, Model, norm
 
@@ -20,13 +20,10 @@ NONE = np.zeros(0, np.float32)
 class CpuDecoder:
     """Decodes on the CPU, reading of each FFN the core neurons' rows alone."""
 
-    def __init__(self, model: Model, cache: KVCache, core: CoreSet | None) -> None:
+    def __init__(self, model: Model, cache: KVCache, core: Choice | None) -> None:
         cfg = model.config
-        model.restrict(core)  # refuses a set of another model
         self.model, self.cache = model, cache
-        everything = np.arange(cfg.n_neurons, dtype=np.int32)
-        chosen = core.neurons if core else {}
-        self.rows = [chosen.get(i, everything) for i in range(cfg.n_layers)]
+        self.use(core)
         self.blocks = [_bits(block) for block in model.blocks]
         self.head = kernels.bits(model.head)
         self.frequencies = ops.rope_frequencies(cfg) if cfg.positions == "rope" else NONE
@@ -39,6 +36,16 @@ class CpuDecoder:
         self.out = np.empty(cfg.d_model, np.float32)
         self.partial = np.empty((numba.get_num_threads(), cfg.d_model), np.float32)
         self.compile_s = self._compile()
+
+    def use(self, core: Choice | None) -> None:
+        """Decode with this choice from the next step on; None is all neurons."""
+        cfg = self.model.config
+        self.model.check_choice(core)
+        everything = np.arange(cfg.n_neurons, dtype=np.int32)
+        chosen = core.neurons if core else {}
+        self.rows = [chosen.get(i, everything) for i in range(cfg.n_layers)]
+        self.limits = [core.parameters(i) if isinstance(core, TokenRule) else {} for i in range(cfg.n_layers)]
+        self.n_used = np.zeros(cfg.n_layers, np.int64)
 
     def step(self, token_id: int) -> Array:  # -> (n_vocab,) float32
         """Read one token into the kv cache and return the logits after it."""
@@ -70,13 +77,37 @@ class CpuDecoder:
         return self.out
 
     def _ffn(self, layer: int, p: dict[str, Array], x: Array) -> Array:  # (d_model,) -> (d_model,)
-        w_in, rows = p["mlp.w_in"], self.rows[layer]
-        w_gate, biases = (
-            p.get("mlp.w_gate", w_in[:0]),
-            [p.get(f"mlp.b_{b}", NONE) for b in ("gate", "in", "out")],
+        rows, limits = self.rows[layer], self.limits[layer]
+        if TOP in limits:
+            return self._ffn_top(layer, x, int(limits[TOP]))
+        threshold = np.float32(limits.get(GATE, -1))
+        w_in, w_out, w_gate = p["mlp.w_in"], p["mlp.w_out"], p.get("mlp.w_gate", p["mlp.w_in"][:0])
+        biases = [p.get(f"mlp.b_{b}", NONE) for b in ("gate", "in", "out")]
+        self.n_used[layer] += kernels.ffn(
+            w_gate, w_in, w_out, *biases, rows, self.code, threshold, x, self.partial, self.out
         )
-        kernels.ffn(w_gate, w_in, p["mlp.w_out"], *biases, rows, self.code, x, self.partial, self.out)
         return self.out
+
+    def _ffn_top(self, layer: int, x: Array, k: int) -> Array:  # (d_model,) -> (d_model,)
+        """Compute every activation, keep the k largest, and read the output rows of these alone."""
+        p, raw, act = (
+            self.blocks[layer],
+            self.model.blocks[layer],
+            ops.ACTIVATIONS[self.model.config.activation],
+        )
+        a = np.empty((1, self.model.config.n_neurons), np.float32)
+        kernels.gemv(p["mlp.w_in"], x, p.get("mlp.b_in", NONE), a[0])
+        if "mlp.w_gate" in p:
+            gate = np.empty_like(a)
+            kernels.gemv(p["mlp.w_gate"], x, p.get("mlp.b_gate", NONE), gate[0])
+            a *= act(gate)
+        else:
+            a = act(a)
+        rows = self.rows[layer]
+        a = keep_top(a[:, rows], k)[0]
+        rows, a = rows[a != 0], a[a != 0]
+        self.n_used[layer] += len(rows)
+        return a @ ops.f32(raw["mlp.w_out"][rows]) + raw.get("mlp.b_out", np.float32(0))
 
     def _compile(self) -> float:
         """Run every kernel once, outside anybody's timing, and return the seconds that took."""
@@ -84,6 +115,7 @@ class CpuDecoder:
         if length < self.cache.capacity:
             self.step(0)
             self.cache.length = length  # what it wrote there is overwritten by the next step
+            self.n_used[:] = 0
         return time.perf_counter() - began
 
 

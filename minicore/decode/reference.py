@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicore.core.neurons import CoreSet
+from minicore.core.rules import Choice
 from minicore.model import KVCache, Model, forward
 
 
 class ReferenceDecoder:
     """Decodes with a model whose FFNs hold the core neurons alone."""
 
-    def __init__(self, model: Model, cache: KVCache, core: CoreSet | None) -> None:
-        self.model, self.cache = model.restrict(core), cache
+    def __init__(self, model: Model, cache: KVCache, core: Choice | None) -> None:
+        self.whole, self.cache = model, cache
+        self.layer_of = {f"blocks.{i}.mlp.hook_post": i for i in range(model.config.n_layers)}
+        self.use(core)
+
+    def use(self, core: Choice | None) -> None:
+        """Decode with this choice from the next step on; None is all neurons."""
+        self.model = self.whole.restrict(core)
+        self.n_used = np.zeros(self.whole.config.n_layers, np.int64)
 
     def step(self, token_id: int) -> np.ndarray:  # -> (n_vocab,) float32
         """Read one token into the kv cache and return the logits after it."""
-        return forward(self.model, np.array([token_id]), self.cache)[0]
+        return forward(self.model, np.array([token_id]), self.cache, self._count)[0]
+
+    def _count(self, name: str, value: np.ndarray) -> None:
+        if name in self.layer_of:
+            self.n_used[self.layer_of[name]] += np.count_nonzero(value)

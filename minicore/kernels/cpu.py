@@ -65,26 +65,32 @@ def gemv(w, x, b, y):  # type: ignore[no-untyped-def]  # (m, d), (d,), (m,) or (
 
 
 @nb.njit(parallel=True, fastmath=FAST, cache=True)
-def ffn(w_gate, w_in, w_out, b_gate, b_in, b_out, rows, code, x, partial, y):  # type: ignore[no-untyped-def]
-    # (n, d) x 3, (n,) or (0,) x 2, (d,) or (0,), (n_core,), int, (d,), (n_threads, d), (d,)
+def ffn(w_gate, w_in, w_out, b_gate, b_in, b_out, rows, code, threshold, x, partial, y):  # type: ignore[no-untyped-def]
+    # (n, d) x 3, (n,) or (0,) x 2, (d,) or (0,), (n_core,), int, float32, (d,), (n_threads, d), (d,) -> int
     """Write the FFN over the listed neurons alone to y; an empty w_gate means it is not gated.
 
     One pass: a neuron's activation is made from its input rows and its output row added at once, into
-    one sum a thread, so that nothing of width n_neurons is ever stored.
+    one sum a thread, so that nothing of width n_neurons is ever stored. A neuron whose activated gate
+    (in families without gate: activation) is not above the threshold in magnitude is left out, its up and
+    output rows unread; a negative threshold leaves out none. Returns how many output rows were read.
     """
-    n_threads, n_core = partial.shape[0], rows.size
+    n_threads, n_core, n_used = partial.shape[0], rows.size, 0
     for t in nb.prange(n_threads):
         mine = partial[t]
         mine[:] = np.float32(0)
         for r in range(t * n_core // n_threads, (t + 1) * n_core // n_threads):
             i = rows[r]
-            a = _dot(w_in[i], x) + (b_in[i] if b_in.size else np.float32(0))
             if w_gate.shape[0]:
                 gate = _dot(w_gate[i], x) + (b_gate[i] if b_gate.size else np.float32(0))
-                a *= _activate(gate, code)
             else:
-                a = _activate(a, code)
+                gate = _dot(w_in[i], x) + (b_in[i] if b_in.size else np.float32(0))
+            a = _activate(gate, code)
+            if abs(a) <= threshold:  # never true of NaN
+                continue
+            if w_gate.shape[0]:
+                a *= _dot(w_in[i], x) + (b_in[i] if b_in.size else np.float32(0))
             if a != 0:  # an inactive ReLU neuron's output row need not be read
+                n_used += 1
                 for j in range(x.size):
                     mine[j] += a * _widen(w_out[i, j])
     for j in range(y.size):
@@ -92,6 +98,7 @@ def ffn(w_gate, w_in, w_out, b_gate, b_in, b_out, rows, code, x, partial, y):  #
         for t in range(n_threads):
             total += partial[t, j]
         y[j] = total
+    return n_used
 
 
 @nb.njit(parallel=True, fastmath=FAST, cache=True)
