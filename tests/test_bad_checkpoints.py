@@ -398,7 +398,7 @@ def test_unknown_quantisation(tmp_path):
 def test_quantisation_that_cannot_be_undone(tmp_path):
     blocks = np.zeros((37, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_1][1]), np.uint8)
     only = {"token_embd.weight": blocks}
-    path = make.write_gguf(tmp_path / "m.gguf", "llama", make.GGUF_LLAMA, only, "Q8_1")
+    path = make.write_gguf(tmp_path / "m.gguf", "llama", make.GGUF_LLAMA | {"block_count": 1}, only, "Q8_1")
     refused(path, "token_embd.weight", "Q8_1")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -459,3 +460,16 @@ def test_smollm2():
 def test_unknown_dtype_offers_the_known_ones(tmp_path):
     with pytest.raises(InputError, match="unknown dtype 'float23'; did you mean float32"):
         read(tmp_path, dtype="float23")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "progress"), [(Terminal, True), (Terminal, False), (io.StringIO, True)])
+def test_a_bar_only_on_a_terminal_that_wants_one(tmp_path, monkeypatch, stream, progress):
+    make.write_directory(tmp_path, make.LLAMA, make.random_tensors(make.LLAMA))
+    monkeypatch.setattr(sys, "stderr", stream())
+    read(tmp_path, progress=progress)
+    assert ("loading weights" in sys.stderr.getvalue()) == (stream is Terminal and progress)
