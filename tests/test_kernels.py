@@ -1,6 +1,9 @@
 """Numba kernels against NumPy: to the bit on small integers, within the error bound on real data."""
 
+import threading
+
 import ml_dtypes
+import numba as nb
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minicore import ops
-from minicore.kernels import cpu
+from minicore.kernels import FAST, machine, step
+from minicore.kernels.formats import stored
 
-NONE = np.zeros(0, np.float32)
 DTYPES = [np.float32, ml_dtypes.bfloat16]
 small = st.integers(-4, 4).map(float)  # sums of a few thousand products stay exact in float32
 
@@ -24,24 +27,67 @@ def integers(rng, *shape):
     return rng.integers(-4, 5, shape).astype(np.float32)
 
 
-def ffn(w_gate, w_in, w_out, biases, rows, activation, x, n_threads):
-    y = np.full(x.size, np.nan, np.float32)
-    partial = np.full((n_threads, x.size), np.nan, np.float32)
-    code = cpu.ACTIVATION_CODES[activation]
-    cpu.ffn(*map(cpu.bits, (w_gate, w_in, w_out)), *biases, rows, code, np.float32(-1), x, partial, y)
+def address(w):
+    return 0 if w is None or not w.size else w.ctypes.data
+
+
+def dims(**changes):
+    plain = dict.fromkeys(step.Dims._fields, 0)
+    return step.Dims(**(plain | {"layer_norm": False, "eps": 1e-5, "gated": False} | changes))
+
+
+def matvec(w, x, b=None):
+    w, y = stored(w), np.full(len(w), np.nan, np.float32)
+    step.matvec(w[:0].reshape(-1), address(w), address(b), *w.shape, 0, len(w), x, y)
     return y
+
+
+def ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, shares=1):
+    """Run the kernel over every thread's share of the rows, one after another."""
+    parts = {
+        "mlp.w_gate": w_gate,
+        "mlp.w_in": w_in,
+        "mlp.w_out": w_out,
+        "mlp.b_gate": biases[0],
+        "mlp.b_in": biases[1],
+    }
+    parts = {name: w if w is None or w.ndim == 1 else stored(w) for name, w in parts.items()}
+    p = np.array([address(parts.get(name)) for name in step.COLUMNS], np.int64)
+    p[step.ROWS], p[step.N_ROWS], p[step.N_STORED] = address(rows), len(rows), len(w_in)
+    shape = dims(d_model=x.size, gated=w_gate is not None, activation=step.ACTIVATION_CODES[activation])
+    y, n_used = np.zeros(x.size, np.float32), 0
+    chosen, block = np.empty(step.BLOCK, np.int32), np.full((2, step.BLOCK), np.nan, np.float32)
+    for t in range(shares):
+        first, last = t * len(rows) // shares, (t + 1) * len(rows) // shares
+        like = parts["mlp.w_in"][:0].reshape(-1)
+        n_used += step.ffn(like, p, first, last, np.float32(threshold), shape, x, chosen, block, y)
+    return (y if biases[2] is None else y + biases[2]), n_used
+
+
+def attend(q, k, v, shares):
+    n_heads, d_head = q.shape
+    shape = dims(n_heads=n_heads, n_kv_heads=len(k), d_head=d_head)
+    n, scaled = k.shape[1], (q / np.sqrt(d_head)).astype(np.float32).reshape(-1)
+    mixed = np.full((shares, q.size), np.nan, np.float32)
+    top, mass = np.full((2, shares, n_heads), np.nan, np.float32)
+    scores = np.full((n_heads // len(k), n), np.nan, np.float32)
+    for t in range(shares):
+        step.attend(
+            t, scaled, k, v, t * n // shares, (t + 1) * n // shares, shape, scores, mixed[t], top[t], mass[t]
+        )
+    z = np.full(q.size, np.nan, np.float32)
+    step.gather(shares, shape, mixed, top, mass, z)
+    return z.reshape(q.shape)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data(), m=st.integers(1, 70), d=st.integers(1, 70))
 @settings(max_examples=40)
-def test_gemv_is_exact_on_small_integers(dtype, data, m, d):
+def test_matvec_is_exact_on_small_integers(dtype, data, m, d):
     w = data.draw(hnp.arrays(np.float32, (m, d), elements=small))
     x = data.draw(hnp.arrays(np.float32, d, elements=small))
-    b = data.draw(st.sampled_from([NONE, np.arange(m, dtype=np.float32)]))
-    y = np.full(m, np.nan, np.float32)
-    cpu.gemv(cpu.bits(w.astype(dtype)), x, b, y)
-    np.testing.assert_array_equal(y, w @ x + (b if b.size else 0))
+    b = data.draw(st.sampled_from([None, np.arange(m, dtype=np.float32)]))
+    np.testing.assert_array_equal(matvec(w.astype(dtype), x, b), w @ x + (0 if b is None else b))
 
 
 def gamma(n, u=2.0**-24):
@@ -50,74 +96,116 @@ def gamma(n, u=2.0**-24):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m, d", [(1536, 576), (257, 2048), (3, 7)])
-def test_gemv_is_within_the_error_bound(dtype, m, d, rng):
+def test_matvec_is_within_the_error_bound(dtype, m, d, rng):
     w, x = rng.standard_normal((m, d)).astype(dtype), rng.standard_normal(d).astype(np.float32)
-    y = np.empty(m, np.float32)
-    cpu.gemv(cpu.bits(w), x, NONE, y)
     exact = w.astype(np.float64) @ x.astype(np.float64)
     bound = gamma(d) * (np.abs(w.astype(np.float64)) @ np.abs(x.astype(np.float64)))
-    assert (np.abs(y - exact) <= bound).all()
+    assert (np.abs(matvec(w, x) - exact) <= bound).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(seed=st.integers(0, 2**32), n=st.integers(1, 60), d=st.integers(1, 40), n_threads=st.integers(1, 5))
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 90), d=st.integers(1, 40), shares=st.integers(1, 5))
 @settings(max_examples=40)
-def test_relu_ffn_is_exact_on_small_integers_for_any_rows(dtype, seed, n, d, n_threads):
+def test_relu_ffn_is_exact_on_small_integers_for_any_rows(dtype, seed, n, d, shares):
     rng = np.random.default_rng(seed)
     w_in, w_out, x = integers(rng, n, d), integers(rng, n, d), integers(rng, d)
     rows = np.flatnonzero(rng.random(n) < 0.5).astype(np.int32)
     b_in, b_out = integers(rng, n), integers(rng, d)
-    y = ffn(
-        w_in[:0].astype(dtype),
-        w_in.astype(dtype),
-        w_out.astype(dtype),
-        (NONE, b_in, b_out),
-        rows,
-        "relu",
-        x,
-        n_threads,
+    y, n_used = ffn(
+        None, w_in.astype(dtype), w_out.astype(dtype), (None, b_in, b_out), rows, "relu", x, shares=shares
     )
     a = np.maximum(w_in[rows] @ x + b_in[rows], 0)
     np.testing.assert_array_equal(y, a @ w_out[rows] + b_out)
+    assert n_used == np.count_nonzero(a)
 
 
 @pytest.mark.parametrize("activation", list(ops.ACTIVATIONS))
 @pytest.mark.parametrize("gated", [False, True])
-def test_ffn_agrees_with_numpy(activation, gated, rng):
+@pytest.mark.parametrize("threshold", [-1.0, 0.3])
+def test_ffn_agrees_with_numpy(activation, gated, threshold, rng):
     n, d = 200, 64
     w_gate, w_in, w_out = (rng.standard_normal((n, d)).astype(np.float32) for _ in range(3))
     biases = tuple(rng.standard_normal(k).astype(np.float32) for k in (n, n, d))
     x = rng.standard_normal(d).astype(np.float32) / 8
     rows = np.arange(0, n, 3, dtype=np.int32)
-    y = ffn(w_gate if gated else w_gate[:0], w_in, w_out, biases, rows, activation, x, 2)
+    y, n_used = ffn(w_gate if gated else None, w_in, w_out, biases, rows, activation, x, threshold, shares=2)
     act, wide = ops.ACTIVATIONS[activation], [w.astype(np.float64)[rows] for w in (w_gate, w_in, w_out)]
     up = wide[1] @ x + biases[1][rows]
-    a = act(wide[0] @ x + biases[0][rows]) * up if gated else act(up)
+    gate = act(wide[0] @ x + biases[0][rows]) if gated else act(up)
+    a = np.where(np.abs(gate) > threshold, gate * up if gated else gate, 0)
     bound = 50 * gamma(d) * (np.abs(a) + 1) @ np.abs(wide[2]) + gamma(n) * np.abs(biases[2])
     assert (np.abs(y - (a @ wide[2] + biases[2])) <= bound).all()
+    assert n_used == np.count_nonzero(a)
 
 
 @pytest.mark.parametrize("n_kv", [1, 2, 33])
 @pytest.mark.parametrize("n_heads, n_kv_heads", [(4, 4), (6, 2), (3, 1)])
-def test_attention_agrees_with_numpy(n_heads, n_kv_heads, n_kv, rng):
+@pytest.mark.parametrize("shares", [1, 2, 5])
+def test_attention_agrees_with_numpy_however_positions_are_shared_out(n_heads, n_kv_heads, n_kv, shares, rng):
     q = rng.standard_normal((n_heads, 16)).astype(np.float32)
-    k, v = (rng.standard_normal((n_kv_heads, 40, 16)).astype(np.float32) for _ in "kv")
-    z = np.full_like(q, np.nan)
-    cpu.attend(q, k, v, n_kv, np.empty((n_heads, 40), np.float32), z)
-    _, pattern = ops.attention_pattern(q[None], k[:, :n_kv])
-    np.testing.assert_allclose(z, ops.attend(pattern, v[:, :n_kv])[0], rtol=0, atol=2e-6)
+    k, v = (rng.standard_normal((n_kv_heads, n_kv, 16)).astype(np.float32) for _ in "kv")
+    _, pattern = ops.attention_pattern(q[None], k)
+    np.testing.assert_allclose(attend(q, k, v, shares), ops.attend(pattern, v)[0], rtol=0, atol=2e-6)
+
+
+def test_attention_does_not_overflow_on_large_scores(rng):
+    q = np.full((1, 4), 1e3, np.float32)
+    k, v = rng.standard_normal((2, 1, 9, 4)).astype(np.float32) * 100
+    _, pattern = ops.attention_pattern(q[None], k)
+    np.testing.assert_allclose(attend(q, k, v, 2), ops.attend(pattern, v)[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_survive(bad, rng):
     w, x = rng.standard_normal((40, 24)).astype(np.float32), rng.standard_normal(24).astype(np.float32)
     w[7, 5] = bad
-    y = np.empty(40, np.float32)
-    cpu.gemv(w, x, NONE, y)
     with np.errstate(invalid="ignore"):
         expected = w @ x
-    np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
-    np.testing.assert_array_equal(y[7], expected[7])
-    w_out = np.ones((40, 24), np.float32)
-    out = ffn(w[:0], w, w_out, (NONE, NONE, NONE), np.array([7], np.int32), "relu", x, 2)
-    np.testing.assert_array_equal(out, np.full(24, np.maximum(expected[7], 0)))
+    np.testing.assert_array_equal(np.isnan(matvec(w, x)), np.isnan(expected))
+    np.testing.assert_array_equal(matvec(w, x)[7], expected[7])
+    y, _ = ffn(None, w, np.ones_like(w), (None, None, None), np.array([7], np.int32), "relu", x)
+    np.testing.assert_array_equal(y, np.full(24, np.maximum(expected[7], 0)))
+
+
+@nb.njit(fastmath=FAST)
+def exponentials(x, y):
+    for i in range(x.size):
+        y[i] = machine.exp(x[i])
+
+
+def test_exp_is_as_exact_as_its_docstring_says():
+    x = np.linspace(-87, 87, 200_001).astype(np.float32)
+    y = np.empty_like(x)
+    exponentials(x, y)
+    assert (np.abs(y / np.exp(x.astype(np.float64)) - 1) <= (3 + 1.2 * np.abs(x)) * 2.0**-24).all()
+    ends = np.array([np.nan, np.inf, -np.inf, 0, 1e30, -1e30], np.float32)
+    y = np.empty_like(ends)
+    exponentials(ends, y)
+    assert np.isnan(y[0]) and y[1] == y[4] > 8e37 and 0 < y[2] == y[5] < 1.2e-38 and y[3] == 1
+
+
+@nb.njit(nogil=True)
+def add_in_turns(thread, n_threads, counter, log, n):
+    """Every thread writes its turn's number and checks that all have before anybody goes on."""
+    passed, missed = 0, 0
+    for turn in range(1, n + 1):
+        log[thread] = turn
+        passed = machine.barrier(counter, n_threads, passed)
+        for t in range(n_threads):
+            missed += log[t] != turn
+        passed = machine.barrier(counter, n_threads, passed)
+    return missed
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+def test_nobody_passes_a_barrier_before_all_have_come(n_threads):
+    counter, log, missed = np.zeros(1, np.int64), np.zeros(n_threads, np.int64), []
+    run = [
+        threading.Thread(target=lambda t=t: missed.append(add_in_turns(t, n_threads, counter, log, 200)))
+        for t in range(n_threads)
+    ]
+    for thread in run:
+        thread.start()
+    for thread in run:
+        thread.join()
+    assert missed == [0] * n_threads

@@ -16,15 +16,12 @@ BACKENDS = ("numpy", "cpu")
 
 
 class Decoder(Protocol):
-    """What generation sees of a backend.
+    """What generation sees of a backend."""
 
-    Attributes
-    ----------
-    n_used : (n_layers,) int64 array
-        Neurons whose output rows were read, added up over the steps since the last :meth:`use`.
-    """
-
-    n_used: np.ndarray
+    @property
+    def n_used(self) -> np.ndarray:  # (n_layers,) int64
+        """Neurons whose output rows were read, added up over the steps since the last :meth:`use`."""
+        ...
 
     def use(self, core: Choice | None) -> None:
         """Decode with this choice from the next step on; None is all neurons."""

@@ -1,132 +1,179 @@
-"""The Numba decoder: kernels over whole weight rows, small vectors in NumPy."""
+"""The Numba decoder: a token is one compiled call a thread."""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache as once
 from pathlib import Path
+from typing import Any
 
-import numba
 import numpy as np
 
 from minicore import ops
-from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_top
-from minicore.kernels import cpu as kernels
-from minicore.model import KVCache, Model, norm
+from minicore.core.rules import GATE, Choice, TokenRule
+from minicore.decode.reference import ReferenceDecoder
+from minicore.kernels import step as kernels
+from minicore.kernels.formats import stored
+from minicore.model import KVCache, Model
 
 Array = np.ndarray
-NONE = np.zeros(0, np.float32)
 
 
 class CpuDecoder:
-    """Decodes on the CPU, reading of each FFN the core neurons' rows alone."""
+    """Decodes on the CPU, reading of each FFN the core neurons' rows alone.
 
-    def __init__(self, model: Model, cache: KVCache, core: Choice | None) -> None:
+    Attributes
+    ----------
+    n_used : (n_layers,) int64 array
+        Output rows read since the last :meth:`use`.
+    compile_s : float
+        Seconds spent on getting machine code, from disk or from the compiler.
+    """
+
+    def __init__(
+        self, model: Model, cache: KVCache, core: Choice | None, n_threads: int | None = None
+    ) -> None:
         cfg = model.config
-        self.model, self.cache = model, cache
+        self.model, self.cache, self.n_threads = model, cache, n_threads or default_threads()
+        self.dims = kernels.Dims(
+            n_layers=cfg.n_layers,
+            d_model=cfg.d_model,
+            n_heads=cfg.n_heads,
+            n_kv_heads=cfg.n_kv_heads,
+            d_head=cfg.d_head,
+            n_vocab=cfg.n_vocab,
+            n_positions=cfg.n_ctx + cfg.position_offset,
+            position_offset=cfg.position_offset,
+            layer_norm=cfg.norm == "layernorm",
+            eps=cfg.norm_eps,
+            activation=kernels.ACTIVATION_CODES[cfg.activation],
+            gated=cfg.gated,
+        )
+        self.plan = self._plan()
+        self.like = stored(model.params["embed"][:0])
+        rope = cfg.positions == "rope"
+        self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
+        self.state = _state(self.dims, self.n_threads, cache.capacity)
         self.use(core)
-        self.blocks = [_bits(block) for block in model.blocks]
-        self.head = kernels.bits(model.head)
-        self.frequencies = ops.rope_frequencies(cfg) if cfg.positions == "rope" else NONE
-        self.code = kernels.ACTIVATION_CODES[cfg.activation]
-        # scratch, reused every step
-        self.q = np.empty((cfg.n_heads, cfg.d_head), np.float32)
-        self.k, self.v = (np.empty((cfg.n_kv_heads, cfg.d_head), np.float32) for _ in "kv")
-        self.z = np.empty_like(self.q)
-        self.scores = np.empty((cfg.n_heads, cache.capacity), np.float32)
-        self.out = np.empty(cfg.d_model, np.float32)
-        self.partial = np.empty((numba.get_num_threads(), cfg.d_model), np.float32)
         self.compile_s = self._compile()
 
     def use(self, core: Choice | None) -> None:
         """Decode with this choice from the next step on; None is all neurons."""
-        cfg = self.model.config
-        self.model.check_choice(core)
-        everything = np.arange(cfg.n_neurons, dtype=np.int32)
+        # the k largest are known once all are computed, so there is nothing to skip: that is the reference's
+        top = isinstance(core, TokenRule) and core.kind == "top"
+        self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
+        self.model.restrict(core)  # refuses another model's
         chosen = core.neurons if core else {}
-        self.rows = [chosen.get(i, everything) for i in range(cfg.n_layers)]
-        self.limits = [core.parameters(i) if isinstance(core, TokenRule) else {} for i in range(cfg.n_layers)]
-        self.n_used = np.zeros(cfg.n_layers, np.int64)
+        self.thresholds = np.full(self.dims.n_layers, -1, np.float32)
+        self.rows = dict.fromkeys(range(self.dims.n_layers)) | chosen
+        for layer, rows in self.rows.items():
+            n_rows = self.model.config.n_neurons if rows is None else len(rows)
+            self.plan[layer, kernels.ROWS : kernels.N_ROWS + 1] = _address(rows), n_rows
+            if isinstance(core, TokenRule):
+                self.thresholds[layer] = core.parameters(layer).get(GATE, -1)
+        self.state.n_used[:] = 0
+
+    @property
+    def n_used(self) -> Array:  # (n_layers,)
+        """Output rows read since the last :meth:`use`, added up over steps."""
+        if self.reference:
+            return self.reference.n_used
+        return self.state.n_used.sum(axis=0)
 
     def step(self, token_id: int) -> Array:  # -> (n_vocab,) float32
         """Read one token into the kv cache and return the logits after it."""
-        model, cfg, at = self.model, self.model.config, self.cache.length
-        x = ops.f32(model.params["embed"][token_id])
-        if cfg.positions == "learned":
-            x = x + ops.f32(model.params["pos_embed"][at + cfg.position_offset])
-        for layer, block in enumerate(self.blocks):
-            x = x + self._attention(layer, block, norm(cfg, x, block["ln1.w"], block.get("ln1.b")))
-            x = x + self._ffn(layer, block, norm(cfg, x, block["ln2.w"], block.get("ln2.b")))
+        if self.reference:
+            return self.reference.step(token_id)
+        self._run(token_id)
         self.cache.length += 1
-        logits = np.empty(cfg.n_vocab, np.float32)
-        kernels.gemv(
-            self.head, norm(cfg, x, model.params["ln_f.w"], model.params.get("ln_f.b")), NONE, logits
-        )
-        return logits
+        return self.state.logits.copy()
 
-    def _attention(self, layer: int, p: dict[str, Array], x: Array) -> Array:  # (d_model,) -> (d_model,)
-        for name, y in (("q", self.q), ("k", self.k), ("v", self.v)):
-            kernels.gemv(p[f"attn.w_{name}"], x, p.get(f"attn.b_{name}", NONE), y.reshape(-1))
-        q, k = self.q[None], self.k[None]
-        if len(self.frequencies):
-            position = np.array([self.cache.length])
-            q, k = ops.rope(q, position, self.frequencies), ops.rope(k, position, self.frequencies)
-        self.cache.append(layer, k, self.v[None])
-        keys, values = self.cache.k[layer], self.cache.v[layer]
-        kernels.attend(q[0], keys, values, self.cache.length + 1, self.scores, self.z)
-        kernels.gemv(p["attn.w_o"], self.z.reshape(-1), p.get("attn.b_o", NONE), self.out)
-        return self.out
-
-    def _ffn(self, layer: int, p: dict[str, Array], x: Array) -> Array:  # (d_model,) -> (d_model,)
-        rows, limits = self.rows[layer], self.limits[layer]
-        if TOP in limits:
-            return self._ffn_top(layer, x, int(limits[TOP]))
-        threshold = np.float32(limits.get(GATE, -1))
-        w_in, w_out, w_gate = p["mlp.w_in"], p["mlp.w_out"], p.get("mlp.w_gate", p["mlp.w_in"][:0])
-        biases = [p.get(f"mlp.b_{b}", NONE) for b in ("gate", "in", "out")]
-        self.n_used[layer] += kernels.ffn(
-            w_gate, w_in, w_out, *biases, rows, self.code, threshold, x, self.partial, self.out
+    def _run(self, token_id: int) -> None:
+        shared: tuple[Any, ...] = (
+            *(self.n_threads, self.like, self.dims, self.plan, self.thresholds, token_id, self.cache.length),
+            *(self.frequencies, self.cache.k, self.cache.v, self.state),
         )
-        return self.out
+        self.state.counter[0] = 0
+        others = [_team(self.n_threads).submit(kernels.step, t, *shared) for t in range(1, self.n_threads)]
+        kernels.step(0, *shared)
+        for other in others:
+            other.result()
 
-    def _ffn_top(self, layer: int, x: Array, k: int) -> Array:  # (d_model,) -> (d_model,)
-        """Compute every activation, keep the k largest, and read the output rows of these alone."""
-        p, raw, act = (
-            self.blocks[layer],
-            self.model.blocks[layer],
-            ops.ACTIVATIONS[self.model.config.activation],
-        )
-        a = np.empty((1, self.model.config.n_neurons), np.float32)
-        kernels.gemv(p["mlp.w_in"], x, p.get("mlp.b_in", NONE), a[0])
-        if "mlp.w_gate" in p:
-            gate = np.empty_like(a)
-            kernels.gemv(p["mlp.w_gate"], x, p.get("mlp.b_gate", NONE), gate[0])
-            a *= act(gate)
-        else:
-            a = act(a)
-        rows = self.rows[layer]
-        a = keep_top(a[:, rows], k)[0]
-        rows, a = rows[a != 0], a[a != 0]
-        self.n_used[layer] += len(rows)
-        return a @ ops.f32(raw["mlp.w_out"][rows]) + raw.get("mlp.b_out", np.float32(0))
+    def _plan(self) -> Array:  # -> (n_layers + 1, n_columns) int64
+        """Return where everything lies: a row a layer, and a last row for embedding, last norm and head."""
+        plan = np.zeros((self.dims.n_layers + 1, len(kernels.COLUMNS)), np.int64)
+        for layer, block in enumerate(self.model.blocks):
+            plan[layer, : kernels.ROWS] = [
+                _address(block.get(name)) for name in kernels.COLUMNS[: kernels.ROWS]
+            ]
+            plan[layer, kernels.N_STORED] = len(block["mlp.w_in"])
+        params = self.model.params
+        rest = (*(params.get(name) for name in ("embed", "pos_embed", "ln_f.w", "ln_f.b")), self.model.head)
+        plan[-1, : len(rest)] = [_address(w) for w in rest]
+        return plan
 
     def _compile(self) -> float:
-        """Run every kernel once, outside anybody's timing, and return the seconds that took."""
-        began, length = time.perf_counter(), self.cache.length
-        if length < self.cache.capacity:
-            self.step(0)
-            self.cache.length = length  # what it wrote there is overwritten by the next step
-            self.n_used[:] = 0
+        """Run one step outside anybody's timing, and return the seconds that took."""
+        began = time.perf_counter()
+        if self.cache.length < self.cache.capacity:
+            self._run(0)  # what it writes to the cache the next step overwrites
+            self.state.n_used[:] = 0
         return time.perf_counter() - began
 
 
-def _bits(block: dict[str, Array]) -> dict[str, Array]:
-    return {name: kernels.bits(w) for name, w in block.items()}
+def _address(w: Array | None) -> int:
+    """Return where an array lies, 0 for none; its owner must outlive the plan."""
+    if w is None or not w.size:
+        return 0
+    assert w.flags.c_contiguous, "kernels read whole rows"
+    return int(w.ctypes.data)
+
+
+def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
+    """Return a decoder's buffers."""
+    d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
+    group, share = dims.n_heads // dims.n_kv_heads, -(-capacity // n_threads)
+
+    def buffer(*shape: int, dtype: type = np.float32) -> Array:
+        return np.zeros(shape, dtype)
+
+    line = 16  # floats in a cache line: threads do not write to one another's
+    return kernels.State(
+        x=buffer(n_threads, d),
+        normed=buffer(n_threads, max(d, n_q)),
+        q=buffer(n_threads, n_q),
+        z=buffer(n_threads, n_q),
+        block=buffer(n_threads, 2, kernels.BLOCK),
+        chosen=buffer(n_threads, kernels.BLOCK, dtype=np.int32),
+        scores=buffer(n_threads, group, share + 1),
+        rotation=buffer(n_threads, 2, max(dims.d_head // 2, line)),
+        part=buffer(n_threads, d + line),
+        qkv=buffer(n_q + 2 * n_kv),
+        mixed=buffer(n_threads, n_q),
+        top=buffer(n_threads, dims.n_heads + line),
+        mass=buffer(n_threads, dims.n_heads + line),
+        out=buffer(d),
+        logits=buffer(dims.n_vocab),
+        n_used=buffer(n_threads, dims.n_layers, dtype=np.int64),
+        counter=buffer(line, dtype=np.int64),
+    )
+
+
+def default_threads() -> int:
+    """Return how many threads decode: as many as Numba's NUMBA_NUM_THREADS says, by default one a core."""
+    import numba
+
+    return int(numba.config.NUMBA_NUM_THREADS)
+
+
+@once
+def _team(n_threads: int) -> ThreadPoolExecutor:
+    """Return the threads besides the caller's; they sleep between steps."""
+    return ThreadPoolExecutor(n_threads - 1, thread_name_prefix="minicore")
 
 
 def kernels_cached() -> bool:
-    """Say whether the kernels' machine code is on disk already, so that nothing need be compiled."""
-    for kernel in (kernels.gemv, kernels.ffn, kernels.attend):
-        folder = Path(kernel.stats.cache_path)
-        if not any(folder.glob(f"cpu.{kernel.__name__}-*.nbc")):
-            return False
-    return True
+    """Say whether the step's machine code is on disk already, so that nothing need be compiled."""
+    folder = Path(kernels.step.stats.cache_path)
+    return any(folder.glob(f"step.{kernels.step.__name__}-*.nbc"))

@@ -1,0 +1,121 @@
+"""What Numba has no word for: memory at an address, a barrier between threads, a bit-exact exponential.
+
+A decode step is one compiled call a thread, so the threads meet inside it. They are threads of ours
+(one nogil call each), not a parallel region per matrix: a region costs microseconds, the barrier below
+less than one, and there are about a hundred of them in a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import types
+from numba.extending import intrinsic
+
+SPINS = 4000  # looks at the counter, some 10 microseconds, before a waiting thread offers its core to others
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any, like: Any) -> Any:
+    """Return the address as a pointer to elements of the array ``like``'s dtype."""
+    kind = types.CPointer(like.dtype)  # type: ignore[attr-defined]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.int64, like), codegen
+
+
+@nb.njit(inline="always")
+def view1(address, n, like):  # type: ignore[no-untyped-def]  # int64, int -> (n,)
+    """Return the n elements at an address as an array."""
+    return nb.carray(pointer(address, like), (n,))
+
+
+@nb.njit(inline="always")
+def view2(address, m, n, like):  # type: ignore[no-untyped-def]  # int64, int, int -> (m, n)
+    """Return the m x n elements at an address as a matrix."""
+    return nb.carray(pointer(address, like), (m, n))
+
+
+@intrinsic
+def _arrive(typingctx: Any, counter: Any) -> Any:
+    """Add one to the first element of an int64 array, seen by all threads at once; return the old value."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "seq_cst")
+
+    return types.int64(counter), codegen
+
+
+@intrinsic
+def _look(typingctx: Any, counter: Any) -> Any:
+    """Read the first element of an int64 array as other threads have left it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load_atomic(data, "seq_cst", 8)
+
+    return types.int64(counter), codegen
+
+
+@intrinsic
+def _give_way(typingctx: Any) -> Any:
+    """Let the operating system run another thread on this core (POSIX sched_yield)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = "sched_yield"
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(ir.IntType(32), []), name)
+        builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@nb.njit
+def barrier(counter, n_threads, passed):  # type: ignore[no-untyped-def]  # (>= 1,) int64, int, int -> int
+    """Wait until every thread has come here as often as this one; return how often that is.
+
+    ``counter`` starts at 0 and only grows, so the barrier needs no reset and no second phase.
+    """
+    passed += 1
+    if n_threads > 1:
+        _arrive(counter)
+        spins = 0
+        while _look(counter) < passed * n_threads:
+            spins += 1
+            if spins > SPINS:
+                _give_way()
+    return passed
+
+
+@nb.njit
+def exp(x):  # type: ignore[no-untyped-def]  # float32 -> float32
+    """Return e to the x in a form that loops can vectorise, to a relative (3 + 1.2 |x|) * 2**-24.
+
+    x is first held within what float32 can say (2 to the -126 ... 126); NaN stays NaN. The power of two
+    comes from adding 1.5 * 2**23, which rounds to an integer; that must not be reassociated, so this
+    function is compiled without fastmath.
+    """
+    t = x * np.float32(1.4426950408889634)
+    if t > np.float32(126):
+        t = np.float32(126)
+    if t < np.float32(-126):
+        t = np.float32(-126)
+    shifted = t + np.float32(12582912)
+    r = t - (shifted - np.float32(12582912))  # in [-0.5, 0.5]
+    p = np.float32(1.535336188319500e-4)  # 2**r: Taylor's terms of e to the (r ln 2) up to the seventh
+    p = p * r + np.float32(1.339887440266574e-3)
+    p = p * r + np.float32(9.618437357674640e-3)
+    p = p * r + np.float32(5.550332471162809e-2)
+    p = p * r + np.float32(2.402264791363012e-1)
+    p = p * r + np.float32(6.931472028550421e-1)
+    p = p * r + np.float32(1)
+    power = np.int32(np.float32(shifted).view(np.int32) << np.int32(23))
+    return np.int32(np.float32(p).view(np.int32) + power).view(np.float32)

@@ -1,0 +1,358 @@
+"""One token through the whole model: a decode step as one compiled call a thread.
+
+Threads share a token's work phase by phase and meet at a barrier between phases, four times a layer:
+
+    sum the last FFN's parts, norm, rows of q k v | attend over my positions | rows of w_o
+    | add, norm, my neurons of the FFN into my part | ...
+
+Each thread keeps its own copy of the residual stream, so that adding and norms need no barrier. Threads
+take equal shares of rows, so equal shares of bytes. Weights are found through ``plan``, a table of
+addresses, so that rows can lie anywhere: in the loaded arrays, compacted, or in a mapped file.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba as nb
+import numpy as np
+
+from minicore.kernels import FAST
+from minicore.kernels.formats import axpy4, dot, prepare, widen_row
+from minicore.kernels.machine import barrier, exp, view1
+
+RELU, SILU, GELU_TANH = range(3)
+ACTIVATION_CODES = {"relu": RELU, "silu": SILU, "gelu_tanh": GELU_TANH}
+BLOCK = 32  # neurons whose activations are computed together, so that the exponentials vectorise
+
+# columns of the plan: addresses, 0 for what a model does not have, and the neurons' rows with their number
+COLUMNS = (
+    *("ln1.w", "ln1.b", "attn.w_q", "attn.w_k", "attn.w_v", "attn.w_o"),
+    *("attn.b_q", "attn.b_k", "attn.b_v", "attn.b_o", "ln2.w", "ln2.b"),
+    *("mlp.w_gate", "mlp.w_in", "mlp.w_out", "mlp.b_gate", "mlp.b_in", "mlp.b_out"),
+    *("rows", "n_rows", "n_stored"),
+)
+LN1_W, LN1_B, W_Q, W_K, W_V, W_O, B_Q, B_K, B_V, B_O, LN2_W, LN2_B = range(12)
+W_GATE, W_IN, W_OUT, B_GATE, B_IN, B_OUT, ROWS, N_ROWS, N_STORED = range(12, 21)
+# the plan's last row is the rest of the model
+EMBED, POS_EMBED, LN_F_W, LN_F_B, HEAD = range(5)
+
+
+class Dims(NamedTuple):
+    """What of a ModelConfig the kernels read."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    n_vocab: int
+    n_positions: int
+    position_offset: int
+    layer_norm: bool
+    eps: float
+    activation: int
+    gated: bool
+
+
+class State(NamedTuple):
+    """Buffers of a decoder, made once: a step allocates nothing.
+
+    Most have a row a thread: ``part`` holds each thread's sum of the FFN, ``mixed``, ``top`` and ``mass`` its
+    attention over its positions, ``n_used`` (n_threads, n_layers) the output rows it has read.
+    """
+
+    x: np.ndarray
+    normed: np.ndarray
+    q: np.ndarray
+    z: np.ndarray
+    block: np.ndarray
+    chosen: np.ndarray
+    scores: np.ndarray
+    rotation: np.ndarray
+    part: np.ndarray
+    qkv: np.ndarray
+    mixed: np.ndarray
+    top: np.ndarray
+    mass: np.ndarray
+    out: np.ndarray
+    logits: np.ndarray
+    n_used: np.ndarray
+    counter: np.ndarray
+
+
+@nb.njit(fastmath=FAST)
+def normalise(x, w_address, b_address, dims, out):  # type: ignore[no-untyped-def]  # (d,), ... -> out (d,)
+    """Write the norm of x to out."""
+    w = view1(w_address, x.size, x)
+    mean = np.float32(0)
+    if dims.layer_norm:
+        for j in range(x.size):
+            mean += x[j]
+        mean /= np.float32(x.size)
+    square = np.float32(0)
+    for j in range(x.size):
+        square += (x[j] - mean) * (x[j] - mean)
+    scale = np.float32(1) / np.float32(math.sqrt(square / np.float32(x.size) + np.float32(dims.eps)))
+    for j in range(x.size):
+        out[j] = (x[j] - mean) * scale * w[j]
+    if b_address:
+        b = view1(b_address, x.size, x)
+        for j in range(x.size):
+            out[j] += b[j]
+
+
+@nb.njit(fastmath=FAST)
+def activate(x, code):  # type: ignore[no-untyped-def]  # (n,), int -> in place
+    """Replace x by its activation; NaN stays NaN."""
+    if code == RELU:
+        for i in range(x.size):
+            x[i] = x[i] if not x[i] <= 0 else np.float32(0)
+    elif code == SILU:
+        for i in range(x.size):
+            x[i] = x[i] / (np.float32(1) + exp(-x[i]))
+    else:  # tanh-GELU is x times the logistic function of twice its inner polynomial
+        for i in range(x.size):
+            inner = np.float32(1.5957691216057308) * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i])
+            x[i] = x[i] / (np.float32(1) + exp(-inner))
+
+
+@nb.njit(fastmath=FAST)
+def matvec(like, w, b, m, d, first, last, x, y):  # type: ignore[no-untyped-def]
+    """Write rows [first, last) of ``w @ x + b`` to y; w is m x d at an address, b an address or 0."""
+    for i in range(first, last):
+        y[i] = dot(like, w, m, d, i, x)
+    if b:
+        bias = view1(b, m, y)
+        for i in range(first, last):
+            y[i] += bias[i]
+
+
+@nb.njit(fastmath=FAST)
+def rotate(x, rotation):  # type: ignore[no-untyped-def]  # (d_head,), (2, d_head // 2) -> in place
+    """Rotate one head by the position's cosines and sines."""
+    half = x.size // 2
+    for j in range(half):
+        first, second = x[j], x[j + half]
+        x[j] = first * rotation[0, j] - second * rotation[1, j]
+        x[j + half] = second * rotation[0, j] + first * rotation[1, j]
+
+
+@nb.njit(fastmath=FAST)
+def attend(thread, q, keys, values, first, last, dims, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
+    """Attend over positions [first, last): each head's unnormalised mixture, largest score and mass.
+
+    A key is read once for all query heads that share it. Other threads have the other positions; the
+    shares are put together by :func:`gather`.
+    """
+    d, group = dims.d_head, dims.n_heads // dims.n_kv_heads
+    mixed[:] = np.float32(0)
+    for h in range(dims.n_heads):
+        top[h], mass[h] = np.float32(-np.inf), np.float32(0)
+    if last <= first:
+        return
+    for kv in range(dims.n_kv_heads):
+        for p in range(first, last):
+            k = keys[kv, p]
+            for g in range(group):
+                total = np.float32(0)
+                for j in range(d):
+                    total += k[j] * q[(kv * group + g) * d + j]
+                scores[g, p - first] = total
+        for g in range(group):
+            s = scores[g, : last - first]
+            largest = s[0]
+            for p in range(s.size):
+                largest = largest if not s[p] > largest else s[p]
+            weight = np.float32(0)
+            for p in range(s.size):
+                s[p] = exp(s[p] - largest)
+                weight += s[p]
+            top[kv * group + g], mass[kv * group + g] = largest, weight
+        for p in range(first, last):
+            v = values[kv, p]
+            for g in range(group):
+                weight = scores[g, p - first]
+                for j in range(d):
+                    mixed[(kv * group + g) * d + j] += weight * v[j]
+
+
+@nb.njit(fastmath=FAST)
+def gather(n_threads, dims, mixed, top, mass, z):  # type: ignore[no-untyped-def]
+    """Put the threads' shares of attention together: softmax over all positions."""
+    d = dims.d_head
+    for h in range(dims.n_heads):
+        largest = top[0, h]
+        for t in range(1, n_threads):
+            largest = largest if not top[t, h] > largest else top[t, h]
+        total = np.float32(0)
+        for t in range(n_threads):
+            total += mass[t, h] * np.float32(math.exp(top[t, h] - largest))
+        for j in range(h * d, (h + 1) * d):
+            z[j] = np.float32(0)
+        for t in range(n_threads):
+            scale = np.float32(math.exp(top[t, h] - largest)) / total
+            for j in range(h * d, (h + 1) * d):
+                z[j] += scale * mixed[t, j]
+
+
+@nb.njit(fastmath=FAST)
+def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ignore[no-untyped-def]
+    """Add to y what neurons [first, last) of the layer's list contribute; return the output rows read.
+
+    A block at a time: gates (in families without, activations) from their rows, up rows for the gates that
+    are larger in magnitude than the threshold, output rows for the activations that are not zero. A negative
+    threshold leaves out none. Nothing of width n_neurons is stored.
+    """
+    d, m, n_used = dims.d_model, p[N_STORED], 0
+    rows, a, up = view1(p[ROWS], p[N_ROWS], chosen), block[0], block[1]
+    w, b = (p[W_GATE], p[B_GATE]) if dims.gated else (p[W_IN], p[B_IN])
+    for start in range(first, last, BLOCK):
+        n = min(BLOCK, last - start)
+        for r in range(n):
+            chosen[r] = rows[start + r] if p[ROWS] else start + r
+        _activations(like, w, b, m, d, n, chosen, x, a)
+        activate(a[:n], dims.activation)
+        if dims.gated:
+            n = _compress(threshold, n, chosen, a)
+            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up)
+            for r in range(n):
+                a[r] *= up[r]
+            threshold_left = np.float32(0)
+        else:
+            threshold_left = max(threshold, np.float32(0))
+        n = _compress(
+            threshold_left, n, chosen, a
+        )  # a neuron that is zero adds nothing: its row stays unread
+        n_used += n
+        for r in range(n, n + -n % 4):  # four rows at a time: y is passed over a quarter as often
+            chosen[r], a[r] = chosen[n - 1], np.float32(0)
+        for r in range(0, n, 4):
+            axpy4(like, p[W_OUT], m, d, chosen[r : r + 4], a[r : r + 4], y)
+    return n_used
+
+
+@nb.njit(fastmath=FAST)
+def _activations(like, w, b, m, d, n, chosen, x, a):  # type: ignore[no-untyped-def]
+    """Write rows chosen[:n] of ``w @ x + b`` to a[:n]."""
+    for r in range(n):
+        a[r] = dot(like, w, m, d, chosen[r], x)
+    if b:
+        bias = view1(b, m, a)
+        for r in range(n):
+            a[r] += bias[chosen[r]]
+
+
+@nb.njit
+def _compress(threshold, n, chosen, a):  # type: ignore[no-untyped-def]
+    """Move the entries with |a| above the threshold, or NaN, to the front; return how many they are."""
+    kept = 0
+    for r in range(n):
+        if not abs(a[r]) <= threshold:
+            chosen[kept], a[kept] = chosen[r], a[r]
+            kept += 1
+    return kept
+
+
+@nb.njit(nogil=True, cache=True, fastmath=FAST)
+def step(thread, n_threads, like, dims, plan, thresholds, token, position, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
+    """Read one token at a position: extend keys and values, leave the logits in ``s.logits``.
+
+    Parameters
+    ----------
+    thread, n_threads : int
+        Which share of the work this call does; all shares must run at once.
+    like : array
+        Its dtype names the weights' format.
+    dims : Dims
+    plan : (n_layers + 1, len(COLUMNS)) int64
+    thresholds : (n_layers,) float32
+        Gates of smaller magnitude are left out; negative for none.
+    token, position : int
+    frequencies : (d_head // 2,) float32, or (0,) where positions are learned
+    keys, values : (n_layers, n_kv_heads, capacity, d_head) float32
+    s : State
+    """
+    d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
+    x, normed, z, rest = s.x[thread], s.normed[thread], s.z[thread], plan[dims.n_layers]
+    passed = 0
+    widen_row(like, rest[EMBED], dims.n_vocab, d, token, x)
+    if rest[POS_EMBED]:
+        widen_row(like, rest[POS_EMBED], dims.n_positions, d, position + dims.position_offset, normed)
+        for j in range(d):
+            x[j] += normed[j]
+    rotation = s.rotation[thread]
+    for j in range(frequencies.size):
+        angle = np.float32(position) * frequencies[j]
+        rotation[0, j], rotation[1, j] = math.cos(angle), math.sin(angle)
+    for layer in range(dims.n_layers):
+        p = plan[layer]
+        normalise(x, p[LN1_W], p[LN1_B], dims, normed)
+        prepare(like, d, normed)
+        for part in range(3):
+            m = n_q if part == 0 else n_kv
+            at = 0 if part == 0 else n_q + (part - 1) * n_kv
+            rows = thread * m // n_threads, (thread + 1) * m // n_threads
+            matvec(like, p[W_Q + part], p[B_Q + part], m, d, rows[0], rows[1], normed, s.qkv[at : at + m])
+        passed = barrier(s.counter, n_threads, passed)
+        _attention(thread, n_threads, dims, position, frequencies, keys[layer], values[layer], s)
+        passed = barrier(s.counter, n_threads, passed)
+        gather(n_threads, dims, s.mixed, s.top, s.mass, z)
+        prepare(like, n_q, z)
+        rows = thread * d // n_threads, (thread + 1) * d // n_threads
+        matvec(like, p[W_O], p[B_O], d, n_q, rows[0], rows[1], z, s.out)
+        passed = barrier(s.counter, n_threads, passed)
+        for j in range(d):
+            x[j] += s.out[j]
+        normalise(x, p[LN2_W], p[LN2_B], dims, normed)
+        prepare(like, d, normed)
+        mine = s.part[thread]
+        mine[:d] = np.float32(0)
+        rows = thread * p[N_ROWS] // n_threads, (thread + 1) * p[N_ROWS] // n_threads
+        s.n_used[thread, layer] += ffn(
+            like,
+            p,
+            rows[0],
+            rows[1],
+            thresholds[layer],
+            dims,
+            normed,
+            s.chosen[thread],
+            s.block[thread],
+            mine[:d],
+        )
+        passed = barrier(s.counter, n_threads, passed)
+        for t in range(n_threads):
+            for j in range(d):
+                x[j] += s.part[t, j]
+        if p[B_OUT]:
+            bias = view1(p[B_OUT], d, x)
+            for j in range(d):
+                x[j] += bias[j]
+    normalise(x, rest[LN_F_W], rest[LN_F_B], dims, normed)
+    prepare(like, d, normed)
+    rows = thread * dims.n_vocab // n_threads, (thread + 1) * dims.n_vocab // n_threads
+    matvec(like, rest[HEAD], 0, dims.n_vocab, d, rows[0], rows[1], normed, s.logits)
+    barrier(s.counter, n_threads, passed)
+
+
+@nb.njit(fastmath=FAST)
+def _attention(thread, n_threads, dims, position, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
+    """Rotate the queries and attend over this thread's positions; the last thread writes the new one."""
+    d, n_q, n_kv = dims.d_head, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
+    q, scale = s.q[thread], np.float32(1 / math.sqrt(dims.d_head))
+    for j in range(n_q):
+        q[j] = s.qkv[j] * scale
+    if frequencies.size:
+        for h in range(dims.n_heads):
+            rotate(q[h * d : (h + 1) * d], s.rotation[thread])
+    n = position + 1
+    if thread == n_threads - 1:
+        for h in range(dims.n_kv_heads):
+            keys[h, position] = s.qkv[n_q + h * d : n_q + (h + 1) * d]
+            values[h, position] = s.qkv[n_q + n_kv + h * d : n_q + n_kv + (h + 1) * d]
+            if frequencies.size:
+                rotate(keys[h, position], s.rotation[thread])
+    attend(thread, q, keys, values, thread * n // n_threads, (thread + 1) * n // n_threads, dims,
+           s.scores[thread], s.mixed[thread], s.top[thread], s.mass[thread])  # fmt: skip
