@@ -113,6 +113,33 @@ def pull(args: argparse.Namespace) -> int:
     return 0
 
 
+def eval_quality(args: argparse.Namespace) -> int:
+    from minicore.experiments import quality
+
+    report_ = quality.evaluate(
+        load(args),
+        args.texts,
+        args.predictors,
+        args.betas,
+        budget=args.budget,
+        n_passages=args.passages,
+        n_generated=args.generate,
+        out=args.output,
+        progress=True,
+        prompt_tokens=args.prompt_tokens,
+        continuation_tokens=args.continuation_tokens,
+        alpha=args.alpha,
+        layers=args.layers,
+        fit_passages=args.fit_passages,
+        seed=args.seed,
+    )
+    if args.json:
+        print_json(report_)
+    else:
+        print("\n".join(report.quality(report_)))
+    return 0
+
+
 def info(args: argparse.Namespace) -> int:
     if args.model is None:
         return list_models(args)
@@ -216,6 +243,93 @@ def info_options(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def listed_betas(text: str) -> list[float | str]:
+    """Return numbers as numbers; the library tells what a text means, or that it means nothing."""
+    betas: list[float | str] = []
+    for part in listed(text):
+        try:
+            betas.append(float(part))
+        except ValueError:
+            betas.append(part)
+    return betas
+
+
+def eval_quality_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("texts", metavar="TEXTS", nargs="+", help="plain text files, or JSON lines (.jsonl)")
+    model_options(parser)
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--predictors",
+        metavar="P,Q",
+        type=listed,
+        default=["dense", "stability", "griffin"],
+        help="ways of choosing; griffin@continuation takes the set from the continuation itself, "
+        "griffin@others from texts that are not measured (default: dense,stability,griffin)",
+    )
+    what.add_argument(
+        "--betas",
+        metavar="B,C",
+        type=listed_betas,
+        default=[0.2, 0.4, 0.6],
+        help="fractions of a layer's neurons kept; 0.2:0.6 rises over the layers (default: .2,.4,.6)",
+    )
+    what.add_argument(
+        "--budget", default="uniform", help="how beta is spent over the layers: uniform or share"
+    )
+    what.add_argument(
+        "--alpha",
+        metavar="A",
+        type=float,
+        default=0.4,
+        help="fraction of a token's active neurons kept (default: 0.4)",
+    )
+    what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
+    what.add_argument(
+        "--generate",
+        metavar="N",
+        type=int,
+        default=0,
+        help="also count how many of N greedy tokens come before the first that dense has not",
+    )
+    on = parser.add_argument_group("on what")
+    on.add_argument("--prompt-tokens", metavar="N", type=int, default=256, help="read densely (default: 256)")
+    on.add_argument(
+        "--continuation-tokens",
+        metavar="N",
+        type=int,
+        default=256,
+        help="read with the set and scored (default: 256)",
+    )
+    on.add_argument(
+        "--passages", metavar="N", type=int, default=40, help="drawn from the texts (default: 40)"
+    )
+    on.add_argument(
+        "--fit-passages",
+        metavar="N",
+        type=int,
+        default=16,
+        help="further ones that hot sets are fitted on (default: 16)",
+    )
+    on.add_argument(
+        "--seed",
+        metavar="S",
+        type=int,
+        default=0,
+        help="of the draw, of random sets and of the bootstrap (default: 0)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write the report as JSON; rows are kept beside it, so that a stopped run goes on",
+    )
+    json_option(parser)
+
+
 class Command(NamedTuple):
     """A row of the table: what it is for, its options, what runs, and examples for its --help."""
 
@@ -266,7 +380,18 @@ COMMANDS = {
         minicore info path/to/model.gguf --dtype bfloat16 --json
         """,
     ),
+    "eval quality": Command(
+        "what core sets cost: perplexity, KL and agreement with dense on texts",
+        eval_quality_options,
+        eval_quality,
+        """
+        minicore eval quality book.txt
+        minicore eval quality book.txt --predictors stability,griffin,random --betas .2,.4,.6 -o quality.json
+        minicore eval quality a.jsonl b.jsonl --predictors griffin,griffin@continuation --betas 0.2:0.6 --json
+        """,
+    ),
 }
+GROUPS = {"eval": "measure what core neurons do to a model"}  # of the commands of two words
 
 
 class Parser(argparse.ArgumentParser):
@@ -290,9 +415,14 @@ def make_parser() -> Parser:
     parser = Parser(prog="minicore", description="Transformer inference with a sentence's core neurons.")
     parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    groups = {
+        name: commands.add_parser(name, help=help).add_subparsers(metavar="COMMAND", required=True)
+        for name, help in GROUPS.items()
+    }
     for name, command in COMMANDS.items():
-        sub = commands.add_parser(
-            name,
+        group, _, short = name.rpartition(" ")
+        sub = (groups[group] if group else commands).add_parser(
+            short,
             help=command.help,
             description=command.help[0].upper() + command.help[1:] + ".",
             epilog="examples:\n" + textwrap.indent(textwrap.dedent(command.examples).strip(), "  "),

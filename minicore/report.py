@@ -89,6 +89,52 @@ def wrap(text: str, width: int) -> list[str]:
     return [row for line in text.expandtabs(4).splitlines() for row in textwrap.wrap(line, width) or [""]]
 
 
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table's lines: the first column to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:{'>' if i else '<'}{width}}"
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (head, *rows)
+    ]
+
+
+def quality(study: dict[str, Any]) -> list[str]:
+    """Return the lines that `eval quality` prints: a row a setting, means and 95% intervals."""
+    head = ["predictor", "beta", "kept", "FFN read", "perplexity", "ratio to dense", "KL", "top-1", "recall"]
+    generated = any(row["common_prefix"] for row in study["settings"])
+    rows = []
+    for row in study["settings"]:
+        ratio, low, high = row["ratio"]
+        cells = [
+            row["predictor"] + ("" if row["budget"] == "uniform" else f" ({row['budget']})"),
+            "-" if row["predictor"] == "dense" else f"{row['beta']}",
+            f"{row['kept'][0]:.1%}",
+            size(row["ffn_bytes"][0]),
+            number(row["perplexity"][0]),
+            f"{number(ratio)} [{number(low)}, {number(high)}]",
+            number(row["kl"][0]),
+            f"{row['agreement'][0]:.1%}",
+            f"{row['recall'][0]:.1%}" if row["recall"] else "-",
+        ]
+        rows.append(cells + [f"{row['common_prefix'][0]:.1f}" if row["common_prefix"] else "-"] * generated)
+    said = study["conditions"]
+    return [
+        *columns(head + ["same tokens"] * generated, rows),
+        f"{study['n_passages']} passages of {', '.join(study['texts'])}: a prompt of {said['prompt_tokens']} "
+        f"tokens, the next {said['continuation_tokens']} scored; {said['model']}, {said['dtype']}; "
+        "95% bootstrap intervals over passages",
+    ]
+
+
+def number(x: float) -> str:
+    """Return a figure with three digits that count: 0.012, 1.41, 33.3, 146271."""
+    digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3
+    return f"{x:.{digits}f}"
+
+
 def about(checkpoint: Checkpoint, dtype: str) -> list[str]:
     """Return the lines that say what a checkpoint is and how many bytes its parts take."""
     config, parts = checkpoint.config, bytes_by_part(checkpoint.params)

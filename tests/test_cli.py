@@ -344,7 +344,7 @@ def test_info_without_a_model_lists_names(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_shows_examples_that_parse(capsys, command):
     with pytest.raises(SystemExit, match="0"):
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     help_text = capsys.readouterr().out
     examples = [line.strip() for line in help_text.split("examples:\n")[1].splitlines()]
     assert examples and all("minicore " in line for line in examples)

@@ -1,0 +1,1 @@
+"""The paper's measurements, each a module: data in, numbers out."""

@@ -1,0 +1,596 @@
+"""What a core set costs: a text's continuation read with the prompt's set fixed, beside dense.
+
+Every passage is prompt + 1 + continuation tokens long. The prompt is read once, densely, and every
+predictor's statistics are recorded on the way; the continuation's tokens are then read in one forward
+pass per setting, on the prompt's kv cache, and each one's prediction of its successor is scored. (The
+first token after the prompt is prefill's own and dense under every setting, so it is not scored.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicore import ops
+from minicore.core.neurons import CoreSet, check_fraction, parse_layers
+from minicore.core.predictors import BUDGETS, Recorder, find_predictor, layer_betas
+from minicore.core.rules import Choice, TokenRule
+from minicore.errors import InputError, unknown
+from minicore.experiments.statistics import bootstrap
+from minicore.experiments.texts import Passage, passages
+from minicore.files import atomic_write
+from minicore.model import PER_NEURON, KVCache, Model, Tap, forward, prefill
+from minicore.prediction import make_recorder, recorder_tap
+
+Array = np.ndarray
+Row = dict[str, Any]
+
+SOURCES = ("prompt", "continuation", "all", "others")
+TOKEN_TOP = "token-top"  # each token keeps its own largest |a|: no set at all, and the bound of every set
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way of choosing and how much it keeps.
+
+    Attributes
+    ----------
+    predictor : str
+        A name of the table of predictors, or ``token-top``; ``name@source`` makes the same choice from
+        other tokens than the prompt's: the ``continuation`` itself, ``all`` of the passage, or
+        ``others``, texts that are not measured (a static hot set).
+    beta : float or str
+        Fraction of a layer's neurons kept, or a range over the layers such as ``"0.2:0.6"``.
+    budget : str
+        How beta is spent over the layers.
+    """
+
+    predictor: str
+    beta: float | str
+    budget: str = "uniform"
+
+    @property
+    def name(self) -> str:
+        """The predictor without its source."""
+        return self.predictor.partition("@")[0]
+
+    @property
+    def source(self) -> str:
+        """Which tokens the set is made from, one of SOURCES."""
+        given = self.predictor.partition("@")[2]
+        return given or ("all" if self.name != TOKEN_TOP and find_predictor(self.name).whole else "prompt")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all rows of one study have in common; rows of other conditions are never mixed in."""
+
+    model: str
+    dtype: str
+    weights_bytes: int
+    prompt_tokens: int
+    continuation_tokens: int
+    alpha: float
+    layers: tuple[int, ...]
+    fit_passages: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        prompt_tokens: int = 256,
+        continuation_tokens: int = 256,
+        alpha: float = 0.4,
+        layers: str | slice | range | list[int] | None = None,
+        fit_passages: int = 16,
+        seed: int = 0,
+    ) -> Conditions:
+        """Return a study's conditions, checked against the model."""
+        for name, value, least in (
+            ("prompt-tokens", prompt_tokens, 1),
+            ("continuation-tokens", continuation_tokens, 1),
+            ("fit-passages", fit_passages, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} is {value}, expected {least} or more")
+        chosen = tuple(parse_layers(layers, model.config.n_layers))
+        sizes = (model.weights_bytes, prompt_tokens, continuation_tokens)
+        return cls(model.name, model.dtype, *sizes, float(alpha), chosen, fit_passages, seed)
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of a passage."""
+        return self.prompt_tokens + 1 + self.continuation_tokens
+
+
+def grid(predictors: Sequence[str], betas: Sequence[float | str], budget: str = "uniform") -> list[Setting]:
+    """Return every predictor at every beta; ``dense``, which has none, once.
+
+    Raises
+    ------
+    InputError
+        If there are none, a predictor, source or budget is unknown, or a beta is no fraction.
+    """
+    if budget not in BUDGETS:
+        raise unknown("budget", budget, BUDGETS)
+    for beta in betas:
+        layer_betas(beta, 2)
+    for predictor in predictors:
+        setting = Setting(predictor, 1.0)
+        if setting.name != TOKEN_TOP:
+            find_predictor(setting.name)
+        if setting.source not in SOURCES:
+            raise unknown(f"source of the set in {predictor}", setting.source, SOURCES)
+    chosen = [
+        Setting(predictor, beta, budget)
+        for predictor in predictors
+        for beta in ([1.0] if predictor == "dense" else betas)
+    ]
+    if not chosen:
+        raise InputError("there is nothing to measure, expected at least one predictor and one beta")
+    return list(dict.fromkeys(chosen))
+
+
+# --- one passage ---
+
+
+def ignore(name: str, value: Array) -> None:
+    """Tap that changes nothing."""
+
+
+class Reading:
+    """A passage read once, densely: what every setting is measured on and against.
+
+    Parameters
+    ----------
+    model : Model
+    passage : Passage
+    conditions : Conditions
+        Where the prompt ends, alpha and layers.
+    predictors : iterable of str
+        As :class:`Setting` names them; what all of them need is recorded in this one reading.
+    others : mapping of str to Recorder
+        Of the predictors ``name@others``: recorders that have read other texts.
+    frequency : (n_layers, n_neurons) array or None
+        How often other texts had each neuron, for predictors that ask for it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        passage: Passage,
+        conditions: Conditions,
+        predictors: Iterable[str],
+        others: Mapping[str, Recorder] | None = None,
+        frequency: Array | None = None,
+    ) -> None:
+        n = conditions.prompt_tokens
+        self.model, self.conditions, self.passage = model, conditions, passage
+        self.rest, self.targets = passage.ids[n:-1], passage.ids[n + 1 :]
+        self.cache = KVCache(model.config, len(passage.ids) - 1)
+        self.recorders = dict(others or {})
+        self._greedy: list[int] | None = None
+        before, after = [], []
+        for setting in {Setting(name, 1.0) for name in (*predictors, "oracle")}:
+            if setting.name == TOKEN_TOP or setting.source == "others":
+                continue
+            recorder = new_recorder(model, setting.name, conditions, frequency, digest(passage))
+            self.recorders[setting.predictor] = recorder
+            before += [recorder] if setting.source in ("prompt", "all") else []
+            after += [recorder] if setting.source in ("continuation", "all") else []
+        self.first = prefill(model, passage.ids[:n], self.cache, recorder_tap(*before))  # (n_vocab,)
+        self.dense = ops.log_softmax(forward(model, self.rest, self.cache, recorder_tap(*after)))
+
+    def choose(self, setting: Setting) -> Choice | None:
+        """Return the neurons that a setting chooses for this passage; None is all."""
+        if setting.name == TOKEN_TOP:
+            layers, config = self.conditions.layers, self.model.config
+            betas = layer_betas(setting.beta, len(layers))
+            limits = {i: math.floor(beta * config.n_neurons) for i, beta in zip(layers, betas, strict=True)}
+            return TokenRule("top", limits, config.n_neurons, config.n_layers)
+        return self.recorders[setting.predictor].core(setting.beta, setting.budget)
+
+    def measure(self, setting: Setting, n_generated: int = 0) -> Row:
+        """Read the continuation under a setting and compare it with dense.
+
+        Returns
+        -------
+        dict
+            What :meth:`score` gives, and ``recall`` (of C([s, g]) at the same beta, mean over the
+            restricted layers; None for a choice per token), ``kept`` (share of all FFN neurons),
+            ``ffn_bytes`` (of weights, read per token), and with n_generated > 0 ``common_prefix``: how
+            many of that many greedily generated tokens come before the first one that dense has not.
+        """
+        choice = self.choose(setting)
+        model, counter = self.model.restrict(choice), NonZero()
+        row = self.score(model, counter if isinstance(choice, TokenRule) else ignore)
+        kept: dict[int, float] = {i: len(ids) for i, ids in choice.neurons.items()} if choice else {}
+        row["recall"] = None
+        if choice is None:
+            row["recall"] = 1.0
+        elif isinstance(choice, CoreSet):
+            target = self.recorders["oracle"].core(setting.beta)
+            assert isinstance(target, CoreSet)
+            row["recall"] = choice.recall(target)
+        row["kept"] = kept_fraction(self.model, kept | counter.mean())
+        whole = READ_WHOLE[choice.kind] if isinstance(choice, TokenRule) else ()
+        row["ffn_bytes"] = ffn_bytes(self.model, kept, counter.mean(), whole)
+        if n_generated:
+            row["common_prefix"] = self.common_prefix(model, n_generated)
+        return row
+
+    def score(self, model: Model, tap: Tap = ignore) -> Row:
+        """Return how a model, such as a restricted one, reads the continuation after the dense prompt.
+
+        ``nll`` and ``dense_nll`` are nats a token, ``kl`` is KL(dense || model) in nats a token,
+        ``agreement`` the share of tokens whose likeliest successor is dense's. ``tap`` may change the
+        activations it sees.
+        """
+        self.cache.length = self.conditions.prompt_tokens  # what lies behind is written anew
+        logits = forward(model, self.rest, self.cache, tap)
+        parts = [
+            compare(self.dense[at : at + ROWS], logits[at : at + ROWS], self.targets[at : at + ROWS])
+            for at in range(0, len(logits), ROWS)
+        ]
+        return {key: _mean(np.concatenate([part[key] for part in parts])) for key in parts[0]}
+
+    def common_prefix(self, model: Model, n: int) -> int:
+        """Return how many of n greedily generated tokens two models share before they part."""
+        if self._greedy is None or len(self._greedy) < n:
+            self._greedy = self._generate(self.model, n)
+        generated = self._generate(model, n)
+        same = [a == b for a, b in zip(generated, self._greedy[:n], strict=True)]
+        return same.index(False) if False in same else n
+
+    def _generate(self, model: Model, n: int) -> list[int]:
+        """Return n greedy tokens after the prompt; the first is prefill's."""
+        cache = KVCache(model.config, self.conditions.prompt_tokens + n)
+        end = cache.length = self.conditions.prompt_tokens
+        cache.k[:, :, :end], cache.v[:, :, :end] = self.cache.k[:, :, :end], self.cache.v[:, :, :end]
+        ids = [int(self.first.argmax())]
+        while len(ids) < n:
+            ids.append(int(forward(model, np.array(ids[-1:]), cache)[0].argmax()))
+        return ids
+
+
+ROWS = 8  # tokens compared at a time: their logits stay in the processor's cache
+
+
+def compare(dense: Array, logits: Array, targets: Array) -> dict[str, Array]:
+    # (n, n_vocab) log-probabilities, (n, n_vocab), (n,) -> (n,) each
+    """Return each token's nats under both, the divergence, and whether the likeliest token is the same."""
+    other, at = ops.log_softmax(logits), np.arange(len(targets))
+    return {
+        "nll": -other[at, targets],
+        "dense_nll": -dense[at, targets],
+        "kl": np.array([np.exp(p) @ (p - q) for p, q in zip(dense, other, strict=True)]),
+        "agreement": other.argmax(axis=1) == dense.argmax(axis=1),
+    }
+
+
+class NonZero:
+    """Tap that counts, layer by layer, how many activations of a token are not zero."""
+
+    def __init__(self) -> None:
+        self.counts: dict[int, list[float]] = {}
+
+    def __call__(self, name: str, a: Array) -> None:
+        if name.endswith("mlp.hook_post"):
+            self.counts.setdefault(int(name.split(".")[1]), []).extend(np.count_nonzero(a, axis=1))
+
+    def mean(self) -> dict[int, float]:
+        """Return layer -> mean count."""
+        return {layer: float(np.mean(counts)) for layer, counts in self.counts.items()}
+
+
+def new_recorder(
+    model: Model, name: str, conditions: Conditions, frequency: Array | None = None, seed: int = 0
+) -> Recorder:
+    """Return a recorder of a predictor under a study's conditions."""
+    layers = list(conditions.layers)
+    seed += conditions.seed
+    return make_recorder(model, name, conditions.alpha, 1.0, layers, frequency=frequency, seed=seed)
+
+
+def digest(passage: Passage) -> int:
+    """Return a number that says which ids a passage holds."""
+    return zlib.crc32(passage.ids.astype("<i8").tobytes())
+
+
+def kept_fraction(model: Model, kept: Mapping[int, float]) -> float:
+    """Return the share of all FFN neurons when some layers keep only so many."""
+    n_layers, n = model.config.n_layers, model.config.n_neurons
+    return sum(kept.get(layer, n) for layer in range(n_layers)) / (n_layers * n)
+
+
+# What a rule must read of all neurons it chooses from, before it knows which ones a token keeps.
+READ_WHOLE = {
+    "top": ("mlp.w_gate", "mlp.b_gate", "mlp.w_in", "mlp.b_in"),
+    "gate": ("mlp.w_gate", "mlp.b_gate"),
+}
+
+
+def ffn_bytes(
+    model: Model, kept: Mapping[int, float], active: Mapping[int, float], whole: Sequence[str] = ()
+) -> float:
+    """Return the bytes of FFN weights that one token reads, on average.
+
+    Of each layer ``kept`` neurons are there to choose from (all where it is not listed) and ``active``
+    ones are used (those kept where it is not listed); the parameters in ``whole`` are read for all kept.
+    """
+    n_bytes = 0.0
+    for layer, block in enumerate(model.blocks):
+        rows = kept.get(layer, model.config.n_neurons)
+        for name, w in block.items():
+            if name in PER_NEURON:
+                n_bytes += w.nbytes / len(w) * (rows if name in whole else active.get(layer, rows))
+            elif name.startswith("mlp."):
+                n_bytes += w.nbytes
+    return n_bytes
+
+
+def _mean(x: Array) -> float:
+    return float(np.mean(x, dtype=np.float64))
+
+
+# --- many passages ---
+
+
+class Rows:
+    """Finished rows, kept in a file after every passage so that a stopped run goes on where it was.
+
+    Parameters
+    ----------
+    conditions : Conditions
+    path : path or None
+        JSON lines: the conditions first, then a row each. None keeps them in memory alone.
+
+    Raises
+    ------
+    InputError
+        If the file is there and is of other conditions, or a line of it is no row.
+    """
+
+    def __init__(self, conditions: Conditions, path: str | PathLike[str] | None = None) -> None:
+        self.head, self.path = asdict(conditions) | {"layers": list(conditions.layers)}, path
+        self.rows: dict[tuple[Any, ...], Row] = {}
+        if path is not None and Path(path).exists():
+            self._read(Path(path))
+
+    def _read(self, path: Path) -> None:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                value = json.loads(line)
+                if number == 1:
+                    wrong = [key for key, said in self.head.items() if value["conditions"].get(key) != said]
+                    for key in wrong[:1]:
+                        raise InputError(
+                            f"{path}: its rows were measured with {key} {value['conditions'].get(key)}, "
+                            f"expected {self.head[key]}; choose another file or remove this one"
+                        )
+                else:
+                    self.rows[row_key(value)] = value
+            except InputError:
+                raise
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise InputError(f"{path}, line {number}: is no row of a quality study") from None
+
+    def missing(self, passage: Passage, settings: Sequence[Setting], n_generated: int) -> list[Setting]:
+        """Return the settings that a passage has not been measured under."""
+        return [
+            setting
+            for setting in settings
+            if (n_generated and "common_prefix" not in self.rows.get(key_of(passage, setting), {}))
+            or key_of(passage, setting) not in self.rows
+        ]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take rows and write the file anew: whole or not at all."""
+        self.rows |= {row_key(row): row for row in rows}
+        if self.path is None:
+            return
+        with atomic_write(self.path) as part:
+            lines = [{"conditions": self.head}, *self.rows.values()]
+            part.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def of(self, passages: Sequence[Passage], settings: Sequence[Setting]) -> list[list[Row]]:
+        """Return the rows setting by setting, the passages in order."""
+        return [[self.rows[key_of(passage, setting)] for passage in passages] for setting in settings]
+
+
+def key_of(passage: Passage, setting: Setting) -> tuple[Any, ...]:
+    """Return what a row is found by."""
+    return passage.name, digest(passage), setting.predictor, setting.beta, setting.budget
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """Return :func:`key_of` of a finished row."""
+    return row["passage"], row["digest"], row["predictor"], row["beta"], row["budget"]
+
+
+def study(
+    model: Model,
+    passages: Sequence[Passage],
+    settings: Sequence[Setting],
+    conditions: Conditions,
+    fit: Sequence[Passage] = (),
+    rows: Rows | None = None,
+    n_generated: int = 0,
+    progress: bool = False,
+) -> list[Row]:
+    """Measure settings on passages; every passage is read once however many settings there are.
+
+    Parameters
+    ----------
+    model : Model
+    passages : sequence of Passage
+        Each ``conditions.n_tokens`` long.
+    settings : sequence of Setting
+    conditions : Conditions
+    fit : sequence of Passage
+        Other texts, which hot sets (``static`` and ``name@others``) are fitted on.
+    rows : Rows or None
+        Where finished rows are kept; those that are there already are not measured again.
+    n_generated : int
+        Tokens to generate greedily for ``common_prefix``; 0 leaves it out.
+    progress : bool
+        Show a progress bar on stderr if it is a terminal.
+
+    Returns
+    -------
+    list of dict
+        A summary of each setting, see :func:`summarise`.
+
+    Raises
+    ------
+    InputError
+        If a predictor needs other texts and there are none, a passage has another length, or the rows
+        are of other conditions.
+    """
+    from tqdm import tqdm
+
+    for passage in passages:
+        if len(passage.ids) != conditions.n_tokens:
+            raise InputError(
+                f"{passage.name} has {len(passage.ids)} tokens, expected {conditions.n_tokens}: prompt + 1 + "
+                "continuation"
+            )
+    rows = Rows(conditions) if rows is None else rows
+    todo = [(passage, rows.missing(passage, settings, n_generated)) for passage in passages]
+    wanted = list(dict.fromkeys(setting for _, missing in todo for setting in missing))
+    bars = progress and sys.stderr.isatty()
+    others, frequency = read_others(model, fit, wanted, conditions, bars)
+    with tqdm(total=sum(len(missing) for _, missing in todo), unit=" rows", disable=not bars) as bar:
+        for passage, missing in todo:
+            if not missing:
+                continue
+            names = [setting.predictor for setting in missing]
+            reading = Reading(model, passage, conditions, names, others, frequency)
+            done = []
+            for setting in missing:
+                said = {"passage": passage.name, "digest": digest(passage)} | asdict(setting)
+                done.append(said | reading.measure(setting, n_generated))
+                bar.update()
+            rows.add(done)
+    return summarise(rows.of(passages, settings), settings, conditions.seed)
+
+
+def read_others(
+    model: Model, fit: Sequence[Passage], settings: Sequence[Setting], conditions: Conditions, progress: bool
+) -> tuple[dict[str, Recorder], Array | None]:  # second: (n_layers, n_neurons)
+    """Let the predictors that are fitted read the texts that are not measured.
+
+    Returns the recorders of the predictors ``name@others``, and the counts for those that ask for a
+    frequency; neither needs a reading where no setting wants it.
+    """
+    from tqdm import tqdm
+
+    named = {setting.predictor: setting.name for setting in settings if setting.source == "others"}
+    fitted = any(s.name != TOKEN_TOP and "frequency" in find_predictor(s.name).given for s in settings)
+    if not named and not fitted:
+        return {}, None
+    if not fit:
+        raise InputError("a hot set is fitted on other texts, expected at least one passage to fit on")
+    recorders = {predictor: new_recorder(model, name, conditions) for predictor, name in named.items()}
+    counts = new_recorder(model, "stability", conditions)
+    for passage in tqdm(fit, desc="other texts", unit=" passages", leave=False, disable=not progress):
+        cache = KVCache(model.config, len(passage.ids))
+        prefill(model, passage.ids, cache, recorder_tap(counts, *recorders.values()))
+    frequency = np.zeros((model.config.n_layers, model.config.n_neurons))
+    for layer, scores in counts.scores().items():
+        frequency[layer] = scores
+    return recorders, frequency
+
+
+MEASURES = ("kl", "agreement", "recall", "kept", "ffn_bytes", "common_prefix")
+
+
+def summarise(rows: Sequence[Sequence[Row]], settings: Sequence[Setting], seed: int = 0) -> list[Row]:
+    """Return means over passages with 95% bootstrap intervals, a dict for each setting.
+
+    ``ratio`` is exp of the mean difference to dense in nats, passage by passage, so that what makes a
+    passage hard for both does not widen its interval. Every value is ``[estimate, low, high]``.
+    """
+    table = []
+    for setting, of in zip(settings, rows, strict=True):
+        nll, dense = (np.array([row[key] for row in of]) for key in ("nll", "dense_nll"))
+        out: Row = asdict(setting) | {"n_passages": len(of)}
+        out["perplexity"] = bootstrap(nll, _exp_mean, seed=seed)
+        out["dense_perplexity"] = bootstrap(dense, _exp_mean, seed=seed)
+        out["ratio"] = bootstrap(nll - dense, _exp_mean, seed=seed)
+        for key in MEASURES:
+            values = [row.get(key) for row in of]
+            out[key] = None if None in values else bootstrap(np.array(values), seed=seed)
+        table.append(out)
+    return table
+
+
+def _exp_mean(x: Array) -> float:  # (n,) -> scalar
+    return float(np.exp(np.mean(x)))
+
+
+def evaluate(
+    model: Model,
+    texts: Sequence[str | PathLike[str]],
+    predictors: Sequence[str],
+    betas: Sequence[float | str],
+    *,
+    budget: str = "uniform",
+    n_passages: int = 40,
+    n_generated: int = 0,
+    out: str | PathLike[str] | None = None,
+    progress: bool = False,
+    **conditions: Any,
+) -> dict[str, Any]:
+    """Measure predictors at betas on passages of text files: what ``minicore eval quality`` does.
+
+    Parameters
+    ----------
+    model : Model
+    texts : sequence of path
+        Plain text or JSON lines, see :func:`minicore.experiments.texts.passages`.
+    predictors, betas, budget
+        See :class:`Setting`.
+    n_passages, n_generated : int
+        Passages drawn; tokens to generate for ``common_prefix``, 0 for none.
+    out : path or None
+        Where to write the report as JSON; the rows of each passage are kept beside it
+        (``.rows.jsonl``), so that a stopped run goes on.
+    progress : bool
+        Show progress bars on stderr if it is a terminal.
+    **conditions
+        Of :meth:`Conditions.of`.
+
+    Returns
+    -------
+    dict
+        ``conditions``, ``texts``, ``n_passages`` and ``settings``, the list of :func:`study`.
+    """
+    if n_passages < 1 or n_generated < 0:
+        raise InputError(f"passages is {n_passages}, generate {n_generated}; expected at least 1 and 0")
+    settings, where = grid(predictors, betas, budget), Conditions.of(model, **conditions)
+    check_fraction("alpha", where.alpha)
+    rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
+    measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, seed=where.seed)
+    summary = study(model, measured, settings, where, others, rows, n_generated, progress)
+    report = {
+        "conditions": rows.head,
+        "texts": [Path(path).name for path in texts],
+        "n_passages": len(measured),
+        "settings": summary,
+    }
+    if out is not None:
+        with atomic_write(out) as part:
+            part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report

@@ -1,0 +1,69 @@
+"""The two pieces of statistics the experiments share: rank correlation and bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from minicore.errors import InputError
+
+Array = np.ndarray
+
+
+def mean(x: Array) -> Array:  # (n, ...) -> (...)
+    """Return the mean over the first axis."""
+    return np.mean(x, axis=0)
+
+
+def bootstrap(
+    x: Array,
+    statistic: Callable[[Array], Array | float] = mean,
+    *,
+    seed: int = 0,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float, float]:  # (n, ...) -> 3 floats
+    """Return a statistic of the rows of x and its percentile interval when rows are drawn anew.
+
+    Parameters
+    ----------
+    x : (n, ...) array
+        A row an independent observation, such as a text.
+    statistic : callable
+        From (n, ...) to a number.
+    seed : int
+        Of the generator that draws; the same seed gives the same interval.
+    n_resamples : int
+        Times that n rows are drawn with replacement.
+    level : float
+        Share of the resampled statistics that the interval covers.
+
+    Returns
+    -------
+    estimate, low, high : float
+        ``statistic(x)`` and the interval's ends (Efron & Tibshirani 1993, ch. 13).
+    """
+    x = np.asarray(x)
+    if not len(x):
+        raise InputError("there is nothing to draw a bootstrap interval from, expected at least one row")
+    rng = np.random.default_rng(seed)
+    drawn = np.array([statistic(x[rng.integers(0, len(x), len(x))]) for _ in range(n_resamples)])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(statistic(x)), float(low), float(high)
+
+
+def ranks(x: Array) -> Array:  # (n,) -> float64 (n,)
+    """Return each entry's rank from 1 upwards; equal entries share the mean of their ranks."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + 1 + last) / 2)[inverse]
+
+
+def spearman(x: Array, y: Array) -> float:  # (n,), (n,) -> in [-1, 1]
+    """Return the correlation of the ranks; 0 where one side has no spread to correlate with."""
+    if np.isnan(x).any() or np.isnan(y).any():
+        raise InputError("a rank correlation of NaN is not defined, expected numbers")
+    a, b = ranks(x) - (len(x) + 1) / 2, ranks(y) - (len(y) + 1) / 2
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale else 0.0
