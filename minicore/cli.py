@@ -191,7 +191,9 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         help=f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})",
     )
-    parser.add_argument("--dtype", default="float32", help="of the weights in memory: float32 or bfloat16")
+    parser.add_argument(
+        "--dtype", default="float32", help="of the weights in memory: float32, bfloat16, int8 or int4"
+    )
 
 
 def json_option(parser: argparse.ArgumentParser) -> None:
@@ -239,7 +241,7 @@ def info_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="a name, directory or .gguf file; none: list names"
     )
-    parser.add_argument("--dtype", default="float32", help="count bytes for float32 or bfloat16")
+    parser.add_argument("--dtype", default="float32", help="count bytes for float32, bfloat16, int8 or int4")
     json_option(parser)
 
 

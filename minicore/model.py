@@ -215,7 +215,7 @@ def load(name: str | PathLike[str], dtype: str = "float32", *, progress: bool = 
     name : str or path
         A name is fetched once and kept in the user's cache directory; a path is read where it is.
     dtype : str
-        What matrices are held in: ``float32`` or ``bfloat16``.
+        What matrices are held in: ``float32``, ``bfloat16``, ``int8`` or ``int4``.
     progress : bool
         Show a progress bar on stderr if it is a terminal.
 

@@ -11,18 +11,23 @@ from collections.abc import Callable
 import numpy as np
 
 from minicore.config import ModelConfig
+from minicore.kernels.packed import Packed, round_input
 
 Array = np.ndarray
 
 
-def f32(w: Array) -> Array:  # any shape -> the same
-    """Return ``w`` as float32: itself, or the exact widening of a bfloat16 array."""
-    return w if w.dtype == np.float32 else w.astype(np.float32)
+def f32(w: Array | Packed) -> Array:  # any shape -> the same
+    """Return ``w`` as float32: itself, or the exact widening of bfloat16 or of a packed matrix."""
+    if isinstance(w, np.ndarray) and w.dtype == np.float32:
+        return w
+    return w.astype(np.float32)
 
 
-def linear(x: Array, w: Array, b: Array | None = None) -> Array:  # (n, d_in), (d_out, d_in) -> (n, d_out)
-    """Return ``x @ w.T + b``."""
-    y = x @ f32(w).T
+def linear(
+    x: Array, w: Array | Packed, b: Array | None = None
+) -> Array:  # (n, d_in), (d_out, d_in) -> (n, d_out)
+    """Return ``x @ w.T + b``; x is rounded first where w is in a format whose products are integers."""
+    y = (x if isinstance(w, np.ndarray) else round_input(x)) @ f32(w).T
     return y if b is None else y + b
 
 

@@ -69,7 +69,7 @@ def read(name_or_path: str | os.PathLike[str], dtype: str = "float32", progress:
         A known name (``smollm2-135m``; fetched if it is not in the cache), ``org/name`` of the Hugging Face
         hub, a Hugging Face directory with safetensors, or a GGUF file.
     dtype : str
-        ``float32`` or ``bfloat16``, for the matrices.
+        ``float32``, ``bfloat16``, ``int8`` or ``int4``, for the matrices.
     progress : bool
         Show bars on stderr if that is a terminal.
 
@@ -78,8 +78,7 @@ def read(name_or_path: str | os.PathLike[str], dtype: str = "float32", progress:
     InputError
         If anything is missing, broken or not supported, naming the file and what was expected.
     """
-    if dtype not in tensors.DTYPES:
-        raise unknown("dtype", dtype, tensors.DTYPES)
+    tensors.check_dtype(dtype)
     path = names.resolve(name_or_path, progress=progress)
     checkpoint = _read_directory if path.is_dir() else _read_gguf
     name = names.name_of(name_or_path) or path.resolve().name

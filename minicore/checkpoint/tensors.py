@@ -16,6 +16,7 @@ import numpy as np
 
 from minicore.config import ModelConfig
 from minicore.errors import InputError, unknown
+from minicore.kernels.packed import FORMATS, Packed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,6 +24,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+PACKED = tuple(FORMATS)
 CHUNK = 1 << 18  # elements a piece: its few copies stay in the CPU's caches, and memory stays flat
 
 
@@ -197,8 +199,8 @@ def load(
     Parameters
     ----------
     dtype : str
-        ``float32`` or ``bfloat16`` (round to nearest, ties to even) for matrices; vectors (norms and
-        biases) are float32 in any case.
+        ``float32``, ``bfloat16`` (round to nearest, ties to even), ``int8`` or ``int4`` (see
+        :mod:`minicore.kernels.packed`) for matrices; vectors (norms and biases) are float32 in any case.
     progress : bool
         Show a bar on stderr if that is a terminal.
 
@@ -212,17 +214,48 @@ def load(
     InputError
         If a value is NaN or infinite, naming the tensor.
     """
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+    check_dtype(dtype)
     shapes = config.shapes()
-    params = {}
+    params: dict[str, Any] = {}
     with _bar(sum(map(math.prod, shapes.values())), progress) as bar:
         for name, shape in shapes.items():
-            # One array a parameter, allocated whole: large ones get huge pages, which decoding likes.
-            params[name] = np.empty(shape, DTYPES[dtype] if len(shape) > 1 else np.float32)
-            _fill(params[name], tensors[where[name].name], where[name], config.d_head)
-            bar.update(params[name].size)
+            tensor, place = tensors[where[name].name], where[name]
+            if len(shape) > 1 and dtype in PACKED:
+                params[name] = _pack(dtype, shape, tensor, place, config.d_head)
+            else:
+                # One array a parameter, allocated whole: large ones get huge pages, which decoding likes.
+                params[name] = np.empty(shape, DTYPES[dtype] if len(shape) > 1 else np.float32)
+                _fill(params[name], tensor, place, config.d_head)
+            bar.update(math.prod(shape))
     return params
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise InputError unless ``dtype`` is one that weights can be held in."""
+    if dtype not in (*DTYPES, *PACKED):
+        raise unknown("dtype", dtype, (*DTYPES, *PACKED))
+
+
+def _pack(dtype: str, shape: tuple[int, ...], tensor: Tensor, place: Place, d_head: int) -> Packed:
+    """Read and round a matrix: piece by piece where the file has its rows in order, else by way of a copy."""
+    packed = Packed.empty(dtype, shape)
+    if place != Place(place.name):
+        whole = np.empty(shape, np.float32)
+        _fill(whole, tensor, place, d_head)
+        packed.write(0, whole)
+        return packed
+    step = max(1, CHUNK // shape[1])
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        packed.write(start, _checked(tensor, _convert(tensor.rows(start, stop), np.dtype(np.float32))))
+        tensor.release(start, stop)
+    return packed
+
+
+def _checked(tensor: Tensor, piece: Array) -> Array:
+    if not _finite(piece):
+        raise InputError(f"{tensor.where} holds NaN or infinity, expected finite numbers in {piece.dtype}")
+    return piece
 
 
 def _bar(total: int, progress: bool) -> Any:
@@ -257,9 +290,7 @@ def _fill(out: Array, tensor: Tensor, place: Place, d_head: int) -> None:
         piece = tensor.rows(*rows)
         if columns != slice(None):
             piece = piece[:, columns]
-        piece = _convert(piece, out.dtype)
-        if not _finite(piece):
-            raise InputError(f"{tensor.where} holds NaN or infinity, expected finite numbers in {out.dtype}")
+        piece = _checked(tensor, _convert(piece, out.dtype))
         view[start:stop] = piece.reshape(view[start:stop].shape)
         tensor.release(*rows)
 

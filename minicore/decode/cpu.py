@@ -14,7 +14,8 @@ from minicore import ops
 from minicore.core.rules import GATE, Choice, TokenRule
 from minicore.decode.reference import ReferenceDecoder
 from minicore.kernels import step as kernels
-from minicore.kernels.formats import stored
+from minicore.kernels.formats import input_size, stored
+from minicore.kernels.packed import Packed
 from minicore.model import KVCache, Model
 
 Array = np.ndarray
@@ -51,7 +52,7 @@ class CpuDecoder:
             gated=cfg.gated,
         )
         self.plan = self._plan()
-        self.like = stored(model.params["embed"][:0])
+        self.like = stored(model.params["embed"]).reshape(-1)[:0]
         rope = cfg.positions == "rope"
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
         self.state = _state(self.dims, self.n_threads, cache.capacity)
@@ -122,10 +123,12 @@ class CpuDecoder:
         return time.perf_counter() - began
 
 
-def _address(w: Array | None) -> int:
+def _address(w: Array | Packed | None) -> int:
     """Return where an array lies, 0 for none; its owner must outlive the plan."""
     if w is None or not w.size:
         return 0
+    if isinstance(w, Packed):
+        w = w.data
     assert w.flags.c_contiguous, "kernels read whole rows"
     return int(w.ctypes.data)
 
@@ -141,9 +144,9 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
     line = 16  # floats in a cache line: threads do not write to one another's
     return kernels.State(
         x=buffer(n_threads, d),
-        normed=buffer(n_threads, max(d, n_q)),
+        normed=buffer(n_threads, input_size(d)),
         q=buffer(n_threads, n_q),
-        z=buffer(n_threads, n_q),
+        z=buffer(n_threads, input_size(n_q)),
         block=buffer(n_threads, 2, kernels.BLOCK),
         chosen=buffer(n_threads, kernels.BLOCK, dtype=np.int32),
         scores=buffer(n_threads, group, share + 1),

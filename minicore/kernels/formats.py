@@ -15,13 +15,17 @@ from numba.core import types
 from numba.extending import overload
 
 from minicore.kernels import FAST
+from minicore.kernels.integer import DOTS, half, has_vnni
 from minicore.kernels.machine import view1
+from minicore.kernels.packed import FORMATS, GROUP, HALF, Packed
 
 Array = np.ndarray
 
 
-def stored(w: Array) -> Array:  # any shape -> the same
-    """Return a matrix as kernels read it: float32 as it is, bfloat16 as uint16 without a copy."""
+def stored(w: Array | Packed) -> Array:
+    """Return a matrix as kernels read it, without a copy: bfloat16 as uint16, packed bytes as int8 or uint8."""
+    if isinstance(w, Packed):
+        return w.data.view(np.int8) if w.format == "int8" else w.data
     return w if w.dtype == np.float32 else w.view(np.uint16)
 
 
@@ -112,3 +116,209 @@ def _prepare(like, d, x):  # type: ignore[no-untyped-def]
     if _widen_of(like) is None:
         return None
     return lambda like, d, x: None
+
+
+# --- packed formats -----------------------------------------------------------------------------------------
+# After its d numbers, rounded up to whole groups, an input holds: their signed bytes, 16 lanes a group of what
+# the format needs of their sum, and a step a group.
+
+
+@nb.njit(inline="always")
+def _parts(d):  # type: ignore[no-untyped-def]  # int -> where bytes, sums and steps begin, and the end, in floats
+    groups = (d + GROUP - 1) // GROUP
+    first = groups * GROUP
+    return (
+        first,
+        first + groups * GROUP // 4,
+        first + groups * (GROUP // 4 + 16),
+        first + groups * (GROUP // 4 + 17),
+    )
+
+
+def input_size(d: int) -> int:
+    """Return how many floats the input of :func:`dot` takes in the widest format."""
+    return int(_parts.py_func(d)[3])
+
+
+@nb.njit
+def _round(x):  # type: ignore[no-untyped-def]  # float32 -> float32
+    """Round to the nearest integer, halves to the even one; compiled without fastmath, which would undo it."""
+    return (x + np.float32(12582912)) - np.float32(12582912)
+
+
+@nb.njit
+def round_groups(d, x):  # type: ignore[no-untyped-def]  # int, (input_size(d),)
+    """Fill in an input's bytes and steps; NaN and infinity make their group's step NaN."""
+    at_bytes, _, at_steps, _ = _parts(d)
+    for j in range(d, at_bytes):
+        x[j] = np.float32(0)
+    q, steps = x[at_bytes:].view(np.int8), x[at_steps:]
+    for g in range(at_bytes // GROUP):
+        largest, lost = np.float32(0), np.float32(0)
+        for j in range(g * GROUP, (g + 1) * GROUP):
+            largest = max(largest, abs(x[j]))
+            lost += x[j] - x[j]
+        step = largest / np.float32(127)
+        by = step if step > 0 else np.float32(1)
+        for j in range(g * GROUP, (g + 1) * GROUP):
+            q[j] = np.int8(_round(x[j] / by))
+        steps[g] = step + lost
+
+
+@overload(prepare)
+def _prepare_int8(like, d, x):  # type: ignore[no-untyped-def]
+    if getattr(like, "dtype", None) != types.int8:
+        return None
+
+    def code(like, d, x):  # type: ignore[no-untyped-def]
+        round_groups(d, x)
+        at_bytes, at_sums, at_steps, _ = _parts(d)
+        q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_steps].view(np.int32)
+        for g in range(at_bytes // GROUP):
+            total = np.int32(0)
+            for j in range(g * GROUP, (g + 1) * GROUP):
+                total += np.int32(q[j])
+            sums[16 * g : 16 * g + 16] = 0
+            sums[16 * g] = 128 * total
+
+    return code
+
+
+@overload(prepare)
+def _prepare_int4(like, d, x):  # type: ignore[no-untyped-def]
+    if getattr(like, "dtype", None) != types.uint8:
+        return None
+
+    def code(like, d, x):  # type: ignore[no-untyped-def]
+        round_groups(d, x)
+        at_bytes, at_sums, at_steps, _ = _parts(d)
+        q, sums, steps = x[at_bytes:].view(np.int8), x[at_sums:at_steps], x[at_steps:]
+        for lane in range(at_bytes // 4):  # a lane's sum is that of its four bytes: eight lanes make a half
+            total = np.int32(q[4 * lane]) + np.int32(q[4 * lane + 1])
+            total += np.int32(q[4 * lane + 2]) + np.int32(q[4 * lane + 3])
+            sums[lane] = np.float32(total) * steps[lane // 16]
+
+    return code
+
+
+def _format_of(like: Any) -> str | None:
+    formats: dict[Any, str] = {types.int8: "int8", types.uint8: "int4"}
+    return formats.get(getattr(like, "dtype", None))
+
+
+@overload(dot)
+def _dot_packed(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
+    format = _format_of(like)
+    if format is None:
+        return None
+    product = DOTS[format, "vnni" if has_vnni() else "portable"]
+    n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
+
+    def code(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
+        groups = (d + GROUP - 1) // GROUP
+        at_bytes, at_sums, at_steps, _ = _parts(d)
+        codes, scales = _row_of(n_bytes, n_scales, w, m, d, i)
+        inputs = x.ctypes.data
+        return product(
+            codes, scales, inputs + 4 * at_bytes, inputs + 4 * at_steps, inputs + 4 * at_sums, groups
+        )
+
+    return code
+
+
+@nb.njit(inline="always")
+def _row_of(format_bytes, format_scales, w, m, d, i):  # type: ignore[no-untyped-def]
+    """Return the addresses of row i's bytes and scales."""
+    groups = (d + GROUP - 1) // GROUP
+    return w + i * groups * format_bytes, w + m * groups * format_bytes + i * groups * 2 * format_scales
+
+
+@overload(axpy4, jit_options={"fastmath": FAST})
+def _axpy4_int8(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+    if _format_of(like) != "int8":
+        return None
+
+    def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+        q0, s0 = _row_of(GROUP, 1, w, m, d, rows[0])
+        q1, s1 = _row_of(GROUP, 1, w, m, d, rows[1])
+        q2, s2 = _row_of(GROUP, 1, w, m, d, rows[2])
+        q3, s3 = _row_of(GROUP, 1, w, m, d, rows[3])
+        for g in range((d + GROUP - 1) // GROUP):
+            at = g * GROUP
+            n = min(GROUP, d - at)
+            w0, w1 = view1(q0 + at, n, like), view1(q1 + at, n, like)
+            w2, w3 = view1(q2 + at, n, like), view1(q3 + at, n, like)
+            a0, a1 = a[0] * half(s0 + 2 * g), a[1] * half(s1 + 2 * g)
+            a2, a3 = a[2] * half(s2 + 2 * g), a[3] * half(s3 + 2 * g)
+            out = y[at : at + n]
+            for j in range(n):
+                out[j] += (a0 * np.float32(w0[j]) + a1 * np.float32(w1[j])) + (
+                    a2 * np.float32(w2[j]) + a3 * np.float32(w3[j])
+                )
+
+    return code
+
+
+@overload(axpy4, jit_options={"fastmath": FAST})
+def _axpy4_int4(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+    if _format_of(like) != "int4":
+        return None
+
+    def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+        q0, s0 = _row_of(HALF, 4, w, m, d, rows[0])
+        q1, s1 = _row_of(HALF, 4, w, m, d, rows[1])
+        q2, s2 = _row_of(HALF, 4, w, m, d, rows[2])
+        q3, s3 = _row_of(HALF, 4, w, m, d, rows[3])
+        for g in range((d + GROUP - 1) // GROUP):
+            w0, w1 = view1(q0 + g * HALF, HALF, like), view1(q1 + g * HALF, HALF, like)
+            w2, w3 = view1(q2 + g * HALF, HALF, like), view1(q3 + g * HALF, HALF, like)
+            for part in range(2):
+                at, scale = g * GROUP + part * HALF, 8 * g + 2 * part
+                a0, a1 = a[0] * half(s0 + scale), a[1] * half(s1 + scale)
+                a2, a3 = a[2] * half(s2 + scale), a[3] * half(s3 + scale)
+                low = (a[0] * half(s0 + scale + 4) + a[1] * half(s1 + scale + 4)) + (
+                    a[2] * half(s2 + scale + 4) + a[3] * half(s3 + scale + 4)
+                )
+                shift, out = np.uint8(4 * part), y[at : at + HALF]
+                for j in range(min(HALF, d - at)):
+                    out[j] += low + (
+                        (a0 * _nibble(w0[j], shift) + a1 * _nibble(w1[j], shift))
+                        + (a2 * _nibble(w2[j], shift) + a3 * _nibble(w3[j], shift))
+                    )
+
+    return code
+
+
+@nb.njit(inline="always")
+def _nibble(byte, shift):  # type: ignore[no-untyped-def]  # uint8, 0 or 4 -> float32
+    return np.float32((byte >> shift) & np.uint8(15))
+
+
+@overload(widen_row)
+def _widen_row_int8(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
+    if _format_of(like) != "int8":
+        return None
+
+    def code(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
+        q, s = _row_of(GROUP, 1, w, m, d, i)
+        row = view1(q, d, like)
+        for j in range(d):
+            y[j] = half(s + 2 * (j // GROUP)) * np.float32(row[j])
+
+    return code
+
+
+@overload(widen_row)
+def _widen_row_int4(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
+    if _format_of(like) != "int4":
+        return None
+
+    def code(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
+        q, s = _row_of(HALF, 4, w, m, d, i)
+        for j in range(d):
+            g, k, part = j // GROUP, j % HALF, j % GROUP // HALF
+            at = s + 8 * g + 2 * part
+            byte = view1(q + g * HALF + k, 1, like)[0]
+            y[j] = half(at) * _nibble(byte, np.uint8(4 * part)) + half(at + 4)
+
+    return code
