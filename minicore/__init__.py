@@ -5,17 +5,22 @@ arXiv 2410.18311). Importing the package is quick: Numba is loaded when the firs
 """
 
 from minicore.core.neurons import CoreSet, sentence_core, token_core
+from minicore.core.rules import TokenRule
+from minicore.core.similarity import Clusters
 from minicore.errors import InputError
-from minicore.generate import Generation, predict
+from minicore.generate import Generation
 from minicore.model import KVCache, Model, load
+from minicore.prediction import predict
 
 __version__ = "0.1.0"
 __all__ = [
+    "Clusters",
     "CoreSet",
     "Generation",
     "InputError",
     "KVCache",
     "Model",
+    "TokenRule",
     "load",
     "predict",
     "sentence_core",

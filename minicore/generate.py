@@ -5,6 +5,7 @@ The last prompt token is read once, by prefill; its logits give the first genera
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicore.core.neurons import CoreSet
+from minicore.core.budgets import Beta, plain
 from minicore.core.predictors import Recorder
-from minicore.decode import check_backend, make_decoder
+from minicore.core.rules import Choice, TokenRule
+from minicore.decode import Decoder, check_backend, make_decoder
 from minicore.errors import InputError
-from minicore.model import PER_NEURON, KVCache
-from minicore.prediction import make_recorder, record
-from minicore.prediction import recorder_tap as recorder_tap
+from minicore.model import PER_NEURON, KVCache, prefill
+from minicore.prediction import Layers, encode_prompt, make_recorder, record, recorder_tap
 from minicore.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class Generation:
         The new text, special tokens left out.
     token_ids, prompt_ids : list of int
         New tokens (an end-of-sequence token is not among them) and the prompt's.
-    core : CoreSet or None
-        Neurons that decoding used; None is all.
+    core : CoreSet, TokenRule or None
+        Neurons that decoding used, or how each token chose its own; None is all.
     stats : dict
         Settings, counts, seconds, tokens per second, bytes, and why it stopped.
     """
@@ -46,7 +47,7 @@ class Generation:
     text: str
     token_ids: list[int]
     prompt_ids: list[int]
-    core: CoreSet | None
+    core: Choice | None
     stats: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,8 +63,10 @@ def stream(
     max_new_tokens: int = 128,
     predictor: str | None = None,
     alpha: float | None = None,
-    beta: float | None = None,
-    layers: str | slice | range | list[int] | None = None,
+    beta: Beta | None = None,
+    layers: Layers = None,
+    refresh: int | None = None,
+    continuation: Sequence[int] | None = None,
     backend: str = "auto",
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -72,6 +75,7 @@ def stream(
     stop: str | Sequence[str] | None = None,
     chat: bool = False,
     ignore_eos: bool = False,
+    **choosing: Any,
 ) -> Stream:
     """Return an iterator over the pieces of a generation's text.
 
@@ -88,6 +92,15 @@ def stream(
         Fractions kept, in (0, 1]; None is the checkpoint's recommendation, else 0.4.
     layers : str, slice, range, list of int or None
         Layers to restrict, such as ``"6:27"``; None is the checkpoint's recommendation, else all.
+    refresh : int or None
+        Choose anew after every so many generated tokens: the last ``window`` tokens (all not yet read
+        densely, if the predictor has no window) are read again by the whole model, which also makes good
+        their keys and values. None is the predictor's own, mostly never.
+    continuation : list of int or None
+        Ids that ``oracle`` takes for the continuation; None decodes densely first and takes that.
+    **choosing
+        What predictors read besides: ``gamma``, ``token_beta``, ``budget``, ``clusters``, ``embedding``,
+        ``calibration``, ``window``, ``wanted``; see :func:`minicore.prediction.make_recorder`.
     backend : str
         ``numpy``, ``cpu`` or ``auto``.
     temperature, top_k, top_p, seed
@@ -107,75 +120,38 @@ def stream(
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
         raise InputError(f"max_new_tokens is {max_new_tokens!r}, expected 0 or more")
     advice = model.recommended if predictor is None else {}
-    alpha, beta = (
-        given if given is not None else advice.get(name, 0.4)
-        for name, given in (("alpha", alpha), ("beta", beta))
-    )
+    alpha = advice.get("alpha", 0.4) if alpha is None else alpha
+    beta = advice.get("beta", 0.4) if beta is None else beta
     layers = advice.get("layers") if layers is None else layers
     name = predictor or advice.get("predictor", "dense")
-    recorder = make_recorder(model, name, alpha, beta, layers)
     if seed is not None and seed < 0:
         raise InputError(f"seed is {seed!r}, expected 0 or more")
+    recorder = make_recorder(model, name, alpha, beta, layers, seed=seed, **choosing)
+    refresh = recorder.row.refresh if refresh is None else refresh
+    check_refresh(recorder, refresh)
+    if continuation is not None and not recorder.row.whole:
+        raise InputError(f"predictor {name} does not read the continuation, oracle does")
     sampler = Sampler(temperature, top_k, top_p, np.random.default_rng(seed))
     stops = [stop] if isinstance(stop, str) else list(stop or [])
     if any(not text for text in stops):
         raise InputError("stop is an empty text, expected at least one character")
     ids = encode_prompt(model, prompt, chat)
     eos = () if ignore_eos else model.eos_ids
-    return Stream(model, ids, recorder, sampler, check_backend(backend), max_new_tokens, stops, eos)
+    return Stream(
+        *(model, ids, recorder, sampler, check_backend(backend), max_new_tokens, stops, eos),
+        refresh=refresh,
+        continuation=None if continuation is None else model.check_ids(continuation).tolist(),
+    )
 
 
-def encode_prompt(model: Model, prompt: str | Sequence[int], chat: bool = False) -> list[int]:
-    """Return a prompt's token ids; raise InputError if there are none or more than the context holds."""
-    if isinstance(prompt, str):
-        if not prompt:
-            raise InputError("the prompt is empty, expected at least one character")
-        if model.tokenizer is None:
-            raise InputError(f"{model.source} has no tokenizer, expected a prompt of token ids")
-        ids = model.tokenizer.chat(prompt) if chat else model.tokenizer.encode(prompt)
-    else:
-        if chat:
-            raise InputError("chat is set but the prompt is a list of token ids, expected text")
-        ids = list(prompt)
-    if not ids:
-        raise InputError("the prompt is empty, expected at least one token")
-    if len(ids) > model.config.n_ctx:
-        raise InputError(f"the prompt has {len(ids)} tokens, the model's context holds {model.config.n_ctx}")
-    return [int(i) for i in model.check_ids(ids)]
-
-
-def predict(
-    model: Model,
-    ids: Sequence[int],
-    predictor: str = "stability",
-    alpha: float = 0.4,
-    beta: float = 0.4,
-    layers: str | slice | range | list[int] | None = None,
-) -> CoreSet:
-    """Return the core set a predictor chooses for a prompt (CoreInfer, sec. 4.1).
-
-    Parameters
-    ----------
-    model : Model
-    ids : (n_tokens,) integers
-        The prompt.
-    predictor : str
-        A name of :data:`minicore.core.predictors.PREDICTORS`.
-    alpha, beta : float
-        Fractions kept, in (0, 1].
-    layers : str, slice, range, list of int or None
-        Layers to restrict; None is all.
-
-    Raises
-    ------
-    InputError
-        As :func:`stream`.
-    """
-    ids = encode_prompt(model, list(ids))
-    config = model.config
-    recorder = make_recorder(model, predictor, alpha, beta, layers)
-    record(model, ids, recorder, KVCache(config, len(ids)))
-    return recorder.core() or CoreSet({}, config.n_neurons, config.n_layers, {"predictor": predictor})
+def check_refresh(recorder: Recorder, refresh: int | None) -> None:
+    """Raise InputError unless a predictor can choose anew after that many tokens."""
+    if refresh is None:
+        return
+    if not isinstance(refresh, int | np.integer) or refresh < 1:
+        raise InputError(f"refresh is {refresh!r}, expected 1 or more tokens")
+    if not recorder.row.records or recorder.row.tests or recorder.row.whole or recorder.fixed:
+        raise InputError(f"predictor {recorder.predictor} reads no prompt that could be read again")
 
 
 class Stream:
@@ -195,12 +171,18 @@ class Stream:
         max_new_tokens: int,
         stops: list[str],
         eos: Sequence[int],
+        *,
+        refresh: int | None = None,
+        continuation: list[int] | None = None,
     ) -> None:
         self.model, self.ids, self.recorder, self.sampler = model, ids, recorder, sampler
         self.backend, self.stops, self.eos = backend, stops, frozenset(eos)
         self.max_new_tokens = int(max_new_tokens)
         self.token_ids: list[int] = []
-        self.core: CoreSet | None = None
+        self.core: Choice | None = None
+        self.refresh, self.n_refreshed, self.continuation = refresh, 0, continuation
+        self.n_read = np.zeros(model.config.n_layers, np.int64)  # neurons that tokens chose, over n_steps
+        self.n_steps = 0
         self.text, self.stop_reason = "", "interrupt"
         self.seconds = {"prefill_s": 0.0, "predict_s": 0.0, "compile_s": 0.0, "decode_s": 0.0}
         self._pieces = self._text_pieces()
@@ -257,11 +239,12 @@ class Stream:
         room = n_ctx - len(self.ids) + 1  # the last token generated need not be read
         cache = KVCache(self.model.config, min(len(self.ids) + self.max_new_tokens, n_ctx))
         began = time.perf_counter()
+        self._foresee()
         logits = record(self.model, self.ids, self.recorder, cache)
         self.seconds["prefill_s"] = time.perf_counter() - began
         began = time.perf_counter()
         self.core = self.recorder.core()
-        self.seconds["predict_s"] = time.perf_counter() - began
+        self.seconds["predict_s"] += time.perf_counter() - began
         if self.max_new_tokens == 0:
             self.stop_reason = "length"
             return
@@ -282,8 +265,53 @@ class Stream:
                 self.stop_reason = "context"
                 return
             began = time.perf_counter()
-            logits = decoder.step(token)
+            if self.refresh and len(self.token_ids) % self.refresh == 0:
+                logits = self._choose_anew(cache, decoder)
+            else:
+                logits = self._step(decoder, token)
             self.seconds["decode_s"] += time.perf_counter() - began
+
+    def _step(self, decoder: Decoder, token: int) -> Array:  # -> (n_vocab,)
+        before = decoder.n_used.copy()
+        logits = decoder.step(token)
+        self.n_read, self.n_steps = self.n_read + decoder.n_used - before, self.n_steps + 1
+        return logits
+
+    def _choose_anew(self, cache: KVCache, decoder: Decoder) -> Array:  # -> (n_vocab,)
+        """Read the last tokens densely, the new one among them, and decode with what they predict."""
+        ids, window = self.ids + self.token_ids, self.recorder.window
+        if window is None:  # add to what is recorded the tokens that were read sparsely
+            cache.length = len(ids) - min(self.refresh or 1, len(self.token_ids))
+        else:
+            cache.length = max(len(ids) - window, 0)
+            self.recorder.start(None)
+        tap = recorder_tap(self.recorder)
+        logits = prefill(self.model, np.array(ids[cache.length :]), cache, tap)
+        self.core = self.recorder.core()
+        decoder.use(self.core)
+        self.n_refreshed += 1
+        return logits
+
+    def _foresee(self) -> None:
+        """Let an oracle read prompt and continuation, decoding densely first if no continuation is given."""
+        if not self.recorder.row.whole or self.recorder.fixed:
+            return
+        began, config = time.perf_counter(), self.model.config
+        if self.continuation is None:
+            dense = make_recorder(self.model, "dense")
+            sampler = copy.deepcopy(self.sampler)
+            self.continuation = (
+                Stream(
+                    *(self.model, self.ids, dense, sampler, self.backend, self.max_new_tokens, self.stops),
+                    tuple(self.eos),
+                )
+                .run()
+                .token_ids
+            )
+        whole = (self.ids + self.continuation)[: config.n_ctx]
+        record(self.model, whole, self.recorder, KVCache(config, len(whole)))
+        self.recorder.fixed = True
+        self.seconds["predict_s"] = time.perf_counter() - began
 
     @property
     def result(self) -> Generation:
@@ -293,24 +321,27 @@ class Stream:
     def _stats(self) -> dict[str, Any]:
         model, recorder, n_new = self.model, self.recorder, len(self.token_ids)
         dense = recorder.row.dense
-        fraction = self.core.fraction if self.core else 1.0
+        kept = neurons_kept(model, self.core, self.n_read / self.n_steps if self.n_steps else None)
         return {
             "model": model.name,
             "backend": self.backend,
             "dtype": model.dtype,
             "predictor": recorder.predictor,
+            "predictor_used": recorder.used,
+            "why": recorder.why or None,
             "alpha": None if dense else recorder.alpha,
-            "beta": None if dense else recorder.beta,
+            "beta": None if dense else plain(recorder.beta),
             "layers": None if dense else list(recorder.layers),
             "prompt_tokens": len(self.ids),
             "new_tokens": n_new,
-            "core_fraction": fraction,
+            "core_fraction": float(kept.mean()) / model.config.n_neurons,
+            "refreshes": self.n_refreshed,
             **self.seconds,
             "prefill_tokens_per_s": _rate(len(self.ids), self.seconds["prefill_s"]),
             "decode_tokens_per_s": _rate(max(n_new - 1, 0), self.seconds["decode_s"]),
             "weights_bytes": model.weights_bytes,
             "resident_bytes": resident_bytes(),
-            "bytes_per_token": bytes_per_token(model, self.core),
+            "bytes_per_token": bytes_per_token(model, self.core, kept),
             "stop_reason": self.stop_reason,
         }
 
@@ -324,14 +355,46 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def bytes_per_token(model: Model, core: CoreSet | None) -> int:
-    """Return the bytes of weights that one decoded token reads; of the embedding that is one row."""
-    read = model.head.nbytes + model.params["embed"][0].nbytes
+def neurons_kept(model: Model, core: Choice | None, n_used: Array | None = None) -> Array:
+    # (n_layers,) or None -> (n_layers,)
+    """Return how many neurons' output rows a decoded token reads in each layer.
+
+    ``n_used`` are the means that a decoder counted, for layers where each token chooses for itself; without
+    them these count as all that may be chosen from.
+    """
+    n_neurons = model.config.n_neurons
+    kept = np.full(model.config.n_layers, n_neurons, float)
+    for layer, ids in core.neurons.items() if core else ():
+        kept[layer] = len(ids)
+    for layer, limit in core.limits.items() if isinstance(core, TokenRule) else ():
+        most = min(kept[layer], limit) if isinstance(core, TokenRule) and core.kind == "top" else kept[layer]
+        kept[layer] = most if n_used is None else n_used[layer]
+    return kept
+
+
+def bytes_per_token(model: Model, core: Choice | None, kept: Array | None = None) -> int:
+    """Return the bytes of weights that one decoded token reads; of the embedding that is one row.
+
+    Where each token chooses for itself, the rows that the choice is made from are read for all neurons of
+    the set: the gate's (``w_in`` in families without one), and for the k largest ``w_in`` too.
+    """
+    kept = neurons_kept(model, core) if kept is None else kept
+    read = float(model.head.nbytes + model.params["embed"][0].nbytes)
     for layer, block in enumerate(model.blocks):
-        kept = len(core.neurons[layer]) if core and layer in core.neurons else model.config.n_neurons
+        among = len(core.neurons[layer]) if core and layer in core.neurons else model.config.n_neurons
+        first = _read_first(core, layer, model.config.gated)
         for name, w in block.items():
-            read += w.nbytes // len(w) * kept if name in PER_NEURON else w.nbytes
-    return read
+            n_rows = (among if name in first else kept[layer]) if name in PER_NEURON else len(w)
+            read += w.nbytes // len(w) * n_rows
+    return round(read)
+
+
+def _read_first(core: Choice | None, layer: int, gated: bool) -> tuple[str, ...]:
+    """Return the matrices a token reads before it has chosen."""
+    if not isinstance(core, TokenRule) or layer not in core.limits:
+        return ()
+    inputs = ("mlp.w_in", "mlp.b_in")
+    return (("mlp.w_gate", "mlp.b_gate") if gated else inputs) + (inputs if core.kind == "top" else ())
 
 
 def resident_bytes() -> int:

@@ -243,7 +243,8 @@ def hook_names(cfg: ModelConfig) -> list[str]:
         "hook_resid_pre", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
         *(("attn.hook_rot_q", "attn.hook_rot_k") if rope else ()),
         "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_resid_mid",
-        "ln2.hook_normalized", "mlp.hook_pre", *(("mlp.hook_pre_linear",) if gated else ()), "mlp.hook_post",
+        "ln2.hook_normalized", "mlp.hook_pre", *(("mlp.hook_pre_linear", "mlp.hook_gate") if gated else ()),
+        "mlp.hook_post",
         "hook_mlp_out", "hook_resid_post",
     ]  # fmt: skip
     names = ["hook_embed"] + ([] if rope else ["hook_pos_embed"])
@@ -372,6 +373,7 @@ def ffn(cfg: ModelConfig, p: dict[str, Array], layer: int, x: Array, tap: Tap) -
         tap(at + "hook_pre", gate)
         tap(at + "hook_pre_linear", a)
         gate = act(gate)
+        tap(at + "hook_gate", gate)
         a = gate * a
     else:
         tap(at + "hook_pre", a)

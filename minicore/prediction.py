@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from minicore import ops
-from minicore.core.neurons import parse_layers
-from minicore.core.predictors import Beta, Recorder, find_predictor
+from minicore.core.budgets import Beta
+from minicore.core.neurons import CoreSet, parse_layers
+from minicore.core.predictors import Recorder, find_predictor
+from minicore.core.rules import Choice
+from minicore.core.similarity import Clusters
+from minicore.core.stability import WANTED
 from minicore.errors import InputError
 from minicore.model import KVCache, Tap, prefill
 
@@ -30,23 +39,42 @@ def row_norms(model: Model, names: Sequence[str]) -> Array:  # -> (n_layers, n_n
     return norms
 
 
-def given_arrays(
-    model: Model, predictor: str, frequency: Array | None, seed: int | None
-) -> dict[str, Array]:  # name -> (n_layers, n_neurons)
-    """Return what a predictor reads besides the prompt; raise InputError if it was not handed in."""
-    config, given = model.config, {}
+def given_arrays(model: Model, predictor: str, seed: int | None) -> dict[str, Array]:
+    # -> name -> (n_layers, n_neurons)
+    """Return what a predictor reads of the model itself, or draws."""
+    given, shape = {}, (model.config.n_layers, model.config.n_neurons)
     for name in find_predictor(predictor).given:
         if name == "w_out_norm":
             given[name] = row_norms(model, ["mlp.w_out"])
         elif name == "weight_norm":
             given[name] = row_norms(model, ["mlp.w_gate", "mlp.w_in", "mlp.w_out"])
         elif name == "random":  # 1 - [0, 1): no neuron gets the 0 that would leave it out
-            given[name] = 1 - np.random.default_rng(seed).random((config.n_layers, config.n_neurons))
-        elif frequency is None:
-            raise InputError(f"predictor {predictor} needs clusters fitted on other texts")
-        else:
-            given[name] = frequency
+            given[name] = 1 - np.random.default_rng(seed).random(shape)
     return given
+
+
+def fingerprint(model: Model) -> str:
+    """Return what tells a model from another: a hash of its config and of a sample of its weights.
+
+    The sample is read as bfloat16, so that a model has one fingerprint whatever dtype it is loaded in.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for name in sorted(model.params):
+        flat = model.params[name].reshape(-1)
+        sample = flat[:: max(len(flat) // 64, 1)][:64]
+        digest.update(name.encode() + sample.astype(ml_dtypes.bfloat16).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def find_clusters(model: Model, clusters: Clusters | str | PathLike[str] | None) -> Clusters | None:
+    """Return clusters, read from their file if need be; raise InputError if they are another model's."""
+    if isinstance(clusters, str | PathLike):
+        name, clusters = f"{clusters}: ", Clusters.load(clusters)
+    else:
+        name = ""
+    if clusters is not None and clusters.fingerprint != fingerprint(model):
+        raise InputError(f"{name}{clusters!r} were fitted on another model than {model.name}")
+    return clusters
 
 
 def make_recorder(
@@ -56,51 +84,176 @@ def make_recorder(
     beta: Beta = 0.4,
     layers: Layers = None,
     *,
+    gamma: Beta | None = None,
+    token_beta: Beta | None = None,
     budget: str = "uniform",
+    clusters: Clusters | str | PathLike[str] | None = None,
     frequency: Array | None = None,
+    embedding: Array | None = None,
+    calibration: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
+    window: int | None = None,
+    wanted: float = WANTED,
     seed: int | None = None,
-    settings: Mapping[str, object] | None = None,
 ) -> Recorder:
     """Return a predictor's recorder for a model, with everything it reads besides the prompt.
 
     Parameters
     ----------
     model : Model
-    predictor, alpha, beta, layers, budget
-        As for :func:`predict`.
+    predictor : str
+        A name of :data:`minicore.core.predictors.PREDICTORS`, or ``SET+RULE``, such as ``griffin+gate``:
+        each token chooses by the rule inside the set.
+    alpha : float
+        Fraction of a token's positive activations kept, in (0, 1].
+    beta : float, str or sequence of float
+        Fraction of a layer's neurons kept, in (0, 1]: one number, a range ``"0.2:0.6"`` from the first
+        restricted layer to the last, or a number for each of them.
+    layers : str, slice, range, list of int or None
+        Layers to restrict; None is all.
+    gamma : as beta
+        For the set of a cluster; None is beta.
+    token_beta : as beta
+        For the rule of ``SET+RULE``.
+    budget : str
+        ``uniform``: beta holds in each layer; ``share``: on average over the layers, spent where the
+        scores say most is captured (:func:`minicore.core.budgets.share`).
+    clusters : Clusters, path or None
+        Needed by ``similarity`` and ``static``; ``auto`` uses them if they are there.
     frequency : (n_layers, n_neurons) array or None
-        How often other texts had each neuron (``static`` needs it).
+        What ``static`` reads if there are no clusters: any scores made from other texts.
+    embedding : (d,) array or None
+        The prompt's vector, for clusters of embeddings.
+    calibration : str, list of str, list of lists of ids, or None
+        Texts to record in place of the prompt: a set or threshold fixed before the prompt is known.
+    window : int or None
+        Tokens of the prompt, the last ones, that are recorded; None is the predictor's own, mostly all.
+    wanted : float
+        Expected recall from which on ``auto`` takes a prompt's set for stable.
     seed : int or None
         For ``random``.
-    settings : mapping or None
-        Further provenance to keep with the set.
+
+    Raises
+    ------
+    InputError
+        For a value outside its range, something missing that the predictor needs, or clusters of another
+        model.
     """
     config = model.config
-    return Recorder(
+    recorder = Recorder(
         predictor,
         alpha,
         beta,
         parse_layers(layers, config.n_layers),
         config.n_layers,
         config.n_neurons,
+        gamma=gamma,
+        token_beta=token_beta,
         budget=budget,
-        given=given_arrays(model, predictor, frequency, seed),
-        settings={"model": model.name} | dict(settings or {}),
+        given=given_arrays(model, predictor, seed) | ({} if frequency is None else {"frequency": frequency}),
+        clusters=find_clusters(model, clusters),
+        embedding=embedding,
+        window=window,
+        wanted=wanted,
+        settings={"model": model.name, "fingerprint": fingerprint(model)},
     )
+    if not config.gated:
+        recorder.hooks = {"post": "mlp.hook_post", "gate": "mlp.hook_post"}
+    if calibration is not None:
+        texts = [calibration] if isinstance(calibration, str) else calibration
+        recorder.start(None)
+        for text in texts:
+            ids = encode_prompt(model, text)
+            prefill(model, np.array(ids), KVCache(config, len(ids)), recorder_tap(recorder))
+        recorder.fixed = True
+    return recorder
 
 
 def recorder_tap(*recorders: Recorder) -> Tap:
     """Return the tap that hands a forward pass's FFN activations to recorders."""
-    watched = {f"blocks.{layer}.mlp.hook_post": layer for recorder in recorders for layer in recorder.layers}
+    watched: dict[str, list[tuple[Recorder, int, str]]] = {}
+    for recorder in recorders:
+        for layer in recorder.recording.layers:
+            for reads in recorder.recording.reads:
+                hook = f"blocks.{layer}.{recorder.hooks[reads]}"
+                watched.setdefault(hook, []).append((recorder, layer, reads))
 
     def tap(name: str, value: Array) -> None:
-        if name in watched:
-            for recorder in recorders:
-                recorder.update(watched[name], value)
+        for recorder, layer, reads in watched.get(name, ()):
+            recorder.update(layer, value, reads)
 
     return tap
 
 
 def record(model: Model, ids: Sequence[int], recorder: Recorder, cache: KVCache) -> Array:  # -> (n_vocab,)
     """Prefill the cache while the recorder sees the FFN activations; return the last logits."""
+    if recorder.fixed:
+        return prefill(model, np.asarray(ids), cache)
+    recorder.start(len(ids))
     return prefill(model, np.asarray(ids), cache, recorder_tap(recorder))
+
+
+def predict(
+    model: Model,
+    ids: Sequence[int],
+    predictor: str = "stability",
+    alpha: float = 0.4,
+    beta: Beta = 0.4,
+    layers: Layers = None,
+    *,
+    continuation: Sequence[int] | None = None,
+    **choosing: Any,
+) -> Choice:
+    """Return the core set a predictor chooses for a prompt (CoreInfer, sec. 4.1).
+
+    Parameters
+    ----------
+    model : Model
+    ids : (n_tokens,) integers
+        The prompt.
+    predictor, alpha, beta, layers, **choosing
+        See :func:`make_recorder`.
+    continuation : (n,) integers or None
+        The ids that follow the prompt, for ``oracle`` alone.
+
+    Returns
+    -------
+    CoreSet or TokenRule
+        A rule where each token chooses for itself; dense decoding is a CoreSet that restricts no layer.
+
+    Raises
+    ------
+    InputError
+        For an empty prompt, one longer than the context, or any option outside its range.
+    """
+    recorder = make_recorder(model, predictor, alpha, beta, layers, **choosing)
+    if recorder.row.whole != (continuation is not None):
+        needs = "needs" if recorder.row.whole else "does not read"
+        raise InputError(f"predictor {predictor} {needs} the continuation, the ids that follow the prompt")
+    ids = encode_prompt(model, [*ids, *(continuation or ())])
+    if recorder.recording.names and not recorder.fixed:
+        record(model, ids, recorder, KVCache(model.config, len(ids)))
+    choice = recorder.core()
+    if choice is None:
+        settings: dict[str, object] = {"predictor": recorder.used}
+        settings |= {"why": recorder.why} if recorder.why else {}
+        return CoreSet({}, model.config.n_neurons, model.config.n_layers, settings)
+    return choice
+
+
+def encode_prompt(model: Model, prompt: str | Sequence[int], chat: bool = False) -> list[int]:
+    """Return a prompt's token ids; raise InputError if there are none or more than the context holds."""
+    if isinstance(prompt, str):
+        if not prompt:
+            raise InputError("the prompt is empty, expected at least one character")
+        if model.tokenizer is None:
+            raise InputError(f"{model.source} has no tokenizer, expected a prompt of token ids")
+        ids = model.tokenizer.chat(prompt) if chat else model.tokenizer.encode(prompt)
+    else:
+        if chat:
+            raise InputError("chat is set but the prompt is a list of token ids, expected text")
+        ids = list(prompt)
+    if not ids:
+        raise InputError("the prompt is empty, expected at least one token")
+    if len(ids) > model.config.n_ctx:
+        raise InputError(f"the prompt has {len(ids)} tokens, the model's context holds {model.config.n_ctx}")
+    return [int(i) for i in model.check_ids(ids)]

@@ -1,21 +1,26 @@
 """Ways of choosing a sentence's neurons while its prompt is read: a few lines each, one table.
 
-A predictor gives every neuron of a layer a score; decoding keeps the neurons that score highest. What the
-scores are made of is either summed up over the prompt (a statistic, see recording.py) or handed in (norms of
-the model's weights, frequencies in other texts). Both come as arrays by name, and no model is seen here.
+A predictor gives every neuron of a layer a score; decoding keeps the neurons that score highest. Or it sets
+a limit by which every token chooses for itself. What scores and limits are made of is either summed up over
+the prompt (a statistic, see recording.py) or handed in (norms of the model's weights, clusters of other
+texts). Both come as arrays by name, and no model is seen here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from minicore.core.budgets import BUDGETS, Beta, layer_betas, plain
 from minicore.core.neurons import CoreSet, check_fraction, core_from_scores
-from minicore.core.recording import Recording
+from minicore.core.recording import GATE_SHIFT, Recording
+from minicore.core.rules import Choice, TokenRule
+from minicore.core.similarity import Clusters, core_vector
+from minicore.core.stability import WANTED, Verdict, growth_marks, is_stable
 from minicore.errors import InputError, unknown
 
 Array = np.ndarray
@@ -57,6 +62,11 @@ def static(of: Arrays) -> Array:
     return of["frequency"]
 
 
+def similarity(of: Arrays) -> Array:
+    """How often texts of the prompt's own cluster had the neuron (2410.18311 sec. 4.1)."""
+    return of["cluster_frequency"]
+
+
 def weight_norm(of: Arrays) -> Array:
     """The product of the norms of the neuron's rows: no text at all (magnitude pruning, 1506.02626)."""
     return of["weight_norm"]
@@ -65,6 +75,27 @@ def weight_norm(of: Arrays) -> Array:
 def random(of: Arrays) -> Array:
     """Chance."""
     return of["random"]
+
+
+# --- limits: by which a token chooses for itself; one layer's arrays, fraction kept, n_neurons -> number ---
+
+
+def top_k(of: Arrays, beta: float, n_neurons: int) -> float:
+    """Each token's own largest |a|, known only once all are computed: the bound of every other choice."""
+    return math.floor(beta * n_neurons)
+
+
+def gate_threshold(of: Arrays, beta: float, n_neurons: int) -> float:
+    """The quantile that at most a share beta of the recorded gates is above (CATS, 2404.08763 sec. 4.2)."""
+    passing = np.cumsum(of["gate_bins"][::-1])[::-1]  # gates in this bin or a higher one
+    first = int(np.argmax(passing <= beta * passing[0]))  # the last bin has none: infinity is refused
+    edge = np.array(first << GATE_SHIFT, np.uint32).view(np.float32)
+    return float(np.nextafter(edge, np.float32(-1))) if first else -1.0
+
+
+def exact_zero(of: Arrays, beta: float, n_neurons: int) -> float:
+    """Leave out what is zero anyway: exact, and of use where the activation is ReLU (Deja Vu, 2310.17157)."""
+    return 0.0
 
 
 @dataclass(frozen=True)
@@ -81,115 +112,84 @@ class Predictor:
         The arrays that it reads besides, handed in by whoever has the model.
     whole : bool
         It records prompt and continuation, not the prompt alone.
+    kind, limit : str, callable or None
+        For a choice by each token: its kind (see :class:`TokenRule`) and the limit for a layer.
+    tests : bool
+        It tests the prompt for stability and then does as another row.
+    window, refresh : int or None
+        Its tokens, the last ones, and after how many generated ones it looks again, unless said otherwise.
     """
 
-    scores: Callable[[Arrays], Array] | None
+    scores: Callable[[Arrays], Array] | None = None
     records: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     whole: bool = False
+    kind: str | None = None
+    limit: Callable[[Arrays, float, int], float] | None = None
+    tests: bool = False
+    window: int | None = None
+    refresh: int | None = None
 
     @property
     def dense(self) -> bool:
         """Whether it never restricts anything."""
-        return self.scores is None
+        return self.scores is None and self.limit is None and not self.tests
+
+    def inside(self, other: Predictor) -> Predictor:
+        """Return the choice by each token within the other's set."""
+        if self.limit is None or other.scores is None or other.limit is not None:
+            raise InputError("a mixed predictor is a set's name, +, and a token rule's, such as griffin+gate")
+        return replace(other, kind=self.kind, limit=self.limit, records=other.records + self.records)
 
 
 PREDICTORS: dict[str, Predictor] = {
-    "dense": Predictor(None),
+    "dense": Predictor(),
+    # the prompt's own activations
     "stability": Predictor(stability, ("counts",)),
     "magnitude": Predictor(magnitude, ("magnitude_counts",)),
     "coreinfer-code": Predictor(coreinfer_code, ("rank_counts", "positives")),
     "griffin": Predictor(griffin, ("relative_energy",)),
     "griffin-weighted": Predictor(griffin_weighted, ("relative_energy",), ("w_out_norm",)),
+    "sliding": Predictor(stability, ("counts",), window=256, refresh=64),
+    # the continuation's as well, which no prediction has
     "oracle": Predictor(stability, ("counts",), whole=True),  # the target: C_alpha^beta([s, g])
     "oracle-griffin": Predictor(griffin, ("relative_energy",), whole=True),
+    # other texts
+    "similarity": Predictor(similarity, (), ("cluster_frequency",)),
+    "auto": Predictor(records=("counts",), tests=True),
     "static": Predictor(static, (), ("frequency",)),
+    # no text
     "weight-norm": Predictor(weight_norm, (), ("weight_norm",)),
     "random": Predictor(random, (), ("random",)),
+    # each token for itself
+    "topk": Predictor(kind="top", limit=top_k),
+    "gate": Predictor(records=("gate_bins",), kind="gate", limit=gate_threshold),
+    "relu": Predictor(kind="gate", limit=exact_zero),
 }
 
 
 def find_predictor(name: str) -> Predictor:
-    """Return the table's row, or raise InputError with the nearest names."""
-    if name not in PREDICTORS:
-        raise unknown("predictor", name, PREDICTORS)
-    return PREDICTORS[name]
-
-
-# --- from scores to sets ---
-
-Beta = float | str | Sequence[float]
-
-
-def layer_betas(beta: Beta, n: int) -> list[float]:
-    """Return the fraction kept in each of n layers: a constant, a range ``"0.2:0.6"``, or one a layer.
-
-    A range runs evenly from the first restricted layer to the last.
+    """Return the table's row, or of ``SET+RULE`` the token rule's inside the set's.
 
     Raises
     ------
     InputError
-        If a fraction is not in (0, 1], or there are not n of them.
+        For a name that is not in the table, with the nearest ones that are, or two that do not go together.
     """
-    if isinstance(beta, str):
-        try:
-            ends = [float(part) for part in beta.split(":")]
-        except ValueError:
-            ends = []
-        if len(ends) not in (1, 2):
-            raise InputError(f"beta is {beta!r}, expected a fraction such as 0.4 or a range such as 0.2:0.6")
-        first, last = (check_fraction("beta", end) for end in (ends[0], ends[-1]))
-        return [float(one) for one in np.linspace(first, last, n)]
-    if isinstance(beta, int | float | np.number):
-        return [check_fraction("beta", beta)] * n
-    betas = [check_fraction("beta", one) for one in beta]
-    if len(betas) != n:
-        raise InputError(f"beta has {len(betas)} values, expected one for each of the {n} layers restricted")
-    return betas
-
-
-def uniform(scores: Mapping[int, Array], betas: Sequence[float]) -> dict[int, Array]:
-    """Keep each layer's own floor(beta * n_neurons) neurons, as the paper does."""
-    return {layer: core_from_scores(s, beta) for (layer, s), beta in zip(scores.items(), betas, strict=True)}
-
-
-def share(scores: Mapping[int, Array], betas: Sequence[float]) -> dict[int, Array]:
-    """Keep as many neurons in all as `uniform` would, where they capture most.
-
-    Say that dropping neurons costs a layer the share of its scores that they held, and that the layers'
-    costs add up. With x_ln in {0, 1} for neuron n of layer l and s_ln its share (a layer's shares add up
-    to 1), we maximise the sum of x_ln * s_ln under the budget sum of x_ln = B. All neurons cost the same,
-    so the best choice is the B largest shares of all layers together: a layer whose scores lie on few
-    neurons gives up places to one whose scores are spread out. Equal shares: the lower layer first, then
-    the lower index.
-    """
-    for layer, s in scores.items():
-        if np.isnan(s).any():
-            raise InputError(f"scores of layer {layer} hold NaN, first at neuron {int(np.isnan(s).argmax())}")
-    pooled = np.stack([s / (s.sum() or 1) for s in scores.values()]).astype(np.float64)
-    places = sum(math.floor(beta * pooled.shape[1]) for beta in betas)
-    best = np.argsort(-pooled, axis=None, kind="stable")[:places]
-    kept = np.zeros(pooled.size, bool)
-    kept[best] = pooled.ravel()[best] > 0
-    return {
-        layer: np.flatnonzero(row).astype(np.int32)
-        for layer, row in zip(scores, kept.reshape(pooled.shape), strict=True)
-    }
-
-
-BUDGETS: dict[str, Callable[[Mapping[int, Array], Sequence[float]], dict[int, Array]]] = {
-    "uniform": uniform,
-    "share": share,
-}
+    for part in name.split("+", 1):
+        if part not in PREDICTORS:
+            raise unknown("predictor", part, PREDICTORS)
+    outer, _, rule = name.partition("+")
+    return PREDICTORS[rule].inside(PREDICTORS[outer]) if rule else PREDICTORS[outer]
 
 
 class Recorder:
-    """A predictor at work: it records what it needs while prefill goes on, and then says its set.
+    """A predictor at work: it records what it needs while prefill goes on, and then says its choice.
 
     Parameters
     ----------
     predictor : str
-        Name in the table.
+        Name in the table, or ``SET+RULE``.
     alpha : float
         Fraction of a token's positive activations kept, in (0, 1].
     beta : float, str or sequence of float
@@ -200,11 +200,32 @@ class Recorder:
         The model's.
     budget : str
         How beta is spent over the layers, a name of :data:`BUDGETS`.
+    gamma : float, str, sequence of float or None
+        As beta, for a cluster's set; None is beta.
+    token_beta : float, str, sequence of float or None
+        As beta, for the token rule inside a set.
     given : mapping of str to (n_layers, n_neurons) array
         What the predictor reads besides the prompt.
+    clusters : Clusters or None
+        What similarity-guided prediction and ``static`` read.
+    embedding : (d,) array or None
+        The prompt's vector, for clusters of embeddings.
+    window : int or None
+        Tokens, the last ones, that are recorded; None is the predictor's own, mostly all.
+    wanted : float
+        Expected recall from which on ``auto`` takes a prompt's set for stable.
     settings : mapping
-        Kept with the set, to say where it came from (JSON values).
+        Kept with the choice, to say where it came from (JSON values).
+
+    Attributes
+    ----------
+    used, why : str
+        After :meth:`core`: the row of the table it came from, and the reason if it was chosen.
+    hooks : mapping of str to str
+        The name, inside a block, of each kind of activation that statistics read.
     """
+
+    hooks: Mapping[str, str] = {"post": "mlp.hook_post", "gate": "mlp.hook_gate"}
 
     def __init__(
         self,
@@ -216,56 +237,181 @@ class Recorder:
         n_neurons: int,
         *,
         budget: str = "uniform",
+        gamma: Beta | None = None,
+        token_beta: Beta | None = None,
         given: Mapping[str, Array] | None = None,
+        clusters: Clusters | None = None,
+        embedding: Array | None = None,
+        window: int | None = None,
+        wanted: float = WANTED,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.predictor, self.row = predictor, find_predictor(predictor)
-        self.alpha, self.beta = check_fraction("alpha", alpha), beta
+        self.used, self.why = predictor, ""
+        self.alpha, self.beta, self.gamma, self.token_beta = (
+            check_fraction("alpha", alpha),
+            beta,
+            gamma,
+            token_beta,
+        )
         self.n_layers, self.n_neurons = n_layers, n_neurons
         self.layers = [] if self.row.dense else list(layers)
-        layer_betas(beta, len(layers))
+        for one in (beta, gamma, token_beta):
+            layer_betas(0.5 if one is None else one, len(layers))
+        if self.row.limit and self.row.scores and token_beta is None:
+            raise InputError(
+                f"predictor {predictor} needs token_beta, the fraction of neurons each token keeps"
+            )
         if budget not in BUDGETS:
             raise unknown("budget", budget, BUDGETS)
-        self.budget, self.settings = budget, dict(settings or {})
-        self.given = {
-            name: np.asarray((given or {})[name]) for name in self.row.given if name in (given or {})
-        }
+        if window is not None and window < 1:
+            raise InputError(f"window is {window}, expected 1 or more tokens")
+        self.window = self.row.window if window is None else window
+        self.budget, self.wanted, self.settings = (
+            budget,
+            check_fraction("wanted", wanted),
+            dict(settings or {}),
+        )
+        self.clusters, self.embedding = self._check_clusters(clusters, embedding), embedding
+        self.given = self._check_given(given or {})
+        self.fixed = False  # set once the recorder has read what it shall, so that the prompt is not recorded
+        self.start(None)
+
+    def _check_clusters(self, clusters: Clusters | None, embedding: Array | None) -> Clusters | None:
+        reads = self.row.tests or "cluster_frequency" in self.row.given
+        if clusters is None or not (reads or "frequency" in self.row.given):
+            if "cluster_frequency" in self.row.given:
+                raise InputError(
+                    f"predictor {self.predictor} needs clusters, such as `minicore cluster fit` makes"
+                )
+            return None
+        if (clusters.n_layers, clusters.n_neurons) != (self.n_layers, self.n_neurons):
+            raise InputError(f"{clusters!r} are another model's, expected {self.n_layers} x {self.n_neurons}")
+        if reads and clusters.layer is None and embedding is None:
+            raise InputError(f"{clusters!r} need the prompt's embedding")
+        fitted = clusters.settings.get("alpha", self.alpha)
+        if reads and clusters.layer is not None and fitted != self.alpha:
+            raise InputError(f"the clusters were fitted with alpha {fitted}, alpha is {self.alpha}")
+        return clusters
+
+    def _check_given(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        arrays = {name: np.asarray(given[name]) for name in self.row.given if name in given}
+        if self.clusters and "frequency" in self.row.given:
+            arrays["frequency"] = self.clusters.frequency()
         for name in self.row.given:
-            if name not in self.given or self.given[name].shape != (n_layers, n_neurons):
-                raise InputError(f"predictor {predictor} needs {name}, (n_layers, n_neurons) numbers")
-        self.recording = Recording(self.row.records, self.layers, n_neurons, self.alpha)
+            if name == "cluster_frequency":
+                continue  # known once the prompt has its cluster
+            if name not in arrays:
+                what = "clusters fitted on other texts" if name == "frequency" else f"{name}, an array"
+                raise InputError(f"predictor {self.predictor} needs {what}")
+            if arrays[name].shape != (self.n_layers, self.n_neurons):
+                raise InputError(
+                    f"{name} has shape {arrays[name].shape}, expected ({self.n_layers}, {self.n_neurons})"
+                )
+        return arrays
+
+    @property
+    def _assigns(self) -> bool:
+        """Whether the prompt's own set says which cluster it belongs to."""
+        reads = self.row.tests or "cluster_frequency" in self.row.given
+        return reads and self.clusters is not None and self.clusters.layer is not None
+
+    def start(self, n_tokens: int | None) -> None:
+        """Forget what was recorded, and make ready for that many tokens (None: any number).
+
+        A window and the test of stability have to know where the prompt ends.
+        """
+        layers, records = list(self.layers), list(self.row.records)
+        if self._assigns and self.clusters:
+            layers = sorted({*layers, self.clusters.layer or 0})
+            records += find_predictor(str(self.clusters.settings.get("predictor", "stability"))).records
+        self.n_tokens = n_tokens
+        first = max(n_tokens - self.window, 0) if n_tokens and self.window else 0
+        marks = growth_marks(n_tokens) if n_tokens and self.row.tests else []
+        self.recording = Recording(records, layers, self.n_neurons, self.alpha, first, marks)
 
     def update(self, layer: int, a: Array, reads: str = "post") -> None:  # (n_tokens, n_neurons)
-        """Add one chunk's activations of one layer."""
+        """Add one chunk's activations of one layer; ``reads`` says which, see :class:`Statistic`."""
         self.recording.update(layer, a, reads)
 
-    def scores(self) -> dict[int, Array]:
-        """Return the layers' (n_neurons,) scores so far."""
-        if self.row.scores is None:
+    def scores(self, predictor: str | None = None) -> dict[int, Array]:
+        """Return the restricted layers' (n_neurons,) scores so far, of this or another row of the table."""
+        row = find_predictor(predictor) if predictor else self.row
+        if row.scores is None:
             return {}
-        alpha = {"alpha": np.array(self.alpha)}
-        return {
-            layer: self.row.scores(
-                alpha
-                | self.recording.totals[layer]
-                | {name: rows[layer] for name, rows in self.given.items()}
-            )
-            for layer in self.layers
-        }
+        given = dict(self.given)
+        if "cluster_frequency" in row.given and self.clusters:
+            given["cluster_frequency"] = self.clusters.frequency(self.cluster())
+        return {layer: row.scores(self._arrays(layer, given)) for layer in self.layers}
 
-    def core(self, beta: Beta | None = None, budget: str | None = None) -> CoreSet | None:
-        """Return the set that the statistics so far predict; None stands for dense.
+    def _arrays(self, layer: int, given: Mapping[str, Array]) -> Arrays:
+        of_layer = {name: rows[layer] for name, rows in given.items()}
+        return {"alpha": np.array(self.alpha)} | self.recording.totals[layer] | of_layer
+
+    def cluster(self) -> int:
+        """Return the cluster that the prompt so far belongs to."""
+        clusters = self.clusters
+        if clusters is None:
+            raise InputError("there are no clusters to assign the prompt to")
+        if clusters.layer is None:
+            return clusters.assign(np.asarray(self.embedding))
+        row = find_predictor(str(clusters.settings.get("predictor", "stability")))
+        assert row.scores is not None
+        scores = row.scores(self._arrays(clusters.layer, self.given))
+        beta = layer_betas(clusters.settings.get("beta", 0.4), 1)[0]
+        return clusters.assign(core_vector(core_from_scores(scores, beta), self.n_neurons))
+
+    def verdict(self) -> Verdict:
+        """Return whether the prompt's set is settled; :meth:`start` must have been told its length."""
+        if self.n_tokens is None:
+            raise InputError("the stability test needs the prompt's length before it is read")
+        marks = growth_marks(self.n_tokens)
+        at_mark = [self.recording.at_mark[mark] for mark in marks]
+        counts = [np.stack([step[layer]["counts"] for layer in self.layers]) for step in at_mark]
+        return is_stable(counts, self.n_tokens, self.wanted)
+
+    def core(self, beta: Beta | None = None, budget: str | None = None) -> Choice | None:
+        """Return the choice that the statistics so far predict; None stands for dense.
 
         Another beta or budget than the recorder's own may be asked for: one prefill serves them all.
         """
-        if self.row.dense:
+        self.used = self._resolve() if self.row.tests else self.predictor
+        row = find_predictor(self.used)
+        if row.dense:
             return None
-        beta, budget = self.beta if beta is None else beta, budget or self.budget
-        neurons = BUDGETS[budget](self.scores(), layer_betas(beta, len(self.layers)))
-        said = {"predictor": self.predictor, "alpha": self.alpha, "beta": _plain(beta), "budget": budget}
-        return CoreSet(neurons, self.n_neurons, self.n_layers, said | self.settings)
+        beta = self.beta if beta is None else beta
+        if "cluster_frequency" in row.given and self.gamma is not None:
+            beta = self.gamma
+        said = {
+            "predictor": self.used,
+            "alpha": self.alpha,
+            "beta": plain(beta),
+            "budget": budget or self.budget,
+        }
+        said |= {"prompt_tokens": self.n_tokens} if self.n_tokens is not None else {}
+        said |= {"why": self.why} if self.why else {}
+        said |= self.settings
+        core = None
+        if row.scores:
+            betas = layer_betas(beta, len(self.layers))
+            neurons = BUDGETS[budget or self.budget](self.scores(self.used), betas)
+            core = CoreSet(neurons, self.n_neurons, self.n_layers, said)
+        if row.limit is None:
+            return core
+        share = self.token_beta if core and self.token_beta is not None else beta
+        limits = {
+            layer: row.limit(self._arrays(layer, self.given), one, self.n_neurons)
+            for layer, one in zip(self.layers, layer_betas(share, len(self.layers)), strict=True)
+        }
+        said |= {"token_beta": plain(share)} if core else {}
+        return TokenRule(str(row.kind), limits, self.n_neurons, self.n_layers, core, said)
 
-
-def _plain(beta: Beta) -> float | str | list[float]:
-    """Return beta as JSON can hold it."""
-    return beta if isinstance(beta, str) else np.asarray(beta, float).tolist()
+    def _resolve(self) -> str:
+        """Return the row that the stability test leads to, and note why."""
+        verdict = self.verdict()
+        used = "stability" if verdict.stable else "similarity" if self.clusters else "dense"
+        without = (
+            "" if verdict.stable or self.clusters else "; without clusters dense decoding is the safe choice"
+        )
+        self.why = f"{verdict}{without}"
+        return used

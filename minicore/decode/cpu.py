@@ -64,7 +64,7 @@ class CpuDecoder:
         # the k largest are known once all are computed, so there is nothing to skip: that is the reference's
         top = isinstance(core, TokenRule) and core.kind == "top"
         self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
-        self.model.restrict(core)  # refuses another model's
+        self.model.check_choice(core)
         chosen = core.neurons if core else {}
         self.thresholds = np.full(self.dims.n_layers, -1, np.float32)
         self.rows = dict.fromkeys(range(self.dims.n_layers)) | chosen

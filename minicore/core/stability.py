@@ -1,0 +1,125 @@
+"""How settled a sentence's core is: sets of growing prefixes, and a test on the prompt alone.
+
+The paper observes that core sets settle as a text grows (2410.18311 secs. 3.2 and 4.1) and gives no number
+to tell a settled one. The test here compares the sets of the prompt's last growth steps: how much the last
+quarters of the prompt still changed its set says how much the continuation will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minicore.core.neurons import check_fraction, core_from_scores, jaccard, token_core
+from minicore.errors import InputError
+
+Array = np.ndarray
+
+GROWTH = (0.5, 0.75, 1.0)  # the shares of the prompt whose sets the test compares
+SHORTEST = 8  # tokens; with fewer a growth step is one token or none
+TEST_BETA = 0.4  # of the sets the test compares, whatever beta decodes
+WANTED = 0.8  # recall of C([s, g]) that a set must be expected to have to count as stable
+# recall = CONSTANT + SCORE * similarity + DOUBLING * log2(n_tokens); see CALIBRATION for where they come from
+CONSTANT, SCORE, DOUBLING = 0.0, 0.0, 0.0
+
+
+def prefix_counts(a: Array, alpha: float, lengths: Sequence[int]) -> Array:
+    # (n_tokens, n_neurons) -> (n_lengths, n_neurons) int64
+    """Return f_alpha (eq. 3) of every prefix of the lengths given, ascending, in one pass over the tokens.
+
+    Raises
+    ------
+    InputError
+        If the lengths do not ascend or are not within 0 to n_tokens; as :func:`token_core`.
+    """
+    lengths = list(lengths)
+    if not all(0 <= one <= other for one, other in zip([0, *lengths], [*lengths, len(a)], strict=True)):
+        raise InputError(f"lengths are {lengths}, expected ascending ones within 0 to {len(a)}")
+    core, counts = token_core(a, alpha), np.zeros((len(lengths), a.shape[1]), np.int64)
+    running, start = np.zeros(a.shape[1], np.int64), 0
+    for row, end in zip(counts, lengths, strict=True):
+        running += core[start:end].sum(axis=0)
+        row[:], start = running, end
+    return counts
+
+
+def prefix_cores(a: Array, alpha: float, beta: float, lengths: Sequence[int]) -> list[Array]:
+    # (n_tokens, n_neurons) -> n_lengths of int32 (n_core,)
+    """Return the sentence-wise core of every prefix; each equals ``sentence_core(a[:length], ...)``."""
+    return [core_from_scores(counts, beta) for counts in prefix_counts(a, alpha, lengths)]
+
+
+def stability_curve(a: Array, alpha: float, beta: float, lengths: Sequence[int]) -> Array:
+    # (n_tokens, n_neurons) -> (n_lengths - 1,) float64
+    """Return the similarity of each prefix's core set to its extension's, the next longer one (fig. 3b)."""
+    cores = prefix_cores(a, alpha, beta, lengths)
+    return np.array([jaccard(one, other) for one, other in zip(cores, cores[1:], strict=False)])
+
+
+def growth_marks(n_tokens: int) -> list[int]:
+    """Return the prefix lengths whose sets :func:`is_stable` compares; none for too short a prompt."""
+    return [int(share * n_tokens) for share in GROWTH] if n_tokens >= SHORTEST else []
+
+
+def similarity(counts: Sequence[Array]) -> float:  # n_steps of (n_layers, n_neurons) -> in [0, 1]
+    """Return the mean Jaccard similarity of consecutive growth steps' core sets, over steps and layers.
+
+    ``counts`` are f_alpha of the growing prefixes, shortest first; the sets are of ``TEST_BETA``.
+    """
+    sets = [[core_from_scores(layer, TEST_BETA) for layer in step] for step in counts]
+    steps = zip(sets, sets[1:], strict=False)
+    return float(np.mean([[jaccard(*pair) for pair in zip(*step, strict=True)] for step in steps]))
+
+
+def is_stable(counts: Sequence[Array], n_tokens: int, wanted: float = WANTED) -> Verdict:
+    """Say from a prompt alone whether its core set will still hold for the continuation.
+
+    Parameters
+    ----------
+    counts : sequence of (n_layers, n_neurons) array
+        f_alpha of the prefixes of :func:`growth_marks` lengths, shortest first; none if there are none.
+    n_tokens : int
+        Length of the prompt.
+    wanted : float
+        Recall against C_alpha^beta([s, g]) from which on a set counts as stable.
+    """
+    check_fraction("wanted recall", wanted)
+    if not len(counts):
+        return Verdict(False, float("nan"), float("nan"), wanted)
+    score = similarity(counts)
+    recall = min(max(CONSTANT + SCORE * score + DOUBLING * float(np.log2(n_tokens)), 0.0), 1.0)
+    return Verdict(recall >= wanted, score, recall, wanted)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the stability test says of a prompt.
+
+    Attributes
+    ----------
+    stable : bool
+        Whether ``recall`` reaches what was asked for.
+    score : float
+        Mean Jaccard similarity of the sets of consecutive growth steps, over steps and layers; NaN for a
+        prompt too short to tell.
+    recall : float
+        The recall against C_alpha^beta([s, g]) to expect of the prompt's set, from the calibration.
+    wanted : float
+        The recall asked for.
+    """
+
+    stable: bool
+    score: float
+    recall: float
+    wanted: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.score):
+            return f"the prompt has fewer than {SHORTEST} tokens, too few to tell whether its set is settled"
+        settled = "settled" if self.stable else "not settled"
+        return (
+            f"{settled}: similarity of the last growth steps {self.score:.3f}, expected recall "
+            f"{self.recall:.2f}, wanted {self.wanted:.2f}"
+        )
