@@ -23,7 +23,7 @@ Array = np.ndarray
 
 
 def stored(w: Array | Packed) -> Array:
-    """Return a matrix as kernels read it, without a copy: bfloat16 as uint16, packed bytes as int8 or uint8."""
+    """Return a matrix as kernels read it, not copied: bfloat16 as uint16, packed bytes as int8 or uint8."""
     if isinstance(w, Packed):
         return w.data.view(np.int8) if w.format == "int8" else w.data
     return w if w.dtype == np.float32 else w.view(np.uint16)
@@ -118,9 +118,9 @@ def _prepare(like, d, x):  # type: ignore[no-untyped-def]
     return lambda like, d, x: None
 
 
-# --- packed formats -----------------------------------------------------------------------------------------
-# After its d numbers, rounded up to whole groups, an input holds: their signed bytes, 16 lanes a group of what
-# the format needs of their sum, and a step a group.
+# --- packed formats ---
+# After its d numbers, filled up to whole groups, an input holds: their signed bytes, 16 lanes a group of
+# what the format needs of their sum, and a step a group.
 
 
 @nb.njit(inline="always")
@@ -142,7 +142,7 @@ def input_size(d: int) -> int:
 
 @nb.njit
 def _round(x):  # type: ignore[no-untyped-def]  # float32 -> float32
-    """Round to the nearest integer, halves to the even one; compiled without fastmath, which would undo it."""
+    """Round to the nearest integer, halves to the even one; fastmath would undo it."""
     return (x + np.float32(12582912)) - np.float32(12582912)
 
 

@@ -135,7 +135,7 @@ def _splat(builder: Any, number: Any) -> Any:
 def _int8_group(
     builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, times: Any, total: Any
 ) -> Any:
-    """Signed weights are taken 128 higher, as unsigned; 128 times the input's sum is in ``sums`` to go off."""
+    """Signed weights are taken 128 higher, as unsigned; ``sums`` has 128 times the input's sum to go off."""
     w = _load(builder, _vector(I8, 4 * LANES), codes, times(64))
     w = builder.xor(w, _constant(I8, [-128] * 4 * LANES))
     products = builder.sub(_add_up(builder, kind, w, x), _load(builder, _vector(I32, LANES), sums, times(64)))

@@ -1,0 +1,238 @@
+"""Packed formats: what the bytes mean, and integer kernels held to that meaning."""
+
+from pathlib import Path
+
+import numba as nb
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minicore as mc
+from minicore.decode import make_decoder
+from minicore.kernels import formats, integer
+from minicore.kernels.packed import FORMATS, GROUP, Packed, n_groups, round_input
+from minicore.model import KVCache, forward, prefill
+
+GOLDEN = Path(__file__).parent / "golden"
+KINDS = [
+    "portable",
+    pytest.param("vnni", marks=pytest.mark.skipif(not integer.has_vnni(), reason="no AVX-512 VNNI")),
+]
+STEPS = {"int8": 127, "int4": 7.5}  # half a group's range is this many steps
+
+
+@nb.njit
+def _prepare(like, d, x):
+    formats.prepare(like, d, x)
+
+
+@nb.njit
+def _add(like, w, m, d, rows, a, y):
+    formats.axpy4(like, w, m, d, rows, a, y)
+
+
+@nb.njit
+def _widen(like, w, m, d, i, y):
+    formats.widen_row(like, w, m, d, i, y)
+
+
+def _matvec_of(product):
+    @nb.njit
+    def run(codes, scales, row, scale_row, q, steps, sums, groups, y):
+        for i in range(y.size):
+            y[i] = product(codes + i * row, scales + i * scale_row, q, steps, sums, groups)
+
+    return run
+
+
+MATVECS = {key: _matvec_of(product) for key, product in integer.DOTS.items()}
+
+
+def like(packed):
+    return formats.stored(packed)[:0]
+
+
+def prepared(packed, x):
+    d = packed.shape[1]
+    out = np.full(formats.input_size(d), np.nan, np.float32)
+    out[:d] = x
+    _prepare(like(packed), d, out)
+    return out
+
+
+def matvec(packed, x, kind):
+    """Rows times x by one of the two ways to multiply bytes."""
+    m, d = packed.shape
+    groups, inputs, y = n_groups(d), prepared(packed, x), np.full(m, np.nan, np.float32)
+    at = [inputs.ctypes.data + 4 * part for part in formats._parts.py_func(d)]
+    n_bytes, n_scales = FORMATS[packed.format].n_bytes, FORMATS[packed.format].n_scales
+    codes = packed.data.ctypes.data
+    MATVECS[packed.format, kind](
+        codes,
+        codes + m * groups * n_bytes,
+        groups * n_bytes,
+        groups * 2 * n_scales,
+        at[0],
+        at[2],
+        at[1],
+        groups,
+        y,
+    )
+    return y
+
+
+def random_matrix(rng, m, d):
+    return (rng.standard_normal((m, d)) * np.exp(rng.standard_normal((m, 1)))).astype(np.float32)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(seed=st.integers(0, 2**32), m=st.integers(1, 9), d=st.integers(1, 200))
+@settings(max_examples=30)
+def test_packing_rounds_to_the_nearest_step(format, seed, m, d):
+    w = random_matrix(np.random.default_rng(seed), m, d)
+    packed = Packed.pack(format, w)
+    exact = packed.astype(np.float32)
+    assert exact.shape == packed.shape == w.shape and exact.dtype == np.float32
+    spread = np.concatenate([w, np.zeros((m, -d % GROUP), np.float32)], axis=1).reshape(m, -1, GROUP)
+    step = (spread.max(-1) - spread.min(-1)).clip(np.abs(spread).max(-1)) / STEPS[format]
+    error = np.abs(exact - w) / np.repeat(step, GROUP, axis=1)[:, :d].clip(1e-30)
+    assert error.max() <= 0.51 + (0.1 if format == "int4" else 0)  # float16 scales add their own rounding
+    again = Packed.pack(format, exact).astype(np.float32)
+    np.testing.assert_allclose(again, exact, atol=float(step.max()) * 1e-2)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_zeros_and_constants_come_back(format):
+    w = np.zeros((3, 100), np.float32)
+    w[1] = 0.5
+    np.testing.assert_array_equal(Packed.pack(format, w).astype(np.float32)[0], w[0])
+    np.testing.assert_allclose(Packed.pack(format, w).astype(np.float32)[1], w[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_some_rows_are_a_matrix_of_their_own(format):
+    packed = Packed.pack(format, random_matrix(np.random.default_rng(0), 20, 70))
+    ids = np.array([3, 0, 19])
+    np.testing.assert_array_equal(packed[ids].astype(np.float32), packed.astype(np.float32)[ids])
+    assert packed[ids].nbytes * 20 == packed.nbytes * 3
+
+
+def test_bits_a_weight():
+    for format, bits in (("int8", 8.25), ("int4", 5)):
+        assert Packed.empty(format, (10, 576)).nbytes * 8 / 5760 == bits
+
+
+@given(st.integers(0, 2**32), st.integers(1, 150))
+def test_rounded_inputs(seed, d):
+    x = random_matrix(np.random.default_rng(seed), 3, d)
+    y = round_input(x)
+    for row, rounded in zip(x, y, strict=True):
+        for g in range(0, d, GROUP):
+            step = np.abs(row[g : g + GROUP]).max() / 127
+            assert np.abs(rounded[g : g + GROUP] - row[g : g + GROUP]).max() <= step * 0.5001
+    np.testing.assert_allclose(round_input(y), y, rtol=1e-6)
+    np.testing.assert_array_equal(round_input(x[1]), y[1])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@given(seed=st.integers(0, 2**32), d=st.integers(1, 200))
+@settings(max_examples=30)
+def test_kernels_round_inputs_as_numpy_does(format, seed, d):
+    x = random_matrix(np.random.default_rng(seed), 1, d)[0]
+    inputs = prepared(Packed.empty(format, (1, d)), x)
+    at_bytes, at_sums, at_steps, end = formats._parts.py_func(d)
+    q, steps = inputs[at_bytes:at_sums].view(np.int8), inputs[at_steps:end]
+    np.testing.assert_array_equal((q.reshape(-1, GROUP) * steps[:, None]).reshape(-1)[:d], round_input(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", FORMATS)
+@given(seed=st.integers(0, 2**32), m=st.integers(1, 20), d=st.integers(2, 300))
+@settings(max_examples=30)
+def test_products_are_exact_where_all_scales_are_one(format, kind, seed, m, d):
+    rng = np.random.default_rng(seed)
+    groups = n_groups(d)
+    low, high = (-127, 127) if format == "int8" else (0, 15)
+    w = rng.integers(low, high + 1, (m, groups, 2, GROUP // 2)).astype(np.float32)
+    w[..., 0], w[..., 1] = low, high  # every half group spans the range, so that a step is 1
+    x = rng.integers(-3, 4, (groups, GROUP)).astype(np.float32)
+    x[:, 2] = 127
+    w, x = w.reshape(m, -1), x.reshape(-1)
+    packed = Packed.pack(format, w)
+    np.testing.assert_array_equal(packed.astype(np.float32), w)
+    np.testing.assert_array_equal(matvec(packed, x, kind), w @ x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("m, d", [(300, 576), (17, 100), (5, 2048)])
+def test_products_are_within_the_error_bound_of_what_the_bytes_mean(format, kind, m, d):
+    rng = np.random.default_rng(3)
+    packed, x = Packed.pack(format, random_matrix(rng, m, d)), random_matrix(rng, 1, d)[0]
+    wide, rounded = packed.astype(np.float32).astype(np.float64), round_input(x).astype(np.float64)
+    n, u = d + 8, 2.0**-24  # the scales' products round a few times more
+    # int4 adds the minima's share on its own, so the bound is on the parts before they cancel
+    size = np.abs(wide) + (np.abs(packed.scales.astype(np.float64)).max() if format == "int4" else 0)
+    bound = n * u / (1 - n * u) * (size @ np.abs(rounded))
+    assert (np.abs(matvec(packed, x, kind) - wide @ rounded) <= bound).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("d", [64, 100, 576])
+def test_rows_are_added_and_widened_as_they_mean(format, d):
+    rng = np.random.default_rng(4)
+    packed = Packed.pack(format, random_matrix(rng, 9, d))
+    wide, a, rows = (
+        packed.astype(np.float32),
+        rng.standard_normal(4).astype(np.float32),
+        np.array([8, 0, 3, 3], np.int32),
+    )
+    y = np.ones(d, np.float32)
+    _add(like(packed), packed.data.ctypes.data, 9, d, rows, a, y)
+    np.testing.assert_allclose(y, 1 + a @ wide[rows], rtol=0, atol=2e-5 * np.abs(wide).max())
+    out = np.full(d, np.nan, np.float32)
+    _widen(like(packed), packed.data.ctypes.data, 9, d, 5, out)
+    np.testing.assert_allclose(out, wide[5], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_in_the_input_are_not_rounded_away(format, kind, bad):
+    packed = Packed.pack(format, random_matrix(np.random.default_rng(0), 4, 130))
+    x = np.ones(130, np.float32)
+    x[70] = bad
+    assert np.isnan(matvec(packed, x, kind)).all()
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(round_input(x)[64:128]).any()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("family", ["llama-gqa", "llama-bias", "opt", "gpt2"])
+def test_a_packed_model_is_its_dequantised_weights(format, family):
+    """Reference: float32 weights of the values the bytes mean, inputs of integer products rounded alike."""
+    model = mc.load(GOLDEN / family, dtype=format)
+    assert model.dtype == format and model.weights_bytes < mc.load(GOLDEN / family).weights_bytes
+    ids = np.random.default_rng(0).integers(0, model.config.n_vocab, 16)
+    core = mc.predict(model, ids[:8], alpha=0.4, beta=0.5)
+    for choice in (None, core):
+        cache, again = (KVCache(model.config, 16) for _ in range(2))
+        prefill(model, ids[:8], cache)
+        prefill(model, ids[:8], again)
+        expected = forward(model.restrict(choice), ids[8:], cache)
+        decoder = make_decoder(model, again, choice, "cpu")
+        got = np.stack([decoder.step(int(i)) for i in ids[8:]])
+        # a rounding of an input may fall the other way where it lies between two steps
+        assert np.median(np.abs(got - expected)) < 1e-5
+        assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_loading_packs_what_it_would_have_loaded(format):
+    wide, packed = mc.load(GOLDEN / "llama-gqa"), mc.load(GOLDEN / "llama-gqa", dtype=format)
+    for name, w in wide.params.items():
+        if w.ndim == 2:
+            np.testing.assert_array_equal(packed.params[name].data, Packed.pack(format, w).data)
+        else:
+            np.testing.assert_array_equal(packed.params[name], w)
