@@ -122,6 +122,7 @@ def eval_quality(args: argparse.Namespace) -> int:
         args.predictors,
         args.betas,
         budget=args.budget,
+        token_beta=args.token_beta,
         n_passages=args.passages,
         n_generated=args.generate,
         out=args.output,
@@ -131,12 +132,59 @@ def eval_quality(args: argparse.Namespace) -> int:
         alpha=args.alpha,
         layers=args.layers,
         fit_passages=args.fit_passages,
+        clusters=args.clusters,
         seed=args.seed,
     )
     if args.json:
         print_json(report_)
     else:
         print("\n".join(report.quality(report_)))
+    return 0
+
+
+def eval_stability(args: argparse.Namespace) -> int:
+    from minicore.experiments import stability
+
+    rows = stability.measure(load(args), args.texts, args.passages, args.alpha, seed=args.seed)
+    found = stability.calibrate(rows, args.wanted)
+    if args.json:
+        print_json(found | {"rows": rows})
+    else:
+        print("\n".join(report.stability(found, rows)))
+    return 0
+
+
+def cluster_fit(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from minicore.fitting import fit_clusters, read_labelled
+
+    texts, labels = read_labelled(args.texts)
+    partial = Path(f"{args.output}.partial")
+    clusters = fit_clusters(
+        load(args),
+        texts,
+        None if args.no_labels else labels,
+        predictor=args.predictor,
+        alpha=args.alpha,
+        beta=args.beta,
+        layer=args.layer,
+        k=args.k,
+        seed=args.seed,
+        max_tokens=args.max_tokens,
+        partial=partial,
+    )
+    clusters.save(args.output)
+    partial.unlink(missing_ok=True)
+    if args.json:
+        sizes = dict(zip(clusters.names, clusters.sizes.tolist(), strict=True))
+        print_json(
+            {"path": str(args.output), "layer": clusters.layer, "texts": len(texts), "clusters": sizes}
+        )
+        return 0
+    for name, size in zip(clusters.names, clusters.sizes, strict=True):
+        print(f"{name:<24} {size} texts")
+    note(f"{args.output}: {clusters!r}")
     return 0
 
 
@@ -212,10 +260,20 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
     core.add_argument(
         "--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept, 0 to 1"
     )
-    core.add_argument("--beta", metavar="B", type=float, help="fraction of a layer's neurons kept, 0 to 1")
+    core.add_argument(
+        "--beta", metavar="B", type=fraction, help="of a layer's neurons kept; 0.2:0.6 rises over the layers"
+    )
     core.add_argument(
         "--layers", metavar="6:27", help="the layers it applies to, a Python slice; --layers=-8: too"
     )
+    core.add_argument("--clusters", metavar="FILE", help="of texts, for similarity, static and auto")
+    core.add_argument("--gamma", metavar="G", type=fraction, help="as --beta, for the set of a cluster")
+    core.add_argument(
+        "--token-beta", metavar="B", type=fraction, help="kept by each token, for griffin+gate and such"
+    )
+    core.add_argument("--budget", metavar="R", help="how beta is spent over the layers: uniform or share")
+    core.add_argument("--window", metavar="W", type=int, help="choose by the last W tokens")
+    core.add_argument("--refresh", metavar="R", type=int, help="choose anew every R tokens")
     core.add_argument("--backend", metavar="B", help="numpy, cpu or auto (default: auto)")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
@@ -243,6 +301,11 @@ def info_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="float32", help="count bytes for float32, bfloat16, int8 or int4")
     json_option(parser)
+
+
+def fraction(text: str) -> float | str:
+    """Return a number, or a range of two as it is: the library reads it."""
+    return text if ":" in text else float(text)
 
 
 def listed(text: str) -> list[str]:
@@ -282,6 +345,12 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--budget", default="uniform", help="how beta is spent over the layers: uniform or share"
     )
+    what.add_argument(
+        "--token-beta",
+        metavar="B",
+        help="fraction kept by the rule of SET+RULE, such as griffin+gate, whose set keeps beta",
+    )
+    what.add_argument("--clusters", metavar="FILE", help="of other texts, for similarity and auto")
     what.add_argument(
         "--alpha",
         metavar="A",
@@ -329,6 +398,47 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the report as JSON; rows are kept beside it, so that a stopped run goes on",
     )
+    json_option(parser)
+
+
+def eval_stability_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("texts", metavar="TEXTS", nargs="+", help="plain text files, or JSON lines (.jsonl)")
+    model_options(parser)
+    parser.add_argument(
+        "--passages", metavar="N", type=int, default=64, help="drawn from the texts (default: 64)"
+    )
+    parser.add_argument(
+        "--alpha", metavar="A", type=float, default=0.4, help="of the core sets (default: 0.4)"
+    )
+    parser.add_argument(
+        "--wanted", metavar="R", type=float, default=0.8, help="recall of a stable set (default: 0.8)"
+    )
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the draw (default: 0)")
+    json_option(parser)
+
+
+def cluster_fit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "texts",
+        metavar="TEXTS",
+        help='one text a line, or JSON lines (.jsonl) with "text" and perhaps "label"',
+    )
+    model_options(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the clusters, for --clusters")
+    parser.add_argument("--no-labels", action="store_true", help="cluster by k-means though there are labels")
+    parser.add_argument(
+        "--k", metavar="K", type=int, help="clusters of k-means (default: where the curve bends)"
+    )
+    parser.add_argument(
+        "--layer", metavar="L", type=int, help="whose core sets are clustered (default: at 25/32)"
+    )
+    parser.add_argument(
+        "--predictor", metavar="P", default="stability", help="makes the sets (default: stability)"
+    )
+    parser.add_argument("--alpha", metavar="A", type=float, default=0.4, help="of the sets (default: 0.4)")
+    parser.add_argument("--beta", metavar="B", type=float, default=0.4, help="of the sets (default: 0.4)")
+    parser.add_argument("--max-tokens", metavar="N", type=int, default=512, help="of a text (default: 512)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of k-means (default: 0)")
     json_option(parser)
 
 
@@ -392,8 +502,30 @@ COMMANDS = {
         minicore eval quality a.jsonl b.jsonl --predictors griffin,griffin@continuation --betas 0.2:0.6 --json
         """,
     ),
+    "eval stability": Command(
+        "calibrate the test of stability: score of a prompt against recall of its set",
+        eval_stability_options,
+        eval_stability,
+        """
+        minicore eval stability book.txt
+        minicore eval stability book.txt articles.jsonl --passages 200 --json
+        """,
+    ),
+    "cluster fit": Command(
+        "cluster texts by their core neurons, for similarity-guided prediction",
+        cluster_fit_options,
+        cluster_fit,
+        """
+        minicore cluster fit news.jsonl -o news.clusters
+        minicore cluster fit lines.txt -m smollm2-135m -o lines.clusters --k 8
+        minicore generate "The match was" --predictor similarity --clusters news.clusters
+        """,
+    ),
 }
-GROUPS = {"eval": "measure what core neurons do to a model"}  # of the commands of two words
+GROUPS = {
+    "eval": "measure what core neurons do to a model",
+    "cluster": "clusters of texts",
+}  # of the commands of two words
 
 
 class Parser(argparse.ArgumentParser):
@@ -485,7 +617,8 @@ def read_prompt(prompt: str) -> str:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was said on the command line; the library knows the defaults of the rest."""
-    names = "predictor alpha beta layers backend max_new_tokens temperature top_k top_p seed stop".split()
+    names = """predictor alpha beta gamma token_beta budget clusters window refresh layers backend
+        max_new_tokens temperature top_k top_p seed stop""".split()
     said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return said | {"chat": args.chat}
 

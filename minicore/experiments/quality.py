@@ -9,7 +9,6 @@ first token after the prompt is prefill's own and dense under every setting, so 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,21 +20,21 @@ from typing import Any
 import numpy as np
 
 from minicore import ops
+from minicore.core.budgets import BUDGETS, layer_betas
 from minicore.core.neurons import CoreSet, check_fraction, parse_layers
-from minicore.core.predictors import BUDGETS, Recorder, find_predictor, layer_betas
+from minicore.core.predictors import Recorder, find_predictor
 from minicore.core.rules import Choice, TokenRule
 from minicore.errors import InputError, unknown
 from minicore.experiments.statistics import bootstrap
 from minicore.experiments.texts import Passage, passages
 from minicore.files import atomic_write
 from minicore.model import PER_NEURON, KVCache, Model, Tap, forward, prefill
-from minicore.prediction import make_recorder, recorder_tap
+from minicore.prediction import fingerprint, make_recorder, recorder_tap
 
 Array = np.ndarray
 Row = dict[str, Any]
 
 SOURCES = ("prompt", "continuation", "all", "others")
-TOKEN_TOP = "token-top"  # each token keeps its own largest |a|: no set at all, and the bound of every set
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,21 @@ class Setting:
     Attributes
     ----------
     predictor : str
-        A name of the table of predictors, or ``token-top``; ``name@source`` makes the same choice from
+        A name of the table of predictors or ``SET+RULE``; ``name@source`` makes the same choice from
         other tokens than the prompt's: the ``continuation`` itself, ``all`` of the passage, or
         ``others``, texts that are not measured (a static hot set).
     beta : float or str
         Fraction of a layer's neurons kept, or a range over the layers such as ``"0.2:0.6"``.
     budget : str
         How beta is spent over the layers.
+    token_beta : float, str or None
+        As beta, for the rule of ``SET+RULE``.
     """
 
     predictor: str
     beta: float | str
     budget: str = "uniform"
+    token_beta: float | str | None = None
 
     @property
     def name(self) -> str:
@@ -67,7 +69,7 @@ class Setting:
     def source(self) -> str:
         """Which tokens the set is made from, one of SOURCES."""
         given = self.predictor.partition("@")[2]
-        return given or ("all" if self.name != TOKEN_TOP and find_predictor(self.name).whole else "prompt")
+        return given or ("all" if find_predictor(self.name).whole else "prompt")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Conditions:
 
     model: str
     dtype: str
-    weights_bytes: int
+    fingerprint: str
+    clusters: str | None
     prompt_tokens: int
     continuation_tokens: int
     alpha: float
@@ -93,6 +96,7 @@ class Conditions:
         alpha: float = 0.4,
         layers: str | slice | range | list[int] | None = None,
         fit_passages: int = 16,
+        clusters: str | PathLike[str] | None = None,
         seed: int = 0,
     ) -> Conditions:
         """Return a study's conditions, checked against the model."""
@@ -104,9 +108,18 @@ class Conditions:
         ):
             if value < least:
                 raise InputError(f"{name} is {value}, expected {least} or more")
-        chosen = tuple(parse_layers(layers, model.config.n_layers))
-        sizes = (model.weights_bytes, prompt_tokens, continuation_tokens)
-        return cls(model.name, model.dtype, *sizes, float(alpha), chosen, fit_passages, seed)
+        return cls(
+            model.name,
+            model.dtype,
+            fingerprint(model),
+            None if clusters is None else str(clusters),
+            prompt_tokens,
+            continuation_tokens,
+            check_fraction("alpha", alpha),
+            tuple(parse_layers(layers, model.config.n_layers)),
+            fit_passages,
+            seed,
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -114,7 +127,12 @@ class Conditions:
         return self.prompt_tokens + 1 + self.continuation_tokens
 
 
-def grid(predictors: Sequence[str], betas: Sequence[float | str], budget: str = "uniform") -> list[Setting]:
+def grid(
+    predictors: Sequence[str],
+    betas: Sequence[float | str],
+    budget: str = "uniform",
+    token_beta: float | str | None = None,
+) -> list[Setting]:
     """Return every predictor at every beta; ``dense``, which has none, once.
 
     Raises
@@ -128,12 +146,11 @@ def grid(predictors: Sequence[str], betas: Sequence[float | str], budget: str = 
         layer_betas(beta, 2)
     for predictor in predictors:
         setting = Setting(predictor, 1.0)
-        if setting.name != TOKEN_TOP:
-            find_predictor(setting.name)
+        find_predictor(setting.name)
         if setting.source not in SOURCES:
             raise unknown(f"source of the set in {predictor}", setting.source, SOURCES)
     chosen = [
-        Setting(predictor, beta, budget)
+        Setting(predictor, beta, budget, token_beta if "+" in predictor else None)
         for predictor in predictors
         for beta in ([1.0] if predictor == "dense" else betas)
     ]
@@ -183,10 +200,13 @@ class Reading:
         self._greedy: list[int] | None = None
         before, after = [], []
         for setting in {Setting(name, 1.0) for name in (*predictors, "oracle")}:
-            if setting.name == TOKEN_TOP or setting.source == "others":
+            if setting.source == "others":
                 continue
             recorder = new_recorder(model, setting.name, conditions, frequency, digest(passage))
             self.recorders[setting.predictor] = recorder
+            recorder.start(
+                {"prompt": n, "continuation": len(self.rest)}.get(setting.source, len(passage.ids) - 1)
+            )
             before += [recorder] if setting.source in ("prompt", "all") else []
             after += [recorder] if setting.source in ("continuation", "all") else []
         self.first = prefill(model, passage.ids[:n], self.cache, recorder_tap(*before))  # (n_vocab,)
@@ -194,12 +214,9 @@ class Reading:
 
     def choose(self, setting: Setting) -> Choice | None:
         """Return the neurons that a setting chooses for this passage; None is all."""
-        if setting.name == TOKEN_TOP:
-            layers, config = self.conditions.layers, self.model.config
-            betas = layer_betas(setting.beta, len(layers))
-            limits = {i: math.floor(beta * config.n_neurons) for i, beta in zip(layers, betas, strict=True)}
-            return TokenRule("top", limits, config.n_neurons, config.n_layers)
-        return self.recorders[setting.predictor].core(setting.beta, setting.budget)
+        recorder = self.recorders[setting.predictor]
+        recorder.token_beta = setting.token_beta
+        return recorder.core(setting.beta, setting.budget)
 
     def measure(self, setting: Setting, n_generated: int = 0) -> Row:
         """Read the continuation under a setting and compare it with dense.
@@ -224,8 +241,7 @@ class Reading:
             assert isinstance(target, CoreSet)
             row["recall"] = choice.recall(target)
         row["kept"] = kept_fraction(self.model, kept | counter.mean())
-        whole = READ_WHOLE[choice.kind] if isinstance(choice, TokenRule) else ()
-        row["ffn_bytes"] = ffn_bytes(self.model, kept, counter.mean(), whole)
+        row["ffn_bytes"] = ffn_bytes(self.model, kept, counter.mean(), read_whole(self.model, choice))
         if n_generated:
             row["common_prefix"] = self.common_prefix(model, n_generated)
         return row
@@ -298,9 +314,17 @@ def new_recorder(
     model: Model, name: str, conditions: Conditions, frequency: Array | None = None, seed: int = 0
 ) -> Recorder:
     """Return a recorder of a predictor under a study's conditions."""
-    layers = list(conditions.layers)
-    seed += conditions.seed
-    return make_recorder(model, name, conditions.alpha, 1.0, layers, frequency=frequency, seed=seed)
+    return make_recorder(
+        model,
+        name,
+        conditions.alpha,
+        1.0,
+        list(conditions.layers),
+        token_beta=1.0,
+        clusters=conditions.clusters if name in ("similarity", "auto") else None,
+        frequency=frequency,
+        seed=conditions.seed + seed,
+    )
 
 
 def digest(passage: Passage) -> int:
@@ -314,11 +338,12 @@ def kept_fraction(model: Model, kept: Mapping[int, float]) -> float:
     return sum(kept.get(layer, n) for layer in range(n_layers)) / (n_layers * n)
 
 
-# What a rule must read of all neurons it chooses from, before it knows which ones a token keeps.
-READ_WHOLE = {
-    "top": ("mlp.w_gate", "mlp.b_gate", "mlp.w_in", "mlp.b_in"),
-    "gate": ("mlp.w_gate", "mlp.b_gate"),
-}
+def read_whole(model: Model, choice: Choice | None) -> tuple[str, ...]:
+    """Return what is read of every neuron there is to choose from, before a token has chosen."""
+    if not isinstance(choice, TokenRule):
+        return ()
+    gate = ("mlp.w_gate", "mlp.b_gate") if model.config.gated else ()
+    return gate if gate and choice.kind == "gate" else (*gate, "mlp.w_in", "mlp.b_in")
 
 
 def ffn_bytes(
@@ -411,12 +436,12 @@ class Rows:
 
 def key_of(passage: Passage, setting: Setting) -> tuple[Any, ...]:
     """Return what a row is found by."""
-    return passage.name, digest(passage), setting.predictor, setting.beta, setting.budget
+    return passage.name, digest(passage), *asdict(setting).values()
 
 
 def row_key(row: Row) -> tuple[Any, ...]:
     """Return :func:`key_of` of a finished row."""
-    return row["passage"], row["digest"], row["predictor"], row["beta"], row["budget"]
+    return row["passage"], row["digest"], *(row[field] for field in Setting.__dataclass_fields__)
 
 
 def study(
@@ -497,7 +522,7 @@ def read_others(
     from tqdm import tqdm
 
     named = {setting.predictor: setting.name for setting in settings if setting.source == "others"}
-    fitted = any(s.name != TOKEN_TOP and "frequency" in find_predictor(s.name).given for s in settings)
+    fitted = any("frequency" in find_predictor(setting.name).given for setting in settings)
     if not named and not fitted:
         return {}, None
     if not fit:
@@ -547,6 +572,7 @@ def evaluate(
     betas: Sequence[float | str],
     *,
     budget: str = "uniform",
+    token_beta: float | str | None = None,
     n_passages: int = 40,
     n_generated: int = 0,
     out: str | PathLike[str] | None = None,
@@ -560,7 +586,7 @@ def evaluate(
     model : Model
     texts : sequence of path
         Plain text or JSON lines, see :func:`minicore.experiments.texts.passages`.
-    predictors, betas, budget
+    predictors, betas, budget, token_beta
         See :class:`Setting`.
     n_passages, n_generated : int
         Passages drawn; tokens to generate for ``common_prefix``, 0 for none.
@@ -579,8 +605,7 @@ def evaluate(
     """
     if n_passages < 1 or n_generated < 0:
         raise InputError(f"passages is {n_passages}, generate {n_generated}; expected at least 1 and 0")
-    settings, where = grid(predictors, betas, budget), Conditions.of(model, **conditions)
-    check_fraction("alpha", where.alpha)
+    settings, where = grid(predictors, betas, budget, token_beta), Conditions.of(model, **conditions)
     rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
     measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, seed=where.seed)
     summary = study(model, measured, settings, where, others, rows, n_generated, progress)

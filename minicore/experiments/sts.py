@@ -1,0 +1,249 @@
+"""Do sentences of close meaning have close core neurons? (CoreInfer, 2410.18311 table 1 and sec. 3.2)
+
+Pairs of sentences that people scored for similarity are read by the model; each layer's core neurons of
+the two are compared, and Spearman's rho says whether the order of the pairs is the people's. The measure
+and the layer are chosen on all files but the last and tested on the last.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicore.core.neurons import core_from_scores, parse_layers
+from minicore.core.recording import Recording
+from minicore.errors import InputError
+from minicore.experiments.statistics import bootstrap, spearman
+from minicore.experiments.texts import read_text
+from minicore.model import KVCache, Model, Tap, hidden_states
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A file of sentence pairs.
+
+    Attributes
+    ----------
+    name : str
+        The file's.
+    scores : (n,) float64 array
+        Human similarity.
+    first, second : list of str
+        The sentences.
+    """
+
+    name: str
+    scores: Array
+    first: list[str]
+    second: list[str]
+
+
+def read_pairs(path: str | PathLike[str], most: int | None = None) -> Pairs:
+    """Read a file of lines: score, tab, sentence, tab, sentence.
+
+    Raises
+    ------
+    InputError
+        If a line is not that, by file and line, or there are fewer than two.
+    """
+    scores, first, second = [], [], []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        fields = line.rstrip("\r").split("\t")
+        try:
+            score = float(fields[0])
+        except ValueError:
+            score = float("nan")
+        if len(fields) != 3 or not np.isfinite(score) or not all(text.strip() for text in fields[1:]):
+            raise InputError(f"{path}, line {number}: expected a score, a tab, a sentence, a tab, a sentence")
+        scores.append(score)
+        first.append(fields[1])
+        second.append(fields[2])
+    if len(scores) < 2:
+        raise InputError(f"{path}: holds {len(scores)} pairs, expected at least two to correlate")
+    return Pairs(Path(path).name, np.array(scores[:most]), first[:most], second[:most])
+
+
+def read_sentences(
+    model: Model, sentences: Sequence[str], alpha: float, layers: Sequence[int], progress: bool = False
+) -> dict[str, Array]:  # sentence -> (n_layers, n_neurons) float32
+    """Return how often each neuron is in a token's core, as a share of the sentence's tokens (eq. 3).
+
+    Every sentence is read once, on its own.
+    """
+    from tqdm import tqdm
+
+    if model.tokenizer is None:
+        raise InputError(f"{model.source} has no tokenizer, so sentences cannot be read with it")
+    frequency = {}
+    distinct = list(dict.fromkeys(sentences))
+    bars = progress and sys.stderr.isatty()
+    for sentence in tqdm(distinct, desc="sentences", leave=False, disable=not bars):
+        ids = model.check_ids(model.tokenizer.encode(sentence)[: model.config.n_ctx])
+        recording = Recording(["counts"], layers, model.config.n_neurons, alpha)
+        hidden_states(model, ids, KVCache(model.config, len(ids)), _tap(recording))
+        counts = np.stack([recording.totals[layer]["counts"] for layer in layers])
+        frequency[sentence] = (counts / len(ids)).astype(np.float32)
+    return frequency
+
+
+def _tap(recording: Recording) -> Tap:
+    watched = {f"blocks.{layer}.mlp.hook_post": layer for layer in recording.layers}
+
+    def tap(name: str, value: Array) -> None:
+        if name in watched:
+            recording.update(watched[name], value)
+
+    return tap
+
+
+# --- how alike: two (n_layers, n_neurons) frequencies -> (n_layers,) ---
+
+
+def jaccard(a: Array, b: Array, beta: float) -> Array:
+    """Shared over involved neurons of the sentence-wise cores, as the paper measures."""
+    in_a, in_b = in_core(a, beta), in_core(b, beta)
+    involved = (in_a | in_b).sum(axis=1)
+    return np.where(involved, (in_a & in_b).sum(axis=1) / np.maximum(involved, 1), 1.0)
+
+
+def in_core(frequency: Array, beta: float) -> Array:  # (n_layers, n_neurons) -> bool, the same shape
+    """Mark each layer's sentence-wise core (eq. 2)."""
+    mask = np.zeros(frequency.shape, bool)
+    for row, marked in zip(frequency, mask, strict=True):
+        marked[core_from_scores(row, beta)] = True
+    return mask
+
+
+def ruzicka(a: Array, b: Array) -> Array:
+    """Jaccard's measure for frequencies instead of sets: sum of the smaller over sum of the larger."""
+    return np.minimum(a, b).sum(axis=1) / np.maximum(np.maximum(a, b).sum(axis=1), 1e-12)
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Cosine of the frequencies; 0 where one is all zero."""
+    lengths = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+    return (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)
+
+
+def similarities(
+    pairs: Pairs, frequency: dict[str, Array], betas: Sequence[float], centre: Array
+) -> dict[str, Array]:  # measure -> (n_pairs, n_layers)
+    """Return every measure of every pair; ``centre`` (n_layers, n_neurons) is what "centred" takes off.
+
+    Most neurons' frequencies hardly depend on the sentence; without their mean the cosine sees what does.
+    """
+    measures: dict[str, Callable[[Array, Array], Array]] = {
+        **{f"jaccard, beta {beta}": lambda a, b, beta=beta: jaccard(a, b, beta) for beta in betas},  # type: ignore[misc]
+        "ruzicka": ruzicka,
+        "cosine": cosine,
+        "centred cosine": lambda a, b: cosine(a - centre, b - centre),
+    }
+    read = [(frequency[a], frequency[b]) for a, b in zip(pairs.first, pairs.second, strict=True)]
+    return {name: np.stack([measure(a, b) for a, b in read]) for name, measure in measures.items()}
+
+
+def study(
+    model: Model,
+    files: Sequence[str | PathLike[str]],
+    *,
+    alpha: float = 0.4,
+    betas: Sequence[float] = (0.1, 0.2, 0.4),
+    layers: str | slice | range | list[int] | None = None,
+    most: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Correlate core-neuron similarity with human similarity, layer by layer.
+
+    Parameters
+    ----------
+    model : Model
+    files : sequence of path
+        Pairs, see :func:`read_pairs`; measure and layer are chosen on all but the last (by the highest
+        mean rho), which is the test.
+    alpha : float
+        Fraction of a token's positive activations kept.
+    betas : sequence of float
+        Fractions of the neurons kept in the sets that are compared.
+    layers : str, slice, range, list of int or None
+        Layers to look at.
+    most : int or None
+        Pairs read of each file; None is all.
+    seed : int
+        Of the bootstrap over pairs.
+    progress : bool
+        Show a progress bar on stderr if it is a terminal.
+
+    Returns
+    -------
+    dict
+        ``rho``: measure -> file -> a value a layer; ``layers``; ``chosen``: measure, layer and its mean
+        rho on the files it was chosen on; ``test``: file and ``[rho, low, high]``; ``paper``: the same
+        for the best layer of the first Jaccard measure.
+
+    Raises
+    ------
+    InputError
+        If a file is malformed (by file and line), or there are fewer than two files.
+    """
+    if len(files) < 2:
+        raise InputError(f"{len(files)} file of pairs, expected one or more to choose on and one to test on")
+    chosen_layers = parse_layers(layers, model.config.n_layers)
+    sets = [read_pairs(path, most) for path in files]
+    sentences = [text for pairs in sets for text in (*pairs.first, *pairs.second)]
+    frequency = read_sentences(model, sentences, alpha, chosen_layers, progress)
+    seen = {text for pairs in sets[:-1] for text in (*pairs.first, *pairs.second)}
+    centre = np.mean([frequency[text] for text in seen], axis=0)  # of the test file nothing is known
+    alike = [similarities(pairs, frequency, betas, centre) for pairs in sets]
+    rho = {
+        measure: {
+            pairs.name: [spearman(column, pairs.scores) for column in of[measure].T]
+            for pairs, of in zip(sets, alike, strict=True)
+        }
+        for measure in alike[0]
+    }
+    return {
+        "model": model.name,
+        "dtype": model.dtype,
+        "alpha": alpha,
+        "betas": list(betas),
+        "files": [pairs.name for pairs in sets],
+        "n_pairs": [len(pairs.scores) for pairs in sets],
+        "layers": chosen_layers,
+        "rho": rho,
+        "chosen": _test(list(rho), rho, sets, alike[-1], chosen_layers, seed),
+        "best_jaccard": _test(
+            [m for m in rho if m.startswith("jaccard")], rho, sets, alike[-1], chosen_layers, seed
+        ),
+    }
+
+
+def _test(
+    measures: Sequence[str],
+    rho: dict[str, dict[str, list[float]]],
+    sets: Sequence[Pairs],
+    alike: dict[str, Array],
+    layers: Sequence[int],
+    seed: int,
+) -> dict[str, Any]:
+    """Choose measure and layer on all files but the last, and correlate on the last."""
+    mean = np.array([np.mean([rho[m][pairs.name] for pairs in sets[:-1]], axis=0) for m in measures])
+    which, layer = np.unravel_index(mean.argmax(), mean.shape)
+    both = np.stack([alike[measures[int(which)]][:, layer], sets[-1].scores], axis=1)
+    return {
+        "measure": measures[int(which)],
+        "layer": layers[int(layer)],
+        "rho_where_chosen": float(mean[which, layer]),
+        "test_file": sets[-1].name,
+        "test_rho": bootstrap(both, lambda rows: spearman(rows[:, 0], rows[:, 1]), seed=seed),
+    }
