@@ -176,3 +176,28 @@ def bytes_by_part(params: dict[str, Any]) -> dict[str, int]:
 
 def count(params: dict[str, Any]) -> int:
     return sum(array.size for array in params.values())
+
+
+def stability(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of a calibration of the stability test."""
+    lines = [f"{'prompt':>8} {'score':>8} {'recall':>8}   mean over passages"]
+    for n in sorted({row["n"] for row in rows}):
+        here = [row for row in rows if row["n"] == n]
+        means = (sum(row[key] for row in here) / len(here) for key in ("score", "recall"))
+        lines.append(f"{n:>8} " + " ".join(f"{mean:8.3f}" for mean in means))
+    lines += [
+        "",
+        f"recall >= {found['wanted']}: fitted on {found['n_fit']} prompts, told on {found['n_held_out']} "
+        f"others (always the more frequent answer: right {found['always']:.1%} of the time)",
+        f"{'by':<18} {'rmse':>7} {'corr.':>7} {'right':>7}   weights (constant first)",
+    ]
+    for name, fit in ((name, fit) for name, fit in found.items() if isinstance(fit, dict)):
+        weights = " ".join(f"{weight:.4f}" for weight in fit["weights"])
+        numbers = f"{fit['rmse']:7.4f} {fit['correlation']:7.3f} {fit['accuracy']:7.1%}"
+        lines.append(f"{name:<18} {numbers}   {weights}")
+        if fit["rmse_shifted"] is not None:
+            lines.append(
+                f"{'  topic changed':<18} {fit['rmse_shifted']:7.4f} {'':7} {fit['accuracy_shifted']:7.1%}   "
+                f"bias {fit['bias_shifted']:+.4f} on {found['n_shifted']} prompts"
+            )
+    return lines

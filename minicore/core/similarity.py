@@ -129,11 +129,10 @@ class Clusters:
         return self.counts.shape[2]
 
     def assign(self, vector: Array) -> int:  # (d,) -> cluster
-        """Return the cluster whose centroid is nearest to a text's vector; of equal ones the first."""
+        """Return the cluster of the centroid nearest to a text's vector; of equal ones the first."""
         if vector.shape != self.centroids.shape[1:] or not np.isfinite(vector).all():
-            raise InputError(
-                f"a text's vector has shape {vector.shape}, expected {self.centroids.shape[1:]} finite numbers"
-            )
+            want = self.centroids.shape[1:]
+            raise InputError(f"a text's vector has shape {vector.shape}, expected {want} finite numbers")
         return int(np.argmin(np.square(self.centroids - unit(vector)).sum(axis=1)))
 
     def frequency(self, cluster: int | None = None) -> Array:  # -> (n_layers, n_neurons)
