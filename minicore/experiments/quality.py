@@ -142,11 +142,13 @@ def grid(
     """
     if budget not in BUDGETS:
         raise unknown("budget", budget, BUDGETS)
-    for beta in betas:
+    for beta in [*betas, *([] if token_beta is None else [token_beta])]:
         layer_betas(beta, 2)
     for predictor in predictors:
         setting = Setting(predictor, 1.0)
         find_predictor(setting.name)
+        if "+" in setting.name and token_beta is None:
+            raise InputError(f"{predictor} needs a token_beta, the fraction of neurons that each token keeps")
         if setting.source not in SOURCES:
             raise unknown(f"source of the set in {predictor}", setting.source, SOURCES)
     chosen = [
@@ -561,8 +563,8 @@ def summarise(rows: Sequence[Sequence[Row]], settings: Sequence[Setting], seed: 
     return table
 
 
-def _exp_mean(x: Array) -> float:  # (n,) -> scalar
-    return float(np.exp(np.mean(x)))
+def _exp_mean(x: Array) -> Array:  # (..., n) -> (...)
+    return np.exp(np.mean(x, axis=-1))
 
 
 def evaluate(

@@ -245,5 +245,9 @@ def _test(
         "layer": layers[int(layer)],
         "rho_where_chosen": float(mean[which, layer]),
         "test_file": sets[-1].name,
-        "test_rho": bootstrap(both, lambda rows: spearman(rows[:, 0], rows[:, 1]), seed=seed),
+        "test_rho": bootstrap(both, _rho, seed=seed),
     }
+
+
+def _rho(drawn: Array) -> Array:  # (n_resamples, n, 2) -> (n_resamples,)
+    return np.array([spearman(rows[:, 0], rows[:, 1]) for rows in drawn])
