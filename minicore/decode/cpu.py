@@ -11,6 +11,7 @@ import numpy as np
 from minicore import ops
 from minicore.core.rules import GATE, Choice, TokenRule
 from minicore.decode.reference import ReferenceDecoder
+from minicore.kernels import ops as compiled
 from minicore.kernels import step as kernels
 from minicore.kernels import team
 from minicore.kernels.formats import input_size, stored
@@ -160,6 +161,9 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
 
 
 def kernels_cached() -> bool:
-    """Say whether the step's machine code is on disk already, so that nothing need be compiled."""
-    folder = Path(kernels.step.stats.cache_path)
-    return any(folder.glob(f"step.{kernels.step.__name__}-*.nbc"))
+    """Say whether the kernels' machine code is on disk already, so that nothing need be compiled."""
+    for kernel in (kernels.step, compiled.causal_softmax):
+        folder, module = Path(kernel.stats.cache_path), kernel.py_func.__module__.rpartition(".")[2]
+        if not any(folder.glob(f"{module}.{kernel.__name__}-*.nbc")):
+            return False
+    return True
