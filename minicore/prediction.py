@@ -18,6 +18,7 @@ from minicore.core.predictors import Recorder, find_predictor
 from minicore.core.rules import Choice
 from minicore.core.similarity import Clusters
 from minicore.core.stability import WANTED, Verdict
+from minicore.decode import reader
 from minicore.errors import InputError
 from minicore.model import KVCache, Tap, prefill
 
@@ -228,6 +229,7 @@ def predict(
     layers: Layers = None,
     *,
     continuation: Sequence[int] | None = None,
+    backend: str = "auto",
     **choosing: Any,
 ) -> Choice:
     """Return the core set a predictor chooses for a prompt (CoreInfer, sec. 4.1).
@@ -241,6 +243,8 @@ def predict(
         See :func:`make_recorder`.
     continuation : (n,) integers or None
         The ids that follow the prompt, for ``oracle`` alone.
+    backend : str
+        What reads the prompt: ``numpy``, ``cpu`` or ``auto``.
 
     Returns
     -------
@@ -258,7 +262,7 @@ def predict(
         raise InputError(f"predictor {predictor} {needs} the continuation, the ids that follow the prompt")
     ids = encode_prompt(model, [*ids, *(continuation or ())])
     if recorder.recording.names and not recorder.fixed:
-        record(model, ids, recorder, KVCache(model.config, len(ids)))
+        record(reader(model, backend), ids, recorder, KVCache(model.config, len(ids)))
     choice = recorder.core()
     if choice is None:
         settings: dict[str, object] = {"predictor": recorder.used}
