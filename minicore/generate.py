@@ -241,8 +241,8 @@ class Stream:
         began = time.perf_counter()
         self.reader = reader(self.model, self.backend)
         self.seconds["compile_s"] = time.perf_counter() - began
-        began = time.perf_counter()
         self._foresee()
+        began = time.perf_counter()
         logits = record(self.reader, self.ids, self.recorder, cache)
         self.seconds["prefill_s"] = time.perf_counter() - began
         began = time.perf_counter()
