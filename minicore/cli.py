@@ -188,6 +188,27 @@ def cluster_fit(args: argparse.Namespace) -> int:
     return 0
 
 
+def eval_sts(args: argparse.Namespace) -> int:
+    from minicore.experiments import sts
+
+    found = sts.study(
+        load(args),
+        args.files,
+        alpha=args.alpha,
+        betas=args.betas,
+        layers=args.layers,
+        most=args.pairs,
+        seed=args.seed,
+        out=args.output,
+        progress=True,
+    )
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(report.sts(found)))
+    return 0
+
+
 def info(args: argparse.Namespace) -> int:
     if args.model is None:
         return list_models(args)
@@ -442,6 +463,38 @@ def cluster_fit_options(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def eval_sts_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="FILES",
+        nargs="+",
+        help="lines of score, tab, sentence, tab, sentence; measure and layer are chosen on all files but "
+        "the last and tested on the last",
+    )
+    model_options(parser)
+    parser.add_argument(
+        "--alpha",
+        metavar="A",
+        type=float,
+        default=0.4,
+        help="fraction of a token's active neurons kept (default: 0.4)",
+    )
+    parser.add_argument(
+        "--betas",
+        metavar="B,C",
+        type=listed_betas,
+        default=[0.1, 0.2, 0.4],
+        help="fractions of a layer's neurons in the sets compared (default: .1,.2,.4)",
+    )
+    parser.add_argument(
+        "--layers", metavar="6:27", help="the layers looked at, a Python slice (default: all)"
+    )
+    parser.add_argument("--pairs", metavar="N", type=int, help="read the first N of each file (default: all)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the figures as JSON")
+    json_option(parser)
+
+
 class Command(NamedTuple):
     """A row of the table: what it is for, its options, what runs, and examples for its --help."""
 
@@ -519,6 +572,15 @@ COMMANDS = {
         minicore cluster fit news.jsonl -o news.clusters
         minicore cluster fit lines.txt -m smollm2-135m -o lines.clusters --k 8
         minicore generate "The match was" --predictor similarity --clusters news.clusters
+        """,
+    ),
+    "eval sts": Command(
+        "whether sentences of close meaning have close core neurons, layer by layer",
+        eval_sts_options,
+        eval_sts,
+        """
+        minicore eval sts headlines.tsv images.tsv definitions.tsv
+        minicore eval sts choose.tsv test.tsv -m path/to/model --betas .2 --layers 4: -o sts.json
         """,
     ),
 }

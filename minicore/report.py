@@ -131,6 +131,25 @@ def quality(study: dict[str, Any]) -> list[str]:
     ]
 
 
+def sts(study: dict[str, Any]) -> list[str]:
+    """Return the lines that `eval sts` prints: rho by layer for the paper's measure and the best."""
+    lines, rho, files = [], study["rho"], study["files"]
+    bests = [study["best_jaccard"], study["chosen"]]
+    for measure in dict.fromkeys(best["measure"] for best in bests):
+        rows = [
+            [str(layer), *(f"{rho[measure][name][i]:.3f}" for name in files)]
+            for i, layer in enumerate(study["layers"])
+        ]
+        lines += [f"Spearman's rho, {measure}:", *columns(["layer", *files], rows), ""]
+    for best in bests:
+        estimate, low, high = best["test_rho"]
+        lines.append(
+            f"{best['measure']}, layer {best['layer']}: rho {best['rho_where_chosen']:.3f} where it was "
+            f"chosen, {estimate:.3f} [{low:.3f}, {high:.3f}] on {best['test_file']}"
+        )
+    return [*lines, f"alpha {study['alpha']}; {study['model']}, {study['dtype']}"]
+
+
 def number(x: float) -> str:
     """Return a figure with three digits that count: 0.012, 1.41, 33.3, 146271."""
     digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3

@@ -17,13 +17,12 @@ from hypothesis.extra import numpy as hnp
 import minicore as mc
 from minicore import cli, ops, report
 from minicore.errors import InputError
-from minicore.experiments import quality
+from minicore.experiments import quality, sts
 from minicore.experiments.quality import Conditions, Reading, Rows, Setting, grid, study
 from minicore.experiments.statistics import bootstrap, ranks, spearman
 from minicore.experiments.texts import Passage, passages
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[1].parent / "shared"
 FAMILIES = ("llama-chat", "llama-gqa", "opt", "gpt2", "qwen2")
 EVERY = (
     "dense",
@@ -385,6 +384,86 @@ def test_wrong_options_are_one_sentence(capsys, text, options, said):
     assert cli.main([*argv, "--continuation-tokens", "9", *options]) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1 and said in err
+
+
+# --- close meaning, close neurons ---
+
+PAIRS = "5\ta bird sang\ta bird sang\n0\ta bird sang\tthe cat heard it in the tree\n2.5\tthe cat\tthe bird\n"
+
+
+@pytest.fixture
+def pair_files(tmp_path) -> list[Path]:
+    paths = [tmp_path / "choose.tsv", tmp_path / "test.tsv"]
+    for path in paths:
+        path.write_text(PAIRS, encoding="utf-8")
+    return paths
+
+
+def test_frequencies_are_those_of_each_tokens_core(chat):
+    sentence = "the cat heard it"
+    _, seen = chat.run_with_cache(chat.tokenizer.encode(sentence), "*.mlp.hook_post")
+    for i, frequency in enumerate(sts.read_sentences(chat, [sentence], 0.4, [0, 1])[sentence]):
+        core = mc.token_core(seen[f"blocks.{i}.mlp.hook_post"], 0.4)
+        np.testing.assert_allclose(frequency, core.mean(axis=0), rtol=1e-6)
+
+
+def test_measures_by_hand():
+    a, b = np.array([[1.0, 0.5, 0.5, 0.0]]), np.array([[0.5, 0.5, 0.0, 1.0]])
+    assert sts.jaccard(a, b, 0.5) == pytest.approx([1 / 3])  # {0, 1} and {0, 3}
+    assert sts.ruzicka(a, b) == pytest.approx([1.0 / 3.0])
+    assert sts.cosine(a, b) == pytest.approx([0.75 / 1.5])
+    for measure in (lambda x, y: sts.jaccard(x, y, 0.5), sts.ruzicka, sts.cosine):
+        assert measure(a, a) == pytest.approx([1])
+        np.testing.assert_array_equal(measure(a, b), measure(b, a))
+    assert sts.cosine(a, np.zeros_like(a)) == pytest.approx([0])
+
+
+def test_the_same_sentence_is_most_alike_and_the_last_file_is_the_test(chat, pair_files):
+    found = sts.study(chat, pair_files)
+    assert found["chosen"]["test_file"] == "test.tsv"
+    for of in found["rho"].values():
+        assert of["choose.tsv"] == of["test.tsv"]  # the same pairs
+    chosen = found["chosen"]
+    at = found["layers"].index(chosen["layer"])
+    assert chosen["rho_where_chosen"] == max(max(of["choose.tsv"]) for of in found["rho"].values())
+    assert chosen["test_rho"][0] == found["rho"][chosen["measure"]]["test.tsv"][at]
+
+
+def test_the_test_file_does_not_move_what_is_chosen(chat, pair_files, tmp_path):
+    other = tmp_path / "other.tsv"
+    other.write_text(PAIRS.replace("5\t", "0\t", 1).replace("bird", "tree"), encoding="utf-8")
+    one, two = (sts.study(chat, [pair_files[0], test]) for test in (pair_files[1], other))
+    for measure, of in one["rho"].items():
+        assert of["choose.tsv"] == two["rho"][measure]["choose.tsv"]
+    assert [one["chosen"][key] for key in ("measure", "layer")] == [
+        two["chosen"][key] for key in ("measure", "layer")
+    ]
+
+
+@pytest.mark.parametrize("line", ["3\tone", "x\ta bird\ta cat", "nan\ta\tb", "3\ta\tb\tc", "3\ta\t "])
+def test_a_malformed_pair_is_named_by_file_and_line(capsys, pair_files, line):
+    pair_files[1].write_text(PAIRS + line + "\n", encoding="utf-8")
+    assert cli.main(["eval", "sts", *map(str, pair_files), "-m", str(GOLDEN / "llama-chat")]) == 2
+    out, err = capsys.readouterr()
+    assert not out and "test.tsv, line 4" in err and len(err.splitlines()) == 1
+
+
+def test_the_sts_command(capsys, pair_files, tmp_path):
+    argv = ["eval", "sts", *map(str, pair_files), "-m", str(GOLDEN / "llama-chat"), "--betas", ".3"]
+    assert cli.main([*argv, "-o", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert printed == report.sts(written)
+    assert cli.main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == written
+    for wrong in (
+        argv[:3] + argv[4:],
+        [*argv, "--pairs", "1"],
+        [*argv, "--seed", "-1"],
+        [*argv, "--alpha", "0"],
+    ):
+        assert cli.main(wrong) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 # --- statistics ---

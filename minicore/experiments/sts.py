@@ -7,6 +7,7 @@ and the layer are chosen on all files but the last and tested on the last.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from minicore.core.neurons import core_from_scores, parse_layers
+from minicore.core.neurons import check_fraction, core_from_scores, parse_layers
 from minicore.core.recording import Recording
 from minicore.errors import InputError
 from minicore.experiments.statistics import bootstrap, spearman
 from minicore.experiments.texts import read_text
+from minicore.files import atomic_write
 from minicore.model import KVCache, Model, Tap, hidden_states
 
 Array = np.ndarray
@@ -161,6 +163,7 @@ def study(
     layers: str | slice | range | list[int] | None = None,
     most: int | None = None,
     seed: int = 0,
+    out: str | PathLike[str] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Correlate core-neuron similarity with human similarity, layer by layer.
@@ -181,15 +184,17 @@ def study(
         Pairs read of each file; None is all.
     seed : int
         Of the bootstrap over pairs.
+    out : path or None
+        Where to write the result as JSON.
     progress : bool
         Show a progress bar on stderr if it is a terminal.
 
     Returns
     -------
     dict
-        ``rho``: measure -> file -> a value a layer; ``layers``; ``chosen``: measure, layer and its mean
-        rho on the files it was chosen on; ``test``: file and ``[rho, low, high]``; ``paper``: the same
-        for the best layer of the first Jaccard measure.
+        ``rho``: measure -> file -> a value a layer of ``layers``; ``chosen``: the measure and layer of
+        highest mean rho where they were chosen, and ``test_rho``: ``[rho, low, high]`` on the last file;
+        ``best_jaccard``: the same for the best of the paper's own measure.
 
     Raises
     ------
@@ -198,8 +203,17 @@ def study(
     """
     if len(files) < 2:
         raise InputError(f"{len(files)} file of pairs, expected one or more to choose on and one to test on")
+    if most is not None and most < 2:
+        raise InputError(f"pairs is {most}, expected at least two to correlate")
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more")
+    for beta in betas:
+        check_fraction("beta", beta)
+    check_fraction("alpha", alpha)
     chosen_layers = parse_layers(layers, model.config.n_layers)
     sets = [read_pairs(path, most) for path in files]
+    if len({pairs.name for pairs in sets}) < len(sets):
+        raise InputError("two files of pairs have the same name, expected different ones")
     sentences = [text for pairs in sets for text in (*pairs.first, *pairs.second)]
     frequency = read_sentences(model, sentences, alpha, chosen_layers, progress)
     seen = {text for pairs in sets[:-1] for text in (*pairs.first, *pairs.second)}
@@ -212,7 +226,7 @@ def study(
         }
         for measure in alike[0]
     }
-    return {
+    found = {
         "model": model.name,
         "dtype": model.dtype,
         "alpha": alpha,
@@ -226,6 +240,10 @@ def study(
             [m for m in rho if m.startswith("jaccard")], rho, sets, alike[-1], chosen_layers, seed
         ),
     }
+    if out is not None:
+        with atomic_write(out) as part:
+            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def _test(
