@@ -251,9 +251,7 @@ class Stream:
         if self.max_new_tokens == 0:
             self.stop_reason = "length"
             return
-        began = time.perf_counter()
-        decoder = make_decoder(self.model, cache, self.core, self.backend)
-        self.seconds["compile_s"] += time.perf_counter() - began
+        decoder: Decoder | None = None
         while True:
             token = self.sampler(logits)
             if token in self.eos:
@@ -267,6 +265,10 @@ class Stream:
             if len(self.token_ids) == room:
                 self.stop_reason = "context"
                 return
+            if decoder is None:  # made when the first token, which is prefill's, is out
+                began = time.perf_counter()
+                decoder = make_decoder(self.model, cache, self.core, self.backend)
+                self.seconds["compile_s"] += time.perf_counter() - began
             began = time.perf_counter()
             if self.refresh and len(self.token_ids) % self.refresh == 0:
                 logits = self._choose_anew(cache, decoder)
