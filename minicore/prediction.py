@@ -217,6 +217,7 @@ def record(model: Model, ids: Sequence[int], recorder: Recorder, cache: KVCache)
     if recorder.fixed:
         return prefill(model, np.asarray(ids), cache)
     recorder.start(len(ids))
+    recorder.recording.adders |= getattr(model.ops, "ADDERS", {})  # compiled maths brings compiled sums
     return prefill(model, np.asarray(ids), cache, recorder_tap(recorder))
 
 

@@ -15,11 +15,13 @@ import numpy as np
 
 from minicore.kernels import FAST, team
 from minicore.kernels.machine import exp
+from minicore.kernels.select import add_counts
 from minicore.kernels.step import ACTIVATION_CODES, activate
 from minicore.ops import attend, f32, linear, rope_frequencies, weighted_rows  # noqa: F401 (as they are)
 
 Array = np.ndarray
 
+ADDERS = {"counts": add_counts}  # sums over tokens that recordings ask for (minicore.core.recording)
 SMALL = 1 << 14  # numbers that one thread passes over sooner than another wakes up
 
 
@@ -145,3 +147,4 @@ def compile_all() -> None:
         activation(x)
     rope(x[None], np.zeros(1), w[:1])
     attention_pattern(x[None], x[None])
+    add_counts(np.zeros(2, np.int64), x, 0.5)
