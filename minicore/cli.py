@@ -116,29 +116,26 @@ def pull(args: argparse.Namespace) -> int:
 def eval_quality(args: argparse.Namespace) -> int:
     from minicore.experiments import quality
 
-    report_ = quality.evaluate(
-        load(args),
-        args.texts,
-        args.predictors,
-        args.betas,
-        budget=args.budget,
-        token_beta=args.token_beta,
-        n_passages=args.passages,
-        n_generated=args.generate,
-        out=args.output,
-        progress=True,
-        prompt_tokens=args.prompt_tokens,
-        continuation_tokens=args.continuation_tokens,
-        alpha=args.alpha,
-        layers=args.layers,
-        fit_passages=args.fit_passages,
-        clusters=args.clusters,
-        seed=args.seed,
+    found = quality.evaluate(
+        load(args), args.texts, args.predictors, args.betas, n_generated=args.generate, **conditions(args)
     )
     if args.json:
-        print_json(report_)
+        print_json(found)
     else:
-        print("\n".join(report.quality(report_)))
+        print("\n".join(report.quality(found)))
+    return 0
+
+
+def eval_frontier(args: argparse.Namespace) -> int:
+    from minicore.experiments import frontier
+
+    found = frontier.find(
+        load(args), args.texts, args.predictors, args.losses, rounds=args.rounds, **conditions(args)
+    )
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(report.frontier(found)))
     return 0
 
 
@@ -344,24 +341,19 @@ def listed_betas(text: str) -> list[float | str]:
     return betas
 
 
-def eval_quality_options(parser: argparse.ArgumentParser) -> None:
+def study_options(parser: argparse.ArgumentParser, predictors: list[str], passages: int) -> None:
+    """Add what the commands that measure predictors on texts have in common."""
     parser.add_argument("texts", metavar="TEXTS", nargs="+", help="plain text files, or JSON lines (.jsonl)")
     model_options(parser)
+    parser.add_argument("--backend", metavar="B", default="auto", help="numpy, cpu or auto (default: auto)")
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--predictors",
         metavar="P,Q",
         type=listed,
-        default=["dense", "stability", "griffin"],
+        default=predictors,
         help="ways of choosing; griffin@continuation takes the set from the continuation itself, "
-        "griffin@others from texts that are not measured (default: dense,stability,griffin)",
-    )
-    what.add_argument(
-        "--betas",
-        metavar="B,C",
-        type=listed_betas,
-        default=[0.2, 0.4, 0.6],
-        help="fractions of a layer's neurons kept; 0.2:0.6 rises over the layers (default: .2,.4,.6)",
+        f"griffin@others from texts that are not measured (default: {','.join(predictors)})",
     )
     what.add_argument(
         "--budget", default="uniform", help="how beta is spent over the layers: uniform or share"
@@ -380,13 +372,6 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         help="fraction of a token's active neurons kept (default: 0.4)",
     )
     what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
-    what.add_argument(
-        "--generate",
-        metavar="N",
-        type=int,
-        default=0,
-        help="also count how many of N greedy tokens come before the first that dense has not",
-    )
     on = parser.add_argument_group("on what")
     on.add_argument("--prompt-tokens", metavar="N", type=int, default=256, help="read densely (default: 256)")
     on.add_argument(
@@ -397,7 +382,11 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         help="read with the set and scored (default: 256)",
     )
     on.add_argument(
-        "--passages", metavar="N", type=int, default=40, help="drawn from the texts (default: 40)"
+        "--passages",
+        metavar="N",
+        type=int,
+        default=passages,
+        help=f"drawn from the texts (default: {passages})",
     )
     on.add_argument(
         "--fit-passages",
@@ -420,6 +409,38 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         help="write the report as JSON; rows are kept beside it, so that a stopped run goes on",
     )
     json_option(parser)
+
+
+def eval_quality_options(parser: argparse.ArgumentParser) -> None:
+    study_options(parser, ["dense", "stability", "griffin"], passages=40)
+    parser.add_argument(
+        "--betas",
+        metavar="B,C",
+        type=listed_betas,
+        default=[0.2, 0.4, 0.6],
+        help="fractions of a layer's neurons kept; 0.2:0.6 rises over the layers (default: .2,.4,.6)",
+    )
+    parser.add_argument(
+        "--generate",
+        metavar="N",
+        type=int,
+        default=0,
+        help="also count how many of N greedy tokens come before the first that dense has not",
+    )
+
+
+def eval_frontier_options(parser: argparse.ArgumentParser) -> None:
+    study_options(parser, ["stability", "griffin", "gate"], passages=24)
+    parser.add_argument(
+        "--losses",
+        metavar="L,M",
+        type=lambda text: [float(part) for part in listed(text)],
+        default=[0.01, 0.05],
+        help="perplexity that may be lost, as a fraction (default: .01,.05)",
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=6, help="points measured after the first two (default: 6)"
+    )
 
 
 def eval_stability_options(parser: argparse.ArgumentParser) -> None:
@@ -574,6 +595,15 @@ COMMANDS = {
         minicore generate "The match was" --predictor similarity --clusters news.clusters
         """,
     ),
+    "eval frontier": Command(
+        "the fewest neurons each predictor can keep within a loss of perplexity",
+        eval_frontier_options,
+        eval_frontier,
+        """
+        minicore eval frontier book.txt
+        minicore eval frontier book.txt --predictors griffin,gate,topk --losses .01,.05,.2 -o frontier.json
+        """,
+    ),
     "eval sts": Command(
         "whether sentences of close meaning have close core neurons, layer by layer",
         eval_sts_options,
@@ -683,6 +713,15 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
         max_new_tokens temperature top_k top_p seed stop""".split()
     said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return said | {"chat": args.chat}
+
+
+def conditions(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the commands that measure predictors on texts hand to the library alike."""
+    same = (
+        "budget token_beta backend prompt_tokens continuation_tokens alpha layers fit_passages clusters seed"
+    )
+    said = {name: getattr(args, name) for name in same.split()}
+    return said | {"n_passages": args.passages, "out": args.output, "progress": True}
 
 
 # --- out ---

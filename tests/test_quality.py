@@ -18,6 +18,7 @@ import minicore as mc
 from minicore import cli, ops, report
 from minicore.errors import InputError
 from minicore.experiments import quality, sts
+from minicore.experiments.frontier import STEP, next_beta, search
 from minicore.experiments.quality import Conditions, Reading, Rows, Setting, grid, study
 from minicore.experiments.statistics import bootstrap, ranks, spearman
 from minicore.experiments.texts import Passage, passages
@@ -384,6 +385,61 @@ def test_wrong_options_are_one_sentence(capsys, text, options, said):
     assert cli.main([*argv, "--continuation-tokens", "9", *options]) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1 and said in err
+
+
+# --- the frontier ---
+
+
+@given(st.floats(0.5, 4), st.floats(0.05, 3), st.floats(0.001, 0.5))
+def test_the_search_ends_at_the_smallest_beta_within_the_loss(power, scale, target):
+    """On a loss that falls as beta grows, whatever its shape, in few steps and exactly."""
+    loss_at: dict[float, float] = {}
+    beta: float | None = 0.7
+    while beta is not None:
+        assert beta not in loss_at and 0 < beta < 1
+        loss_at[beta] = scale * (1 - beta) ** power
+        beta = next_beta(loss_at, target)
+    assert len(loss_at) <= 40
+    found = min((b for b, loss in loss_at.items() if loss <= target), default=1.0)
+    assert found == pytest.approx(STEP) or scale * (1 - (found - STEP)) ** power > target
+
+
+def test_the_search_is_quick_where_the_loss_is_a_power():
+    loss_at = {beta: 3 * (1 - beta) ** 1.7 for beta in (0.7, 0.9)}
+    while (beta := next_beta(loss_at, 0.05)) is not None:
+        loss_at[beta] = 3 * (1 - beta) ** 1.7
+    assert len(loss_at) <= 6
+
+
+def test_the_frontier_reports_what_was_measured(chat, tmp_path):
+    texts, where = draw(chat, 3), conditions(chat)
+    rows = Rows(where, tmp_path / "rows.jsonl")
+    for row in search(chat, texts, ["topk", "random"], [0.05, 0.3], where, rows=rows, rounds=30):
+        assert row["tight"]
+        assert row["ratio"][0] <= 1 + row["loss"]
+        same = Setting(row["predictor"], row["beta"])
+        if row["beta"] < 1:
+            assert study(chat, texts, [same], where, rows=rows)[0] == {
+                key: value for key, value in row.items() if key not in ("loss", "tight")
+            }
+        less = round(row["beta"] - STEP, 6)
+        if less > 0:
+            lost = study(chat, texts, [Setting(row["predictor"], less)], where)[0]
+            assert lost["ratio"][0] > 1 + row["loss"]
+
+
+def test_the_frontier_command(capsys, tmp_path, text):
+    argv = ["eval", "frontier", str(text), "-m", str(GOLDEN / "llama-chat"), "--prompt-tokens", "12"]
+    argv += ["--continuation-tokens", "9", "--passages", "3", "--predictors", "topk", "--rounds", "2"]
+    assert cli.main([*argv, "-o", str(tmp_path / "out.json")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert printed == report.frontier(written)
+    assert cli.main([*argv, "--json", "-o", str(tmp_path / "out.json")]) == 0
+    assert json.loads(capsys.readouterr().out) == written
+    for wrong in (["--losses", "0"], ["--losses", "x"], ["--rounds", "-1"], ["--passages", "0"]):
+        assert cli.main([*argv, *wrong]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 # --- close meaning, close neurons ---

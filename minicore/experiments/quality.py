@@ -616,6 +616,17 @@ def evaluate(
     rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
     measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, seed=where.seed)
     summary = study(reader(model, backend), measured, settings, where, others, rows, n_generated, progress)
+    return write_report(rows, texts, measured, summary, out)
+
+
+def write_report(
+    rows: Rows,
+    texts: Sequence[str | PathLike[str]],
+    measured: Sequence[Passage],
+    summary: list[Row],
+    out: str | PathLike[str] | None,
+) -> dict[str, Any]:
+    """Return a study's report, and write it as JSON if there is a place for it."""
     report = {
         "conditions": rows.head,
         "texts": [Path(path).name for path in texts],
