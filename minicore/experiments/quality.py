@@ -24,6 +24,7 @@ from minicore.core.budgets import BUDGETS, layer_betas
 from minicore.core.neurons import CoreSet, check_fraction, parse_layers
 from minicore.core.predictors import Recorder, find_predictor
 from minicore.core.rules import Choice, TokenRule
+from minicore.decode import reader
 from minicore.errors import InputError, unknown
 from minicore.experiments.statistics import bootstrap
 from minicore.experiments.texts import Passage, passages
@@ -577,6 +578,7 @@ def evaluate(
     token_beta: float | str | None = None,
     n_passages: int = 40,
     n_generated: int = 0,
+    backend: str = "auto",
     out: str | PathLike[str] | None = None,
     progress: bool = False,
     **conditions: Any,
@@ -592,6 +594,9 @@ def evaluate(
         See :class:`Setting`.
     n_passages, n_generated : int
         Passages drawn; tokens to generate for ``common_prefix``, 0 for none.
+    backend : str
+        Whose maths reads the texts: ``numpy``, or ``cpu`` (``auto``), which compiles what is between the
+        matrix products; they agree but for rounding.
     out : path or None
         Where to write the report as JSON; the rows of each passage are kept beside it
         (``.rows.jsonl``), so that a stopped run goes on.
@@ -610,7 +615,7 @@ def evaluate(
     settings, where = grid(predictors, betas, budget, token_beta), Conditions.of(model, **conditions)
     rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
     measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, seed=where.seed)
-    summary = study(model, measured, settings, where, others, rows, n_generated, progress)
+    summary = study(reader(model, backend), measured, settings, where, others, rows, n_generated, progress)
     report = {
         "conditions": rows.head,
         "texts": [Path(path).name for path in texts],

@@ -17,15 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from minicore.core.neurons import check_fraction, core_from_scores, parse_layers
-from minicore.core.recording import Recording
+from minicore.core.neurons import check_fraction, core_from_scores, parse_layers, token_core
+from minicore.decode import reader
 from minicore.errors import InputError
+from minicore.experiments.quality import ignore
 from minicore.experiments.statistics import bootstrap, spearman
 from minicore.experiments.texts import read_text
 from minicore.files import atomic_write
-from minicore.model import KVCache, Model, Tap, hidden_states
+from minicore.model import KVCache, Model, attention, embed, ffn, norm
 
 Array = np.ndarray
+
+BATCH = 32  # sentences read together
 
 
 @dataclass(frozen=True)
@@ -78,34 +81,50 @@ def read_pairs(path: str | PathLike[str], most: int | None = None) -> Pairs:
 def read_sentences(
     model: Model, sentences: Sequence[str], alpha: float, layers: Sequence[int], progress: bool = False
 ) -> dict[str, Array]:  # sentence -> (n_layers, n_neurons) float32
-    """Return how often each neuron is in a token's core, as a share of the sentence's tokens (eq. 3).
-
-    Every sentence is read once, on its own.
-    """
+    """Return how often each neuron is in a token's core, as a share of the sentence's tokens (eq. 3)."""
     from tqdm import tqdm
 
     if model.tokenizer is None:
         raise InputError(f"{model.source} has no tokenizer, so sentences cannot be read with it")
-    frequency = {}
+    frequency: dict[str, Array] = {}
     distinct = list(dict.fromkeys(sentences))
-    bars = progress and sys.stderr.isatty()
-    for sentence in tqdm(distinct, desc="sentences", leave=False, disable=not bars):
-        ids = model.check_ids(model.tokenizer.encode(sentence)[: model.config.n_ctx])
-        recording = Recording(["counts"], layers, model.config.n_neurons, alpha)
-        hidden_states(model, ids, KVCache(model.config, len(ids)), _tap(recording))
-        counts = np.stack([recording.totals[layer]["counts"] for layer in layers])
-        frequency[sentence] = (counts / len(ids)).astype(np.float32)
+    with tqdm(total=len(distinct), unit=" sentences", disable=not (progress and sys.stderr.isatty())) as bar:
+        for start in range(0, len(distinct), BATCH):
+            batch = distinct[start : start + BATCH]
+            ids = [model.check_ids(model.tokenizer.encode(text)[: model.config.n_ctx]) for text in batch]
+            frequency |= zip(batch, read_batch(model, ids, alpha, layers), strict=True)
+            bar.update(len(batch))
     return frequency
 
 
-def _tap(recording: Recording) -> Tap:
-    watched = {f"blocks.{layer}.mlp.hook_post": layer for layer in recording.layers}
+def read_batch(model: Model, batch: Sequence[Array], alpha: float, layers: Sequence[int]) -> Array:
+    # (n_tokens of each,) -> (n_texts, n_layers, n_neurons) float32
+    """Read short texts together: each attends to itself alone, the FFNs' weights are read once for all."""
+    config, n_tokens = model.config, [len(ids) for ids in batch]
+    starts = np.cumsum([0, *n_tokens[:-1]])
+    texts = [slice(start, start + n) for start, n in zip(starts, n_tokens, strict=True)]
+    positions = np.concatenate([np.arange(n) for n in n_tokens])
+    caches = [KVCache(config, n) for n in n_tokens]
+    frequency = np.empty((len(batch), len(layers), config.n_neurons), np.float32)
 
-    def tap(name: str, value: Array) -> None:
-        if name in watched:
-            recording.update(watched[name], value)
+    def tap(name: str, a: Array) -> None:
+        layer = int(name.split(".")[1])
+        if name.endswith("mlp.hook_post") and layer in layers:
+            counts = np.add.reduceat(token_core(a, alpha), starts, axis=0, dtype=np.float32)
+            frequency[:, layers.index(layer)] = counts / np.array(n_tokens)[:, None]
 
-    return tap
+    x = embed(model, np.concatenate(batch), positions, ignore)
+    for layer in range(max(layers) + 1):
+        p = model.blocks[layer]
+        normed = norm(model, x, p["ln1.w"], p.get("ln1.b"))
+        x = x + np.concatenate(
+            [
+                attention(model, layer, normed[text], positions[text], cache, ignore)
+                for text, cache in zip(texts, caches, strict=True)
+            ]
+        )
+        x = x + ffn(model, layer, norm(model, x, p["ln2.w"], p.get("ln2.b")), tap)
+    return frequency
 
 
 # --- how alike: two (n_layers, n_neurons) frequencies -> (n_layers,) ---
@@ -215,7 +234,7 @@ def study(
     if len({pairs.name for pairs in sets}) < len(sets):
         raise InputError("two files of pairs have the same name, expected different ones")
     sentences = [text for pairs in sets for text in (*pairs.first, *pairs.second)]
-    frequency = read_sentences(model, sentences, alpha, chosen_layers, progress)
+    frequency = read_sentences(reader(model), sentences, alpha, chosen_layers, progress)
     seen = {text for pairs in sets[:-1] for text in (*pairs.first, *pairs.second)}
     centre = np.mean([frequency[text] for text in seen], axis=0)  # of the test file nothing is known
     alike = [similarities(pairs, frequency, betas, centre) for pairs in sets]
