@@ -113,6 +113,21 @@ def pull(args: argparse.Namespace) -> int:
     return 0
 
 
+def pack(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    target = Path(args.output)
+    if target.exists():  # before the minutes that reading and packing may take
+        raise InputError(f"{target}: exists already, expected a new directory to write to")
+    model = load(args)
+    model.save(target)
+    if args.json:
+        print_json({"path": str(target), "dtype": model.dtype, "weights_bytes": model.weights_bytes})
+    else:
+        print(target)
+    return 0
+
+
 def eval_quality(args: argparse.Namespace) -> int:
     from minicore.experiments import quality
 
@@ -222,13 +237,13 @@ def info(args: argparse.Namespace) -> int:
         }
         sizes = {
             "parameters": report.count(checkpoint.params),
-            "dtype": args.dtype,
+            "dtype": str(checkpoint.params["embed"].dtype),
             "bytes": report.bytes_by_part(checkpoint.params),
         }
         more = {"recommended": checkpoint.recommended, "config": dataclasses.asdict(checkpoint.config)}
         print_json(about | sizes | more)
         return 0
-    for line in report.about(checkpoint, args.dtype):
+    for line in report.about(checkpoint):
         print(line)
     return 0
 
@@ -257,8 +272,15 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         help=f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})",
     )
+    dtype_option(parser)
+
+
+def dtype_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dtype", default="float32", help="of the weights in memory: float32, bfloat16, int8 or int4"
+        "--dtype",
+        metavar="D",
+        help="of the weights in memory: float32, bfloat16, int8 or int4 (default: what a packed directory "
+        "holds, else float32)",
     )
 
 
@@ -292,6 +314,12 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
     core.add_argument("--budget", metavar="R", help="how beta is spent over the layers: uniform or share")
     core.add_argument("--window", metavar="W", type=int, help="choose by the last W tokens")
     core.add_argument("--refresh", metavar="R", type=int, help="choose anew every R tokens")
+    core.add_argument(
+        "--memory-limit",
+        metavar="BYTES",
+        type=n_bytes,
+        help="hold no more while decoding; needs a model that `minicore pack` wrote",
+    )
     core.add_argument("--backend", metavar="B", help="numpy, cpu or auto (default: auto)")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
@@ -313,12 +341,24 @@ def pull_options(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def pack_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a name, a Hugging Face directory or a .gguf file")
+    dtype_option(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="a directory to make")
+    json_option(parser)
+
+
 def info_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="a name, directory or .gguf file; none: list names"
     )
-    parser.add_argument("--dtype", default="float32", help="count bytes for float32, bfloat16, int8 or int4")
+    dtype_option(parser)
     json_option(parser)
+
+
+def n_bytes(text: str) -> int:
+    """Return a number of bytes: 300000000, 300e6."""
+    return int(float(text))
 
 
 def fraction(text: str) -> float | str:
@@ -547,6 +587,15 @@ COMMANDS = {
         minicore compare "The three states of matter are" --beta 0.8 -n 64 --json
         """,
     ),
+    "pack": Command(
+        "write a model as kernels read it, to be mapped instead of read and packed",
+        pack_options,
+        pack,
+        """
+        minicore pack smollm2-135m --dtype int8 -o smollm2-int8
+        minicore generate "Once upon a time" -m smollm2-int8 --predictor griffin --memory-limit 300e6
+        """,
+    ),
     "pull": Command(
         "fetch a model into the cache directory",
         pull_options,
@@ -709,8 +758,8 @@ def read_prompt(prompt: str) -> str:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was said on the command line; the library knows the defaults of the rest."""
-    names = """predictor alpha beta gamma token_beta budget clusters window refresh layers backend
-        max_new_tokens temperature top_k top_p seed stop""".split()
+    names = """predictor alpha beta gamma token_beta budget clusters window refresh memory_limit layers
+        backend max_new_tokens temperature top_k top_p seed stop""".split()
     said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return said | {"chat": args.chat}
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minicore import ops
-from minicore.checkpoint import Checkpoint, read
+from minicore.checkpoint import Checkpoint, mapped, read
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
@@ -82,6 +83,8 @@ class Model:
         Tokens that end a generation.
     recommended : dict
         Predictor settings the checkpoint recommends, possibly empty.
+    mapping : Mapping or None
+        The file behind the parameters, if they are mapped: then they can be given back after use.
     ops : module
         Where the forward pass takes its maths from: :mod:`minicore.ops`, or compiled functions of the
         same names.
@@ -90,7 +93,8 @@ class Model:
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:
         self.config, self.params, self.tokenizer = checkpoint.config, checkpoint.params, tokenizer
         self.name, self.source, self.file_dtype = checkpoint.name, checkpoint.source, checkpoint.file_dtype
-        self.eos_ids, self.recommended = checkpoint.eos_ids, checkpoint.recommended
+        self.bos_id, self.eos_ids = checkpoint.bos_id, checkpoint.eos_ids
+        self.recommended, self.mapping = checkpoint.recommended, checkpoint.mapping
         self.blocks: list[dict[str, Array]] = [{} for _ in range(self.config.n_layers)]
         for name, w in self.params.items():
             if name.startswith("blocks."):
@@ -98,6 +102,7 @@ class Model:
                 self.blocks[int(layer)][short] = w
         self.head = self.params["embed" if self.config.tied_head else "head"]
         self.ops: ModuleType = ops
+        self.gives_back = False
 
     def __repr__(self) -> str:
         c = self.config
@@ -141,6 +146,8 @@ class Model:
         for layer, ids in core.neurons.items():
             block = self.blocks[layer]
             narrow.blocks[layer] = block | {name: block[name][ids] for name in PER_NEURON if name in block}
+            if self.gives_back:
+                self.release(layer)
         if isinstance(core, TokenRule):
             narrow.blocks = [block | core.parameters(i) for i, block in enumerate(narrow.blocks)]
         return narrow
@@ -150,11 +157,35 @@ class Model:
         if core and (core.n_layers, core.n_neurons) != (self.config.n_layers, self.config.n_neurons):
             raise InputError(f"{core!r} does not fit {self!r}")
 
+    def frugal(self) -> Model:
+        """Return the model that gives a mapped layer's FFN weights back as soon as it has used them."""
+        other = self.using(self.ops)
+        other.gives_back = True
+        return other
+
+    def release(self, layer: int) -> None:
+        """Give back the memory of a mapped layer's FFN weights; using them again reads them again."""
+        if self.mapping is not None:
+            self.mapping.release(f"blocks.{layer}.{name}" for name in PER_NEURON)
+
     def using(self, ops: ModuleType) -> Model:
         """Return the same model with its maths taken from another module."""
         other = object.__new__(Model)
         other.__dict__ = self.__dict__ | {"ops": ops}
         return other
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write the model as kernels read it, for :func:`load` to map without packing it again.
+
+        Raises
+        ------
+        InputError
+            If the directory exists or cannot be written.
+        """
+        about = {"bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "recommended": self.recommended}
+        tokenizer = self.tokenizer.to_json() if self.tokenizer else None
+        template = self.tokenizer.chat_template if self.tokenizer else None
+        mapped.write(Path(directory), self.config, self.params, self.dtype, tokenizer, template, **about)
 
     def forward(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> (n, n_vocab)
         """Return the logits after every token, float32.
@@ -218,15 +249,16 @@ class Model:
         return stream(self, prompt, **options)
 
 
-def load(name: str | PathLike[str], dtype: str = "float32", *, progress: bool = False) -> Model:
+def load(name: str | PathLike[str], dtype: str | None = None, *, progress: bool = False) -> Model:
     """Load a model by name (``smollm2-135m``), Hugging Face directory or .gguf file.
 
     Parameters
     ----------
     name : str or path
         A name is fetched once and kept in the user's cache directory; a path is read where it is.
-    dtype : str
-        What matrices are held in: ``float32``, ``bfloat16``, ``int8`` or ``int4``.
+    dtype : str or None
+        What matrices are held in: ``float32``, ``bfloat16``, ``int8`` or ``int4``; None is what a directory
+        of `minicore pack` holds, float32 for anything else.
     progress : bool
         Show a progress bar on stderr if it is a terminal.
 
@@ -338,6 +370,8 @@ def block(model: Model, layer: int, x: Array, positions: Array, cache: KVCache, 
     normed = norm(model, x, p["ln2.w"], p.get("ln2.b"))
     tap(at + "ln2.hook_normalized", normed)
     out = ffn(model, layer, normed, tap)
+    if model.gives_back:
+        model.release(layer)
     tap(at + "hook_mlp_out", out)
     x = x + out
     tap(at + "hook_resid_post", x)

@@ -190,9 +190,10 @@ def number(x: float) -> str:
     return f"{x:.{digits}f}"
 
 
-def about(checkpoint: Checkpoint, dtype: str) -> list[str]:
+def about(checkpoint: Checkpoint) -> list[str]:
     """Return the lines that say what a checkpoint is and how many bytes its parts take."""
     config, parts = checkpoint.config, bytes_by_part(checkpoint.params)
+    dtype = str(checkpoint.params["embed"].dtype)
     total = sum(parts.values())
     heads = f"{config.n_heads} heads of {config.d_head} ({config.n_kv_heads} for keys and values)"
     neurons = f"{config.n_neurons} neurons ({config.activation}{', gated' if config.gated else ''})"

@@ -69,7 +69,7 @@ class CpuDecoder:
         self.thresholds = np.full(self.dims.n_layers, -1, np.float32)
         self.rows = dict.fromkeys(range(self.dims.n_layers)) | chosen
         for layer, rows in self.rows.items():
-            n_rows = self.model.config.n_neurons if rows is None else len(rows)
+            n_rows = self.plan[layer, kernels.N_STORED] if rows is None else len(rows)
             self.plan[layer, kernels.ROWS : kernels.N_ROWS + 1] = _address(rows), n_rows
             if isinstance(core, TokenRule):
                 self.thresholds[layer] = core.parameters(layer).get(GATE, -1)
