@@ -10,7 +10,7 @@ from minicore.core.similarity import Clusters
 from minicore.errors import InputError
 from minicore.generate import Generation
 from minicore.model import KVCache, Model, load
-from minicore.prediction import predict
+from minicore.prediction import is_stable, predict
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "KVCache",
     "Model",
     "TokenRule",
+    "is_stable",
     "load",
     "predict",
     "sentence_core",

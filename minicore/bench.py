@@ -14,7 +14,6 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
@@ -24,10 +23,11 @@ import numpy as np
 
 from minicore.core.budgets import Beta, plain
 from minicore.core.rules import Choice
-from minicore.decode.cpu import CpuDecoder, default_threads
+from minicore.decode import reader
+from minicore.decode.cpu import CpuDecoder
 from minicore.errors import InputError
 from minicore.generate import bytes_per_token, neurons_kept
-from minicore.kernels import bandwidth
+from minicore.kernels import bandwidth, team
 from minicore.model import KVCache, Model, forward, load, prefill
 from minicore.prediction import Layers, make_recorder, record
 
@@ -94,8 +94,8 @@ class Plan:
 
     def checked(self) -> Plan:
         """Return the plan with its defaults filled in and doubles left out, or raise InputError."""
-        cores = max(os.cpu_count() or 1, default_threads())
-        threads = self.threads or (1, default_threads())
+        cores = max(os.cpu_count() or 1, team.default_threads())
+        threads = self.threads or (1, team.default_threads())
         for name, least in (("prompt_tokens", 1), ("new_tokens", 1), ("rounds", 1), ("read_bytes", 4)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -142,6 +142,7 @@ class Bed:
 
     def __init__(self, source: str | PathLike[str], dtype: str, plan: Plan, progress: bool = False) -> None:
         self.model, self.plan = load(source, dtype, progress=progress), plan
+        self.reader = reader(self.model)
         config, longest = self.model.config, max(plan.prompt_tokens, *plan.contexts)
         if longest + plan.new_tokens > config.n_ctx:
             raise InputError(
@@ -170,31 +171,43 @@ class Bed:
             yield n, self.decoders[self.plan.contexts[0], n].compile_s
 
     def validate(self) -> Iterator[dict[str, Any]]:
-        """Decode a few tokens with every setting and with the reference; yield how far they are apart.
+        """Read and decode a few tokens with every setting and with the reference; yield how far they differ.
 
         Raises
         ------
         WrongResult
-            If that is more than the format's bound, or a logit is not finite in one alone.
+            If that is more than the format's bound, or a logit is finite in one alone.
         """
-        n, dtype = min(N_CHECKED, self.model.config.n_ctx // 2), self.model.dtype
-        ids = prompt_ids(self.model, 2 * n)
-        cache = KVCache(self.model.config, 2 * n)
+        n = min(N_CHECKED, self.model.config.n_ctx // 2)
+        ids = np.array(prompt_ids(self.model, 2 * n))
         for beta in (None, *self.recorders):
-            choice = self.prefilled(cache, ids[:n], beta)
-            expected = forward(self.model.restrict(choice), np.array(ids[n:]), cache)
+            cache = KVCache(self.model.config, 2 * n)
+            choice = self.prefilled(cache, ids[:n].tolist(), beta)
+            cache.length = 0
+            expected = forward(self.model.restrict(choice), ids, cache)
             for n_threads in self.plan.threads:
-                self.prefilled(cache, ids[:n])
+                if beta is None:
+                    with team.limited(n_threads):
+                        read = forward(self.reader, ids, KVCache(self.model.config, 2 * n))
+                    yield self.checked("prefill", None, n_threads, read, expected)
+                cache.length = n  # what follows is written anew
                 decoder = CpuDecoder(self.model, cache, choice, n_threads=n_threads)
-                got = np.stack([decoder.step(token) for token in ids[n:]])
-                error = relative_error(got, expected)
-                what = f"{dtype}, {'dense' if beta is None else f'core {beta}'}, {n_threads} threads"
-                if not error <= BOUNDS[dtype]:
-                    raise WrongResult(
-                        f"{what}: logits of the cpu decoder are {error:.2g} of the largest away from the "
-                        f"reference's, expected at most {BOUNDS[dtype]:g}; nothing was timed"
-                    )
-                yield {"dtype": dtype, "beta": plain_or_none(beta), "n_threads": n_threads, "error": error}
+                got = np.stack([decoder.step(int(token)) for token in ids[n:]])
+                yield self.checked("decode", beta, n_threads, got, expected[n:])
+
+    def checked(
+        self, phase: str, beta: Beta | None, n_threads: int, got: Array, expected: Array
+    ) -> dict[str, Any]:
+        """Return the row of a setting whose logits are near enough to the reference's."""
+        dtype, error = self.model.dtype, relative_error(got, expected)
+        if not error <= BOUNDS[dtype]:
+            what = f"{phase}, {dtype}, {'dense' if beta is None else f'core {beta}'}, {n_threads} threads"
+            raise WrongResult(
+                f"{what}: logits are {error:.2g} of the largest away from the reference's, "
+                f"expected at most {BOUNDS[dtype]:g}; nothing was timed"
+            )
+        about = {"phase": phase, "dtype": dtype, "beta": plain_or_none(beta), "n_threads": n_threads}
+        return about | {"error": error}
 
     def tasks(self) -> Iterator[Task]:
         """Yield what is timed, dense first."""
@@ -213,7 +226,7 @@ class Bed:
     def prefill(self, beta: Beta | None, n_threads: int) -> tuple[int, float]:
         """Return tokens and seconds of reading the prompt, and of choosing neurons if there is a beta."""
         ids = self.ids[: self.plan.prompt_tokens]
-        with blas_threads(n_threads):
+        with team.limited(n_threads):
             began = time.perf_counter()
             self.prefilled(self.scratch, ids, beta)
             return len(ids), time.perf_counter() - began
@@ -246,9 +259,9 @@ class Bed:
         """Read a prompt into an emptied cache and return the neurons chosen meanwhile, if there is a beta."""
         cache.length = 0
         if beta is None:
-            prefill(self.model, np.asarray(ids), cache)
+            prefill(self.reader, np.asarray(ids), cache)
             return None
-        record(self.model, ids, self.recorders[beta], cache)
+        record(self.reader, ids, self.recorders[beta], cache)
         return self.recorders[beta].core()
 
 
@@ -381,13 +394,6 @@ def prompt_ids(model: Model, n: int) -> list[int]:
         return np.random.default_rng(0).integers(0, model.config.n_vocab, n).tolist()
     ids = model.tokenizer.encode(PROMPT)
     return (ids * -(-n // len(ids)))[:n]
-
-
-def blas_threads(n: int) -> AbstractContextManager[Any]:
-    """Return a context in which NumPy multiplies matrices in n threads."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(n, user_api="blas")
 
 
 def machine() -> dict[str, Any]:

@@ -115,32 +115,44 @@ def pull(args: argparse.Namespace) -> int:
     return 0
 
 
+def pack(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    target = Path(args.output)
+    if target.exists():  # before the minutes that reading and packing may take
+        raise InputError(f"{target}: exists already, expected a new directory to write to")
+    model = load(args)
+    model.save(target)
+    if args.json:
+        print_json({"path": str(target), "dtype": model.dtype, "weights_bytes": model.weights_bytes})
+    else:
+        print(target)
+    return 0
+
+
 def eval_quality(args: argparse.Namespace) -> int:
     from minicore.experiments import quality
 
-    report_ = quality.evaluate(
-        load(args),
-        args.texts,
-        args.predictors,
-        args.betas,
-        budget=args.budget,
-        token_beta=args.token_beta,
-        n_passages=args.passages,
-        n_generated=args.generate,
-        out=args.output,
-        progress=True,
-        prompt_tokens=args.prompt_tokens,
-        continuation_tokens=args.continuation_tokens,
-        alpha=args.alpha,
-        layers=args.layers,
-        fit_passages=args.fit_passages,
-        clusters=args.clusters,
-        seed=args.seed,
+    found = quality.evaluate(
+        load(args), args.texts, args.predictors, args.betas, n_generated=args.generate, **conditions(args)
     )
     if args.json:
-        print_json(report_)
+        print_json(found)
     else:
-        print("\n".join(report.quality(report_)))
+        print("\n".join(report.quality(found)))
+    return 0
+
+
+def eval_frontier(args: argparse.Namespace) -> int:
+    from minicore.experiments import frontier
+
+    found = frontier.find(
+        load(args), args.texts, args.predictors, args.losses, rounds=args.rounds, **conditions(args)
+    )
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(report.frontier(found)))
     return 0
 
 
@@ -215,6 +227,27 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def eval_sts(args: argparse.Namespace) -> int:
+    from minicore.experiments import sts
+
+    found = sts.study(
+        load(args),
+        args.files,
+        alpha=args.alpha,
+        betas=args.betas,
+        layers=args.layers,
+        most=args.pairs,
+        seed=args.seed,
+        out=args.output,
+        progress=True,
+    )
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(report.sts(found)))
+    return 0
+
+
 def info(args: argparse.Namespace) -> int:
     if args.model is None:
         return list_models(args)
@@ -231,13 +264,13 @@ def info(args: argparse.Namespace) -> int:
         }
         sizes = {
             "parameters": report.count(checkpoint.params),
-            "dtype": args.dtype,
+            "dtype": str(checkpoint.params["embed"].dtype),
             "bytes": report.bytes_by_part(checkpoint.params),
         }
         more = {"recommended": checkpoint.recommended, "config": dataclasses.asdict(checkpoint.config)}
         print_json(about | sizes | more)
         return 0
-    for line in report.about(checkpoint, args.dtype):
+    for line in report.about(checkpoint):
         print(line)
     return 0
 
@@ -266,8 +299,15 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         help=f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})",
     )
+    dtype_option(parser)
+
+
+def dtype_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--dtype", default="float32", help="of the weights in memory: float32, bfloat16, int8 or int4"
+        "--dtype",
+        metavar="D",
+        help="of the weights in memory: float32, bfloat16, int8 or int4 (default: what a packed directory "
+        "holds, else float32)",
     )
 
 
@@ -301,6 +341,12 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
     core.add_argument("--budget", metavar="R", help="how beta is spent over the layers: uniform or share")
     core.add_argument("--window", metavar="W", type=int, help="choose by the last W tokens")
     core.add_argument("--refresh", metavar="R", type=int, help="choose anew every R tokens")
+    core.add_argument(
+        "--memory-limit",
+        metavar="BYTES",
+        type=n_bytes,
+        help="hold no more while decoding; needs a model that `minicore pack` wrote",
+    )
     core.add_argument("--backend", metavar="B", help="numpy, cpu or auto (default: auto)")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
@@ -322,12 +368,24 @@ def pull_options(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def pack_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a name, a Hugging Face directory or a .gguf file")
+    dtype_option(parser)
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="a directory to make")
+    json_option(parser)
+
+
 def info_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="a name, directory or .gguf file; none: list names"
     )
-    parser.add_argument("--dtype", default="float32", help="count bytes for float32, bfloat16, int8 or int4")
+    dtype_option(parser)
     json_option(parser)
+
+
+def n_bytes(text: str) -> int:
+    """Return a number of bytes: 300000000, 300e6."""
+    return int(float(text))
 
 
 def fraction(text: str) -> float | str:
@@ -350,24 +408,19 @@ def listed_betas(text: str) -> list[float | str]:
     return betas
 
 
-def eval_quality_options(parser: argparse.ArgumentParser) -> None:
+def study_options(parser: argparse.ArgumentParser, predictors: list[str], passages: int) -> None:
+    """Add what the commands that measure predictors on texts have in common."""
     parser.add_argument("texts", metavar="TEXTS", nargs="+", help="plain text files, or JSON lines (.jsonl)")
     model_options(parser)
+    parser.add_argument("--backend", metavar="B", default="auto", help="numpy, cpu or auto (default: auto)")
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--predictors",
         metavar="P,Q",
         type=listed,
-        default=["dense", "stability", "griffin"],
+        default=predictors,
         help="ways of choosing; griffin@continuation takes the set from the continuation itself, "
-        "griffin@others from texts that are not measured (default: dense,stability,griffin)",
-    )
-    what.add_argument(
-        "--betas",
-        metavar="B,C",
-        type=listed_betas,
-        default=[0.2, 0.4, 0.6],
-        help="fractions of a layer's neurons kept; 0.2:0.6 rises over the layers (default: .2,.4,.6)",
+        f"griffin@others from texts that are not measured (default: {','.join(predictors)})",
     )
     what.add_argument(
         "--budget", default="uniform", help="how beta is spent over the layers: uniform or share"
@@ -386,13 +439,6 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         help="fraction of a token's active neurons kept (default: 0.4)",
     )
     what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
-    what.add_argument(
-        "--generate",
-        metavar="N",
-        type=int,
-        default=0,
-        help="also count how many of N greedy tokens come before the first that dense has not",
-    )
     on = parser.add_argument_group("on what")
     on.add_argument("--prompt-tokens", metavar="N", type=int, default=256, help="read densely (default: 256)")
     on.add_argument(
@@ -403,7 +449,11 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         help="read with the set and scored (default: 256)",
     )
     on.add_argument(
-        "--passages", metavar="N", type=int, default=40, help="drawn from the texts (default: 40)"
+        "--passages",
+        metavar="N",
+        type=int,
+        default=passages,
+        help=f"drawn from the texts (default: {passages})",
     )
     on.add_argument(
         "--fit-passages",
@@ -426,6 +476,38 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         help="write the report as JSON; rows are kept beside it, so that a stopped run goes on",
     )
     json_option(parser)
+
+
+def eval_quality_options(parser: argparse.ArgumentParser) -> None:
+    study_options(parser, ["dense", "stability", "griffin"], passages=40)
+    parser.add_argument(
+        "--betas",
+        metavar="B,C",
+        type=listed_betas,
+        default=[0.2, 0.4, 0.6],
+        help="fractions of a layer's neurons kept; 0.2:0.6 rises over the layers (default: .2,.4,.6)",
+    )
+    parser.add_argument(
+        "--generate",
+        metavar="N",
+        type=int,
+        default=0,
+        help="also count how many of N greedy tokens come before the first that dense has not",
+    )
+
+
+def eval_frontier_options(parser: argparse.ArgumentParser) -> None:
+    study_options(parser, ["stability", "griffin", "gate"], passages=24)
+    parser.add_argument(
+        "--losses",
+        metavar="L,M",
+        type=lambda text: [float(part) for part in listed(text)],
+        default=[0.01, 0.05],
+        help="perplexity that may be lost, as a fraction (default: .01,.05)",
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=6, help="points measured after the first two (default: 6)"
+    )
 
 
 def eval_stability_options(parser: argparse.ArgumentParser) -> None:
@@ -512,6 +594,38 @@ def bench_options(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def eval_sts_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="FILES",
+        nargs="+",
+        help="lines of score, tab, sentence, tab, sentence; measure and layer are chosen on all files but "
+        "the last and tested on the last",
+    )
+    model_options(parser)
+    parser.add_argument(
+        "--alpha",
+        metavar="A",
+        type=float,
+        default=0.4,
+        help="fraction of a token's active neurons kept (default: 0.4)",
+    )
+    parser.add_argument(
+        "--betas",
+        metavar="B,C",
+        type=listed_betas,
+        default=[0.1, 0.2, 0.4],
+        help="fractions of a layer's neurons in the sets compared (default: .1,.2,.4)",
+    )
+    parser.add_argument(
+        "--layers", metavar="6:27", help="the layers looked at, a Python slice (default: all)"
+    )
+    parser.add_argument("--pairs", metavar="N", type=int, help="read the first N of each file (default: all)")
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the bootstrap (default: 0)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the figures as JSON")
+    json_option(parser)
+
+
 class Command(NamedTuple):
     """A row of the table: what it is for, its options, what runs, and examples for its --help."""
 
@@ -541,6 +655,15 @@ COMMANDS = {
         """
         minicore compare "The three states of matter are"
         minicore compare "The three states of matter are" --beta 0.8 -n 64 --json
+        """,
+    ),
+    "pack": Command(
+        "write a model as kernels read it, to be mapped instead of read and packed",
+        pack_options,
+        pack,
+        """
+        minicore pack smollm2-135m --dtype int8 -o smollm2-int8
+        minicore generate "Once upon a time" -m smollm2-int8 --predictor griffin --memory-limit 300e6
         """,
     ),
     "pull": Command(
@@ -600,6 +723,24 @@ COMMANDS = {
         minicore cluster fit news.jsonl -o news.clusters
         minicore cluster fit lines.txt -m smollm2-135m -o lines.clusters --k 8
         minicore generate "The match was" --predictor similarity --clusters news.clusters
+        """,
+    ),
+    "eval frontier": Command(
+        "the fewest neurons each predictor can keep within a loss of perplexity",
+        eval_frontier_options,
+        eval_frontier,
+        """
+        minicore eval frontier book.txt
+        minicore eval frontier book.txt --predictors griffin,gate,topk --losses .01,.05,.2 -o frontier.json
+        """,
+    ),
+    "eval sts": Command(
+        "whether sentences of close meaning have close core neurons, layer by layer",
+        eval_sts_options,
+        eval_sts,
+        """
+        minicore eval sts headlines.tsv images.tsv definitions.tsv
+        minicore eval sts choose.tsv test.tsv -m path/to/model --betas .2 --layers 4: -o sts.json
         """,
     ),
 }
@@ -698,10 +839,19 @@ def read_prompt(prompt: str) -> str:
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was said on the command line; the library knows the defaults of the rest."""
-    names = """predictor alpha beta gamma token_beta budget clusters window refresh layers backend
-        max_new_tokens temperature top_k top_p seed stop""".split()
+    names = """predictor alpha beta gamma token_beta budget clusters window refresh memory_limit layers
+        backend max_new_tokens temperature top_k top_p seed stop""".split()
     said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return said | {"chat": args.chat}
+
+
+def conditions(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the commands that measure predictors on texts hand to the library alike."""
+    same = (
+        "budget token_beta backend prompt_tokens continuation_tokens alpha layers fit_passages clusters seed"
+    )
+    said = {name: getattr(args, name) for name in same.split()}
+    return said | {"n_passages": args.passages, "out": args.output, "progress": True}
 
 
 # --- out ---

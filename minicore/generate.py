@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicore.core.budgets import Beta, plain
+from minicore.core.neurons import CoreSet
 from minicore.core.predictors import Recorder
 from minicore.core.rules import Choice, TokenRule
-from minicore.decode import Decoder, check_backend, make_decoder
+from minicore.decode import Decoder, check_backend, make_decoder, reader
 from minicore.errors import InputError
 from minicore.model import PER_NEURON, KVCache, prefill
 from minicore.prediction import Layers, encode_prompt, make_recorder, record, recorder_tap
@@ -75,6 +76,7 @@ def stream(
     stop: str | Sequence[str] | None = None,
     chat: bool = False,
     ignore_eos: bool = False,
+    memory_limit: int | None = None,
     **choosing: Any,
 ) -> Stream:
     """Return an iterator over the pieces of a generation's text.
@@ -111,6 +113,9 @@ def stream(
         Put the prompt into the checkpoint's chat template.
     ignore_eos : bool
         Go on past end-of-sequence tokens.
+    memory_limit : int or None
+        Bytes the process may hold while it decodes. The FFN weights of a mapped model (`minicore pack`) are
+        read once by prefill, layer by layer, and given back; only the core neurons' rows are copied.
 
     Raises
     ------
@@ -141,7 +146,23 @@ def stream(
         *(model, ids, recorder, sampler, check_backend(backend), max_new_tokens, stops, eos),
         refresh=refresh,
         continuation=None if continuation is None else model.check_ids(continuation).tolist(),
+        memory_limit=check_memory_limit(model, memory_limit, refresh),
     )
+
+
+def check_memory_limit(model: Model, memory_limit: int | None, refresh: int | None) -> int | None:
+    """Return the limit; raise InputError if decoding cannot be held to it."""
+    if memory_limit is None:
+        return None
+    if memory_limit < 1:
+        raise InputError(f"memory_limit is {memory_limit!r}, expected a number of bytes above 0")
+    if model.mapping is None:
+        raise InputError(
+            f"memory_limit needs a mapped model, expected {model.source} packed by `minicore pack`"
+        )
+    if refresh is not None:
+        raise InputError("memory_limit and refresh: rows outside the first core set are no longer held")
+    return memory_limit
 
 
 def check_refresh(recorder: Recorder, refresh: int | None) -> None:
@@ -174,10 +195,11 @@ class Stream:
         *,
         refresh: int | None = None,
         continuation: list[int] | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         self.model, self.ids, self.recorder, self.sampler = model, ids, recorder, sampler
         self.backend, self.stops, self.eos = backend, stops, frozenset(eos)
-        self.max_new_tokens = int(max_new_tokens)
+        self.max_new_tokens, self.memory_limit = int(max_new_tokens), memory_limit
         self.token_ids: list[int] = []
         self.core: Choice | None = None
         self.refresh, self.n_refreshed, self.continuation = refresh, 0, continuation
@@ -239,8 +261,13 @@ class Stream:
         room = n_ctx - len(self.ids) + 1  # the last token generated need not be read
         cache = KVCache(self.model.config, min(len(self.ids) + self.max_new_tokens, n_ctx))
         began = time.perf_counter()
+        self.reader = reader(self.model, self.backend)
+        if self.memory_limit is not None:
+            self.reader = self.reader.frugal()
+        self.seconds["compile_s"] = time.perf_counter() - began
         self._foresee()
-        logits = record(self.model, self.ids, self.recorder, cache)
+        began = time.perf_counter()
+        logits = record(self.reader, self.ids, self.recorder, cache)
         self.seconds["prefill_s"] = time.perf_counter() - began
         began = time.perf_counter()
         self.core = self.recorder.core()
@@ -248,9 +275,7 @@ class Stream:
         if self.max_new_tokens == 0:
             self.stop_reason = "length"
             return
-        began = time.perf_counter()
-        decoder = make_decoder(self.model, cache, self.core, self.backend)
-        self.seconds["compile_s"] = time.perf_counter() - began
+        decoder: Decoder | None = None
         while True:
             token = self.sampler(logits)
             if token in self.eos:
@@ -264,12 +289,31 @@ class Stream:
             if len(self.token_ids) == room:
                 self.stop_reason = "context"
                 return
+            if decoder is None:  # made when the first token, which is prefill's, is out
+                began = time.perf_counter()
+                decoder = self._decoder(cache)
+                self.seconds["compile_s"] += time.perf_counter() - began
             began = time.perf_counter()
             if self.refresh and len(self.token_ids) % self.refresh == 0:
                 logits = self._choose_anew(cache, decoder)
             else:
                 logits = self._step(decoder, token)
             self.seconds["decode_s"] += time.perf_counter() - began
+
+    def _decoder(self, cache: KVCache) -> Decoder:
+        """Return the decoder: over row lists, or over copies of the core rows if memory is limited."""
+        if self.memory_limit is None:
+            return make_decoder(self.model, cache, self.core, self.backend)
+        if not isinstance(self.core, CoreSet):
+            raise InputError(f"memory_limit needs a core set, and {self.recorder.predictor} chose none")
+        narrow = self.reader.restrict(self.core)
+        held = resident_bytes()
+        if held > self.memory_limit:
+            raise InputError(
+                f"memory_limit is {self.memory_limit} bytes, but {held} are held with "
+                f"{self.core.fraction:.0%} of the neurons; expected a higher limit or a smaller beta"
+            )
+        return make_decoder(narrow, cache, None, self.backend)
 
     def _step(self, decoder: Decoder, token: int) -> Array:  # -> (n_vocab,)
         before = decoder.n_used.copy()
@@ -286,7 +330,7 @@ class Stream:
             cache.length = max(len(ids) - window, 0)
             self.recorder.start(None)
         tap = recorder_tap(self.recorder)
-        logits = prefill(self.model, np.array(ids[cache.length :]), cache, tap)
+        logits = prefill(self.reader, np.array(ids[cache.length :]), cache, tap)
         self.core = self.recorder.core()
         decoder.use(self.core)
         self.n_refreshed += 1
@@ -309,7 +353,7 @@ class Stream:
                 .token_ids
             )
         whole = (self.ids + self.continuation)[: config.n_ctx]
-        record(self.model, whole, self.recorder, KVCache(config, len(whole)))
+        record(self.reader, whole, self.recorder, KVCache(config, len(whole)))
         self.recorder.fixed = True
         self.seconds["predict_s"] = time.perf_counter() - began
 

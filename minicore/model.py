@@ -10,12 +10,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minicore import ops
-from minicore.checkpoint import Checkpoint, read
+from minicore.checkpoint import Checkpoint, mapped, read
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
@@ -81,18 +83,26 @@ class Model:
         Tokens that end a generation.
     recommended : dict
         Predictor settings the checkpoint recommends, possibly empty.
+    mapping : Mapping or None
+        The file behind the parameters, if they are mapped: then they can be given back after use.
+    ops : module
+        Where the forward pass takes its maths from: :mod:`minicore.ops`, or compiled functions of the
+        same names.
     """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:
         self.config, self.params, self.tokenizer = checkpoint.config, checkpoint.params, tokenizer
         self.name, self.source, self.file_dtype = checkpoint.name, checkpoint.source, checkpoint.file_dtype
-        self.eos_ids, self.recommended = checkpoint.eos_ids, checkpoint.recommended
+        self.bos_id, self.eos_ids = checkpoint.bos_id, checkpoint.eos_ids
+        self.recommended, self.mapping = checkpoint.recommended, checkpoint.mapping
         self.blocks: list[dict[str, Array]] = [{} for _ in range(self.config.n_layers)]
         for name, w in self.params.items():
             if name.startswith("blocks."):
                 _, layer, short = name.split(".", 2)
                 self.blocks[int(layer)][short] = w
         self.head = self.params["embed" if self.config.tied_head else "head"]
+        self.ops: ModuleType = ops
+        self.gives_back = False
 
     def __repr__(self) -> str:
         c = self.config
@@ -136,6 +146,8 @@ class Model:
         for layer, ids in core.neurons.items():
             block = self.blocks[layer]
             narrow.blocks[layer] = block | {name: block[name][ids] for name in PER_NEURON if name in block}
+            if self.gives_back:
+                self.release(layer)
         if isinstance(core, TokenRule):
             narrow.blocks = [block | core.parameters(i) for i, block in enumerate(narrow.blocks)]
         return narrow
@@ -144,6 +156,36 @@ class Model:
         """Raise InputError if the neurons were chosen for a model of another shape."""
         if core and (core.n_layers, core.n_neurons) != (self.config.n_layers, self.config.n_neurons):
             raise InputError(f"{core!r} does not fit {self!r}")
+
+    def frugal(self) -> Model:
+        """Return the model that gives a mapped layer's FFN weights back as soon as it has used them."""
+        other = self.using(self.ops)
+        other.gives_back = True
+        return other
+
+    def release(self, layer: int) -> None:
+        """Give back the memory of a mapped layer's FFN weights; using them again reads them again."""
+        if self.mapping is not None:
+            self.mapping.release(f"blocks.{layer}.{name}" for name in PER_NEURON)
+
+    def using(self, ops: ModuleType) -> Model:
+        """Return the same model with its maths taken from another module."""
+        other = object.__new__(Model)
+        other.__dict__ = self.__dict__ | {"ops": ops}
+        return other
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write the model as kernels read it, for :func:`load` to map without packing it again.
+
+        Raises
+        ------
+        InputError
+            If the directory exists or cannot be written.
+        """
+        about = {"bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "recommended": self.recommended}
+        tokenizer = self.tokenizer.to_json() if self.tokenizer else None
+        template = self.tokenizer.chat_template if self.tokenizer else None
+        mapped.write(Path(directory), self.config, self.params, self.dtype, tokenizer, template, **about)
 
     def forward(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> (n, n_vocab)
         """Return the logits after every token, float32.
@@ -207,15 +249,16 @@ class Model:
         return stream(self, prompt, **options)
 
 
-def load(name: str | PathLike[str], dtype: str = "float32", *, progress: bool = False) -> Model:
+def load(name: str | PathLike[str], dtype: str | None = None, *, progress: bool = False) -> Model:
     """Load a model by name (``smollm2-135m``), Hugging Face directory or .gguf file.
 
     Parameters
     ----------
     name : str or path
         A name is fetched once and kept in the user's cache directory; a path is read where it is.
-    dtype : str
-        What matrices are held in: ``float32``, ``bfloat16``, ``int8`` or ``int4``.
+    dtype : str or None
+        What matrices are held in: ``float32``, ``bfloat16``, ``int8`` or ``int4``; None is what a directory
+        of `minicore pack` holds, float32 for anything else.
     progress : bool
         Show a progress bar on stderr if it is a terminal.
 
@@ -304,10 +347,10 @@ def hidden_states(model: Model, ids: Array, cache: KVCache, tap: Tap) -> Array: 
 
 def embed(model: Model, ids: Array, positions: Array, tap: Tap) -> Array:  # (n,), (n,) -> (n, d_model)
     """Look up the tokens' rows, plus the positions' where these are learned."""
-    x = ops.f32(model.params["embed"][ids])
+    x = model.ops.f32(model.params["embed"][ids])
     tap("hook_embed", x)
     if model.config.positions == "learned":
-        at = ops.f32(model.params["pos_embed"][positions + model.config.position_offset])
+        at = model.ops.f32(model.params["pos_embed"][positions + model.config.position_offset])
         tap("hook_pos_embed", at)
         x = x + at
     return x
@@ -316,33 +359,35 @@ def embed(model: Model, ids: Array, positions: Array, tap: Tap) -> Array:  # (n,
 def block(model: Model, layer: int, x: Array, positions: Array, cache: KVCache, tap: Tap) -> Array:
     # (n, d_model), (n,) -> (n, d_model)
     """Add a block's attention and FFN to the residual stream."""
-    cfg, p, at = model.config, model.blocks[layer], f"blocks.{layer}."
+    p, at = model.blocks[layer], f"blocks.{layer}."
     tap(at + "hook_resid_pre", x)
-    normed = norm(cfg, x, p["ln1.w"], p.get("ln1.b"))
+    normed = norm(model, x, p["ln1.w"], p.get("ln1.b"))
     tap(at + "ln1.hook_normalized", normed)
-    out = attention(cfg, p, layer, normed, positions, cache, tap)
+    out = attention(model, layer, normed, positions, cache, tap)
     tap(at + "hook_attn_out", out)
     x = x + out
     tap(at + "hook_resid_mid", x)
-    normed = norm(cfg, x, p["ln2.w"], p.get("ln2.b"))
+    normed = norm(model, x, p["ln2.w"], p.get("ln2.b"))
     tap(at + "ln2.hook_normalized", normed)
-    out = ffn(cfg, p, layer, normed, tap)
+    out = ffn(model, layer, normed, tap)
+    if model.gives_back:
+        model.release(layer)
     tap(at + "hook_mlp_out", out)
     x = x + out
     tap(at + "hook_resid_post", x)
     return x
 
 
-def norm(cfg: ModelConfig, x: Array, w: Array, b: Array | None) -> Array:  # (n, d_model) -> (n, d_model)
+def norm(model: Model, x: Array, w: Array, b: Array | None) -> Array:  # (n, d_model) -> (n, d_model)
     """Apply the family's norm."""
-    return ops.rms_norm(x, w, cfg.norm_eps) if b is None else ops.layer_norm(x, w, b, cfg.norm_eps)
+    eps = model.config.norm_eps
+    return model.ops.rms_norm(x, w, eps) if b is None else model.ops.layer_norm(x, w, b, eps)
 
 
-def attention(
-    cfg: ModelConfig, p: dict[str, Array], layer: int, x: Array, positions: Array, cache: KVCache, tap: Tap
-) -> Array:  # (n, d_model), (n,) -> (n, d_model)
+def attention(model: Model, layer: int, x: Array, positions: Array, cache: KVCache, tap: Tap) -> Array:
+    # (n, d_model), (n,) -> (n, d_model)
     """Attend over the cache and the n new positions (grouped queries where n_kv_heads < n_heads)."""
-    at = f"blocks.{layer}.attn."
+    cfg, p, ops, at = model.config, model.blocks[layer], model.ops, f"blocks.{layer}.attn."
     q = ops.linear(x, p["attn.w_q"], p.get("attn.b_q")).reshape(len(x), cfg.n_heads, cfg.d_head)
     k = ops.linear(x, p["attn.w_k"], p.get("attn.b_k")).reshape(len(x), cfg.n_kv_heads, cfg.d_head)
     v = ops.linear(x, p["attn.w_v"], p.get("attn.b_v")).reshape(len(x), cfg.n_kv_heads, cfg.d_head)
@@ -362,10 +407,9 @@ def attention(
     return ops.linear(z.reshape(len(x), -1), p["attn.w_o"], p.get("attn.b_o"))
 
 
-def ffn(cfg: ModelConfig, p: dict[str, Array], layer: int, x: Array, tap: Tap) -> Array:
-    # (n, d_model) -> (n, d_model)
+def ffn(model: Model, layer: int, x: Array, tap: Tap) -> Array:  # (n, d_model) -> (n, d_model)
     """Sum the neurons' rows of ``w_out``, each times its activation."""
-    at = f"blocks.{layer}.mlp."
+    cfg, p, ops, at = model.config, model.blocks[layer], model.ops, f"blocks.{layer}.mlp."
     act = ops.ACTIVATIONS[cfg.activation]
     a = ops.linear(x, p["mlp.w_in"], p.get("mlp.b_in"))
     if cfg.gated:
@@ -383,12 +427,12 @@ def ffn(cfg: ModelConfig, p: dict[str, Array], layer: int, x: Array, tap: Tap) -
     if TOP in p:
         a = keep_top(a, int(p[TOP]))
     tap(at + "hook_post", a)
-    out = a @ ops.f32(p["mlp.w_out"])
+    out = ops.weighted_rows(a, p["mlp.w_out"])
     return out + p["mlp.b_out"] if "mlp.b_out" in p else out
 
 
 def unembed(model: Model, x: Array, tap: Tap) -> Array:  # (n, d_model) -> (n, n_vocab)
     """Apply the last norm and the head."""
-    normed = norm(model.config, x, model.params["ln_f.w"], model.params.get("ln_f.b"))
+    normed = norm(model, x, model.params["ln_f.w"], model.params.get("ln_f.b"))
     tap("ln_final.hook_normalized", normed)
-    return ops.linear(normed, model.head)
+    return model.ops.linear(normed, model.head)

@@ -6,7 +6,7 @@ bfloat16, which every function that takes them reads as the float32 of the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -15,20 +15,43 @@ from minicore.kernels.packed import Packed, round_input
 
 Array = np.ndarray
 
+TILE = 1 << 20  # numbers that are widened at a time: 4 MB, which caches hold
+
 
 def f32(w: Array | Packed) -> Array:  # any shape -> the same
     """Return ``w`` as float32: itself, or the exact widening of bfloat16 or of a packed matrix."""
-    if isinstance(w, np.ndarray) and w.dtype == np.float32:
+    if isinstance(w, Packed):
+        return w.astype(np.float32)
+    if w.dtype == np.float32:
         return w
-    return w.astype(np.float32)
+    # a bfloat16 is the upper half of a float32: shifting is faster than the general cast
+    return np.left_shift(w.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
 
 
-def linear(
-    x: Array, w: Array | Packed, b: Array | None = None
-) -> Array:  # (n, d_in), (d_out, d_in) -> (n, d_out)
+def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
+    # (n, d_in), (d_out, d_in) -> (n, d_out)
     """Return ``x @ w.T + b``; x is rounded first where w is in a format whose products are integers."""
-    y = (x if isinstance(w, np.ndarray) else round_input(x)) @ f32(w).T
+    x = x if isinstance(w, np.ndarray) else round_input(x)
+    tiles = list(_tiles(w))
+    y = np.concatenate([x @ f32(w[rows]).T for rows in tiles], axis=1) if len(tiles) > 1 else x @ f32(w).T
     return y if b is None else y + b
+
+
+def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n, d)
+    """Return ``a @ w``: the sum of w's rows, each times its weight."""
+    first, *rest = _tiles(w)
+    y = a[:, first] @ f32(w[first])
+    for rows in rest:
+        y += a[:, rows] @ f32(w[rows])
+    return y
+
+
+def _tiles(w: Array | Packed) -> Iterator[slice]:
+    """Yield all rows of float32 at once, else few at a time: widening makes no second copy of a matrix."""
+    m, d = w.shape
+    step = m if w.dtype == np.float32 else max(TILE // d, 1)
+    for start in range(0, max(m, 1), max(step, 1)):
+        yield slice(start, min(start + step, m))
 
 
 def rms_norm(x: Array, w: Array, eps: float) -> Array:  # (n, d), (d,) -> (n, d)

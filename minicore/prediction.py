@@ -17,7 +17,8 @@ from minicore.core.neurons import CoreSet, parse_layers
 from minicore.core.predictors import Recorder, find_predictor
 from minicore.core.rules import Choice
 from minicore.core.similarity import Clusters
-from minicore.core.stability import WANTED
+from minicore.core.stability import WANTED, Verdict
+from minicore.decode import reader
 from minicore.errors import InputError
 from minicore.model import KVCache, Tap, prefill
 
@@ -62,6 +63,35 @@ def fingerprint(model: Model) -> str:
         if len(model.params[name].shape) == 1:
             digest.update(name.encode() + model.params[name].tobytes())
     return digest.hexdigest()[:32]
+
+
+def is_stable(
+    model: Model, ids: Sequence[int], alpha: float = 0.4, layers: Layers = None, wanted: float = WANTED
+) -> Verdict:
+    """Say from a prompt alone whether its core set will still hold for the continuation.
+
+    Parameters
+    ----------
+    model : Model
+    ids : (n_tokens,) integers
+        The prompt.
+    alpha : float
+        Fraction of a token's positive activations kept, in (0, 1].
+    layers : str, slice, range, list of int or None
+        Layers whose sets are looked at; None is all.
+    wanted : float
+        Recall against C_alpha^beta([s, g]) from which on a set counts as stable.
+
+    Returns
+    -------
+    Verdict
+        True or false, with the score, the recall to expect and, as a text, the reason.
+        :mod:`minicore.core.stability` says how it was calibrated.
+    """
+    recorder = make_recorder(model, "auto", alpha, layers=layers, wanted=wanted)
+    ids = encode_prompt(model, list(ids))
+    record(model, ids, recorder, KVCache(model.config, len(ids)))
+    return recorder.verdict()
 
 
 def find_clusters(model: Model, clusters: Clusters | str | PathLike[str] | None) -> Clusters | None:
@@ -187,6 +217,7 @@ def record(model: Model, ids: Sequence[int], recorder: Recorder, cache: KVCache)
     if recorder.fixed:
         return prefill(model, np.asarray(ids), cache)
     recorder.start(len(ids))
+    recorder.recording.adders |= getattr(model.ops, "ADDERS", {})  # compiled maths brings compiled sums
     return prefill(model, np.asarray(ids), cache, recorder_tap(recorder))
 
 
@@ -199,6 +230,7 @@ def predict(
     layers: Layers = None,
     *,
     continuation: Sequence[int] | None = None,
+    backend: str = "auto",
     **choosing: Any,
 ) -> Choice:
     """Return the core set a predictor chooses for a prompt (CoreInfer, sec. 4.1).
@@ -212,6 +244,8 @@ def predict(
         See :func:`make_recorder`.
     continuation : (n,) integers or None
         The ids that follow the prompt, for ``oracle`` alone.
+    backend : str
+        What reads the prompt: ``numpy``, ``cpu`` or ``auto``.
 
     Returns
     -------
@@ -229,7 +263,7 @@ def predict(
         raise InputError(f"predictor {predictor} {needs} the continuation, the ids that follow the prompt")
     ids = encode_prompt(model, [*ids, *(continuation or ())])
     if recorder.recording.names and not recorder.fixed:
-        record(model, ids, recorder, KVCache(model.config, len(ids)))
+        record(reader(model, backend), ids, recorder, KVCache(model.config, len(ids)))
     choice = recorder.core()
     if choice is None:
         settings: dict[str, object] = {"predictor": recorder.used}

@@ -23,6 +23,8 @@ def summary(stats: dict[str, Any]) -> str:
     ]
     if stats["compile_s"] >= 0.1:
         parts.append(f"kernels ready in {stats['compile_s']:.1f} s")
+    if stats["why"]:
+        parts.append(f"{stats['predictor']} chose {stats['predictor_used']} ({stats['why']})")
     if stats["stop_reason"] == "context":
         parts.append("stopped at the model's context limit")
     if stats["stop_reason"] == "interrupt":
@@ -107,26 +109,79 @@ def quality(study: dict[str, Any]) -> list[str]:
     generated = any(row["common_prefix"] for row in study["settings"])
     rows = []
     for row in study["settings"]:
-        ratio, low, high = row["ratio"]
         cells = [
-            row["predictor"] + ("" if row["budget"] == "uniform" else f" ({row['budget']})"),
+            _predictor(row),
             "-" if row["predictor"] == "dense" else f"{row['beta']}",
             f"{row['kept'][0]:.1%}",
             size(row["ffn_bytes"][0]),
             number(row["perplexity"][0]),
-            f"{number(ratio)} [{number(low)}, {number(high)}]",
+            _interval(row["ratio"]),
             number(row["kl"][0]),
             f"{row['agreement'][0]:.1%}",
             f"{row['recall'][0]:.1%}" if row["recall"] else "-",
         ]
         rows.append(cells + [f"{row['common_prefix'][0]:.1f}" if row["common_prefix"] else "-"] * generated)
+    return [*columns(head + ["same tokens"] * generated, rows), _conditions(study)]
+
+
+def frontier(study: dict[str, Any]) -> list[str]:
+    """Return the lines that `eval frontier` prints: a row a predictor and loss."""
+    head = ["predictor", "loss within", "beta", "kept", "FFN read", "ratio to dense", "top-1"]
+    rows = [
+        [
+            _predictor(row),
+            f"{row['loss']:.1%}",
+            f"{row['beta']:.3f}" + ("" if row["tight"] else " or less"),
+            f"{row['kept'][0]:.1%}",
+            size(row["ffn_bytes"][0]),
+            _interval(row["ratio"]),
+            f"{row['agreement'][0]:.1%}",
+        ]
+        for row in study["settings"]
+    ]
+    return [*columns(head, rows), _conditions(study)]
+
+
+def _predictor(row: dict[str, Any]) -> str:
+    name = row["predictor"] + ("" if row["budget"] == "uniform" else f" ({row['budget']})")
+    return name + (f" (token beta {row['token_beta']})" if row["token_beta"] else "")
+
+
+def _interval(values: Sequence[float]) -> str:
+    return f"{fine(values[0])} [{fine(values[1])}, {fine(values[2])}]"
+
+
+def _conditions(study: dict[str, Any]) -> str:
     said = study["conditions"]
-    return [
-        *columns(head + ["same tokens"] * generated, rows),
+    return (
         f"{study['n_passages']} passages of {', '.join(study['texts'])}: a prompt of {said['prompt_tokens']} "
         f"tokens, the next {said['continuation_tokens']} scored; {said['model']}, {said['dtype']}; "
-        "95% bootstrap intervals over passages",
-    ]
+        "95% bootstrap intervals over passages"
+    )
+
+
+def fine(x: float) -> str:
+    """Return a ratio: as :func:`number`, with a digit more near 1, where hundredths are what matters."""
+    return f"{x:.3f}" if 0.5 < x < 2 else number(x)
+
+
+def sts(study: dict[str, Any]) -> list[str]:
+    """Return the lines that `eval sts` prints: rho by layer for the paper's measure and the best."""
+    lines, rho, files = [], study["rho"], study["files"]
+    bests = [study["best_jaccard"], study["chosen"]]
+    for measure in dict.fromkeys(best["measure"] for best in bests):
+        rows = [
+            [str(layer), *(f"{rho[measure][name][i]:.3f}" for name in files)]
+            for i, layer in enumerate(study["layers"])
+        ]
+        lines += [f"Spearman's rho, {measure}:", *columns(["layer", *files], rows), ""]
+    for best in bests:
+        estimate, low, high = best["test_rho"]
+        lines.append(
+            f"{best['measure']}, layer {best['layer']}: rho {best['rho_where_chosen']:.3f} where it was "
+            f"chosen, {estimate:.3f} [{low:.3f}, {high:.3f}] on {best['test_file']}"
+        )
+    return [*lines, f"alpha {study['alpha']}; {study['model']}, {study['dtype']}"]
 
 
 def speeds(found: dict[str, Any]) -> list[str]:
@@ -179,9 +234,10 @@ def number(x: float) -> str:
     return f"{x:.{digits}f}"
 
 
-def about(checkpoint: Checkpoint, dtype: str) -> list[str]:
+def about(checkpoint: Checkpoint) -> list[str]:
     """Return the lines that say what a checkpoint is and how many bytes its parts take."""
     config, parts = checkpoint.config, bytes_by_part(checkpoint.params)
+    dtype = str(checkpoint.params["embed"].dtype)
     total = sum(parts.values())
     heads = f"{config.n_heads} heads of {config.d_head} ({config.n_kv_heads} for keys and values)"
     neurons = f"{config.n_neurons} neurons ({config.activation}{', gated' if config.gated else ''})"

@@ -155,6 +155,10 @@ class Tokenizer:
             n_vocab,
         )
 
+    def to_json(self) -> str:
+        """Return the text of a tokenizer.json that makes the same tokenizer, its chat template apart."""
+        return str(self._inner.to_str())
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Return the ids of ``text``; special tokens written in it become their ids.
 

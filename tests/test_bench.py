@@ -51,7 +51,8 @@ def test_every_setting_is_validated_compiled_and_timed(found):
     def those(rows):
         return [(row["dtype"], row["beta"], row["n_threads"]) for row in rows]
 
-    assert set(those(found["validation"])) == settings
+    assert {s for s in those(found["validation"]) if s in settings} == settings
+    assert {row["phase"] for row in found["validation"]} == {"prefill", "decode"}
     assert all(0 <= row["error"] <= bench.BOUNDS[row["dtype"]] for row in found["validation"])
     assert sorted(map(str, those(found["prefill"]))) == sorted(map(str, settings))
     for context in SMALL.contexts:
@@ -125,8 +126,8 @@ class Liar(CpuDecoder):
 @pytest.mark.parametrize(
     ("when", "named"),
     [
-        (lambda d: True, "float32, dense, 1 threads"),
-        (lambda d: any(rows is not None for rows in d.rows.values()), "float32, core 0.4, 1 threads"),
+        (lambda d: True, "decode, float32, dense, 1 threads"),
+        (lambda d: any(rows is not None for rows in d.rows.values()), "decode, float32, core 0.4, 1 threads"),
     ],
 )
 def test_a_wrong_result_is_refused_before_anything_is_timed(monkeypatch, when, named):
@@ -150,6 +151,14 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
 
     monkeypatch.setattr(cpu.kernels, "step", wrong)
     with pytest.raises(bench.WrongResult, match="away from the reference"):
+        bench.measure(CHECKPOINT, SMALL)
+
+
+def test_a_wrong_prefill_is_refused(monkeypatch):
+    from minicore.kernels import ops
+
+    monkeypatch.setattr(ops, "rope", lambda x, positions, frequencies: x)
+    with pytest.raises(bench.WrongResult, match="prefill, float32"):
         bench.measure(CHECKPOINT, SMALL)
 
 

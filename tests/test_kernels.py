@@ -177,11 +177,11 @@ def test_exp_is_as_exact_as_its_docstring_says():
     x = np.linspace(-87, 87, 200_001).astype(np.float32)
     y = np.empty_like(x)
     exponentials(x, y)
-    assert (np.abs(y / np.exp(x.astype(np.float64)) - 1) <= (3 + 1.2 * np.abs(x)) * 2.0**-24).all()
+    assert np.abs(y / np.exp(x.astype(np.float64)) - 1).max() <= 2.0**-22
     ends = np.array([np.nan, np.inf, -np.inf, 0, 1e30, -1e30], np.float32)
     y = np.empty_like(ends)
     exponentials(ends, y)
-    assert np.isnan(y[0]) and y[1] == y[4] > 8e37 and 0 < y[2] == y[5] < 1.2e-38 and y[3] == 1
+    assert np.isnan(y[0]) and y[1] == y[4] > 1e38 and 0 < y[2] == y[5] < 2e-38 and y[3] == 1
 
 
 @nb.njit(nogil=True)

@@ -36,6 +36,14 @@ def least_seconds(*args: str) -> float:
     return min(seconds)
 
 
+def assert_within(budget: float, seconds: float) -> None:
+    """Hold a time to its budget; a machine that has more to do than it can says nothing about it."""
+    busy = os.getloadavg()[0] > 1.25 * os.cpu_count()
+    if seconds >= budget and busy:
+        pytest.skip(f"{seconds:.2f} s, but the machine is busy with something else")
+    assert seconds < budget
+
+
 def test_public_names():
     missing = [name for name in minicore.__all__ if not hasattr(minicore, name)]
     assert not missing
@@ -62,11 +70,11 @@ def test_import_pulls_in_nothing_heavy(statement):
 
 def test_import_time():
     importing = least_seconds("-c", "import minicore") - least_seconds("-c", "pass")
-    assert importing < 0.3, f"{importing:.3f} s"
+    assert_within(0.3, importing)
 
 
 def test_help_time():
-    assert least_seconds("-m", "minicore", "--help") < 0.5
+    assert_within(0.5, least_seconds("-m", "minicore", "--help"))
 
 
 def test_no_public_module_lacks_a_docstring():
@@ -108,6 +116,4 @@ def test_first_token_within_three_seconds_of_a_second_run(smollm2_path):
             child.stdout.read(1)
             seconds.append(time.perf_counter() - start)
             child.stdout.read()
-    if min(seconds[1:]) >= 3 and os.getloadavg()[0] > 1.25 * os.cpu_count():
-        pytest.skip(f"the machine is busy with something else: {seconds}")
-    assert min(seconds[1:]) < 3, seconds
+    assert_within(3, min(seconds[1:]))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from minicore.checkpoint import families, gguf, names, safetensors, tensors
+from minicore.checkpoint import families, gguf, mapped, names, safetensors, tensors
 from minicore.checkpoint.tensors import Array
 from minicore.config import ModelConfig
 from minicore.errors import InputError, unknown
@@ -46,6 +46,8 @@ class Checkpoint:
         What it was asked for as, and where it lies.
     file_dtype : str
         What the file holds, such as ``"F16"`` or ``"Q4_1 + F32"``.
+    mapping : Mapping or None
+        The file behind the arrays, where these are not in memory but mapped (`minicore pack`).
     """
 
     config: ModelConfig
@@ -58,9 +60,12 @@ class Checkpoint:
     name: str
     source: Path
     file_dtype: str
+    mapping: mapped.Mapping | None = field(default=None, repr=False)
 
 
-def read(name_or_path: str | os.PathLike[str], dtype: str = "float32", progress: bool = False) -> Checkpoint:
+def read(
+    name_or_path: str | os.PathLike[str], dtype: str | None = None, progress: bool = False
+) -> Checkpoint:
     """Read a checkpoint, in full and checked.
 
     Parameters
@@ -68,8 +73,9 @@ def read(name_or_path: str | os.PathLike[str], dtype: str = "float32", progress:
     name_or_path : str or path
         A known name (``smollm2-135m``; fetched if it is not in the cache), ``org/name`` of the Hugging Face
         hub, a Hugging Face directory with safetensors, or a GGUF file.
-    dtype : str
-        ``float32``, ``bfloat16``, ``int8`` or ``int4``, for the matrices.
+    dtype : str or None
+        ``float32``, ``bfloat16``, ``int8`` or ``int4``, for the matrices; None is what a packed directory
+        holds, float32 for anything else.
     progress : bool
         Show bars on stderr if that is a terminal.
 
@@ -78,18 +84,21 @@ def read(name_or_path: str | os.PathLike[str], dtype: str = "float32", progress:
     InputError
         If anything is missing, broken or not supported, naming the file and what was expected.
     """
-    tensors.check_dtype(dtype)
+    if dtype is not None:
+        tensors.check_dtype(dtype)
     path = names.resolve(name_or_path, progress=progress)
     checkpoint = _read_directory if path.is_dir() else _read_gguf
     name = names.name_of(name_or_path) or path.resolve().name
     return checkpoint(path, name, dtype, progress)
 
 
-def _read_directory(directory: Path, name: str, dtype: str, progress: bool) -> Checkpoint:
+def _read_directory(directory: Path, name: str, dtype: str | None, progress: bool) -> Checkpoint:
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"{directory}: has no config.json, expected a Hugging Face model directory")
     values = _json(path)
+    if mapped.is_packed(values):
+        return _read_packed(directory, values, name, dtype)
     generation = _json(directory / "generation_config.json")
     found = safetensors.read_directory(directory)
     family, config, prefix = families.of_directory(values, path, found)
@@ -99,7 +108,7 @@ def _read_directory(directory: Path, name: str, dtype: str, progress: bool) -> C
     tokenizer = directory / "tokenizer.json"
     return Checkpoint(
         config=config,
-        params=tensors.load(config, where, found, dtype, progress),
+        params=tensors.load(config, where, found, dtype or "float32", progress),
         tokenizer_source=("json", tokenizer) if tokenizer.exists() else None,
         chat_template=_chat_template(directory),
         bos_id=next(iter(_ids(values, generation, "bos_token_id", path)), None),
@@ -111,7 +120,28 @@ def _read_directory(directory: Path, name: str, dtype: str, progress: bool) -> C
     )
 
 
-def _read_gguf(path: Path, name: str, dtype: str, progress: bool) -> Checkpoint:
+def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str | None) -> Checkpoint:
+    """Map a directory that `minicore pack` wrote."""
+    config, held, params, mapping = mapped.read(directory, values)
+    if dtype not in (None, held):
+        raise InputError(f"{directory}: is packed in {held}, expected --dtype {held} or none, not {dtype}")
+    tokenizer, path = directory / "tokenizer.json", directory / "config.json"
+    return Checkpoint(
+        config=config,
+        params=params,
+        tokenizer_source=("json", tokenizer) if tokenizer.exists() else None,
+        chat_template=_chat_template(directory),
+        bos_id=next(iter(_ids(values, {}, "bos_id", path)), None),
+        eos_ids=_ids(values, {}, "eos_ids", path),
+        recommended=_recommended({"minicore": values.get("recommended")}, path),
+        name=name,
+        source=directory,
+        file_dtype=held,
+        mapping=mapping,
+    )
+
+
+def _read_gguf(path: Path, name: str, dtype: str | None, progress: bool) -> Checkpoint:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise InputError(
             f"{path}: pickled weights are not opened; expected safetensors in a directory, or GGUF"
@@ -127,7 +157,7 @@ def _read_gguf(path: Path, name: str, dtype: str, progress: bool) -> Checkpoint:
     eos = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot"))
     return Checkpoint(
         config=config,
-        params=tensors.load(config, where, found, dtype, progress),
+        params=tensors.load(config, where, found, dtype or "float32", progress),
         tokenizer_source=("gguf", metadata) if "tokenizer.ggml.model" in metadata else None,
         chat_template=metadata.get("tokenizer.chat_template"),
         bos_id=metadata.get("tokenizer.ggml.bos_token_id"),

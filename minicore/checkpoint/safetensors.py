@@ -78,6 +78,14 @@ def read_file(path: Path) -> dict[str, Tensor]:
     InputError
         If the file is truncated or its header does not describe the bytes that are there.
     """
+    file, entries = map_file(path)
+    return {
+        name: _tensor(file, name, kind, shape, start) for name, (kind, shape, start, _) in entries.items()
+    }
+
+
+def map_file(path: Path) -> tuple[MappedFile, dict[str, tuple[str, tuple[int, ...], int, int]]]:
+    """Map a file and return its tensors' kinds, shapes and bytes in it; errors as :func:`read_file`."""
     file = MappedFile(path)
     header, begin = _header(file)
     tensors = {}
@@ -92,7 +100,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
                 "expected a whole file, this one is truncated"
             )
         spans.append((start, stop, name))
-        tensors[name] = _tensor(file, name, kind, shape, begin + start)
+        tensors[name] = (kind, shape, begin + start, begin + stop)
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
@@ -102,7 +110,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
         end = stop
     if end != file.size - begin:
         raise InputError(f"{path}: holds {file.size - begin} bytes of data, expected {end} by its header")
-    return tensors
+    return file, tensors
 
 
 def _header(file: MappedFile) -> tuple[dict[str, Any], int]:

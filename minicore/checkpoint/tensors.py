@@ -27,6 +27,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 PACKED = tuple(FORMATS)
 CHUNK = 1 << 18  # elements a piece: its few copies stay in the CPU's caches, and memory stays flat
 
+NEIGHBOURS = 1 << 21  # bytes: a huge page, the most that the system maps at a touch
+
 
 class MappedFile:
     """A file's bytes, mapped and not read; pages can be given back once they have been used."""
@@ -46,8 +48,12 @@ class MappedFile:
         self.bytes: Array = np.frombuffer(self.map, np.uint8)
 
     def release(self, start: int, stop: int) -> None:
-        """Give the pages of bytes [start, stop) back to the system: they would count as resident."""
+        """Give the pages of bytes [start, stop) back to the system: they would count as resident.
+
+        Touching a page maps its neighbours too, among them some given back before; these go once more.
+        """
         if hasattr(self.map, "madvise") and stop > start:
+            start = max(start - NEIGHBOURS, 0)
             start -= start % mmap.PAGESIZE
             self.map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 

@@ -326,6 +326,7 @@ class Recorder:
             layers = sorted({*layers, self.clusters.layer or 0})
             records += find_predictor(str(self.clusters.settings.get("predictor", "stability"))).records
         self.n_tokens = n_tokens
+        self.__dict__.pop("recording", None)  # not to hold both at once
         first = max(n_tokens - self.window, 0) if n_tokens and self.window else 0
         marks = growth_marks(n_tokens) if n_tokens and self.row.tests else []
         self.recording = Recording(records, layers, self.n_neurons, self.alpha, first, marks)

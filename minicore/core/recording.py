@@ -111,6 +111,8 @@ class Recording:
         layer -> statistic -> its sum; (n_neurons,) for most.
     at_mark : dict of int to dict of int to dict of str to array
         mark -> layer -> statistic -> its sum over the first ``mark`` recorded tokens.
+    adders : dict of str to callable
+        What adds to each sum: the statistics' own functions, or compiled ones with the same results.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class Recording:
         self.alpha, self.first = check_fraction("alpha", alpha), first
         self.marks = sorted(set(marks))
         self.reads = {STATISTICS[name].reads for name in self.names}
+        self.adders = {name: STATISTICS[name].add for name in self.names}
         self.totals: dict[int, dict[str, Array]] = {
             layer: {
                 name: np.zeros(STATISTICS[name].shape(n_neurons, self.alpha), STATISTICS[name].dtype)
@@ -174,4 +177,4 @@ class Recording:
     def _add(self, layer: int, a: Array, reads: str) -> None:
         totals = self.totals[layer]
         for name in self._of(reads):
-            totals[name] = STATISTICS[name].add(totals[name], a, self.alpha)
+            totals[name] = self.adders[name](totals[name], a, self.alpha)

@@ -1,8 +1,23 @@
 """How settled a sentence's core is: sets of growing prefixes, and a test on the prompt alone.
 
 The paper observes that core sets settle as a text grows (2410.18311 secs. 3.2 and 4.1) and gives no number
-to tell a settled one. The test here compares the sets of the prompt's last growth steps: how much the last
-quarters of the prompt still changed its set says how much the continuation will.
+to tell a settled one. The test here predicts the recall of the prompt's set against C_alpha^beta([s, g]),
+the set of prompt and continuation, from how alike the sets of the prompt's last growth steps are, and from
+its length.
+
+The constants are calibrated on SmolLM2-135M-Instruct (Q4_1 file, float32, all 30 layers, alpha 0.4): 96
+passages of novels, WikiText-2, SciTLDR abstracts and lists of questions with answers and of German sentences
+with English ones (150,000 characters of each), prompts of 16 to 256 tokens, continuations of 128; half of
+the passages begin with another passage's text. The command is
+
+    minicore eval stability novels.txt wiki.txt science.txt questions.txt pairs.txt --passages 96
+
+and it fits half of the passages. On the other half (240 prompts) the recall told is off by 0.026 (root mean
+square), and whether it reaches 0.8 is told right for 92% of the prompts; for half of them it does. The
+length alone does nearly as well (0.027, 90%), the similarity alone worse (0.040, 89%): recall is mostly a
+matter of how long the prompt is, and among prompts of one length similarity tells the better ones from the
+worse (correlation with recall 0.26 at 16 tokens, 0.58 at 64, 0.74 at 256). Another model, alpha or length of
+continuation asks for another calibration.
 """
 
 from __future__ import annotations
@@ -21,8 +36,11 @@ GROWTH = (0.5, 0.75, 1.0)  # the shares of the prompt whose sets the test compar
 SHORTEST = 8  # tokens; with fewer a growth step is one token or none
 TEST_BETA = 0.4  # of the sets the test compares, whatever beta decodes
 WANTED = 0.8  # recall of C([s, g]) that a set must be expected to have to count as stable
-# recall = CONSTANT + SCORE * similarity + DOUBLING * log2(n_tokens); see CALIBRATION for where they come from
-CONSTANT, SCORE, DOUBLING = 0.0, 0.0, 0.0
+CONSTANT, SCORE, DOUBLING = (
+    0.007,
+    0.660,
+    0.0459,
+)  # recall = CONSTANT + SCORE * similarity + DOUBLING * log2(n)
 
 
 def prefix_counts(a: Array, alpha: float, lengths: Sequence[int]) -> Array:
@@ -114,6 +132,9 @@ class Verdict:
     score: float
     recall: float
     wanted: float
+
+    def __bool__(self) -> bool:
+        return self.stable
 
     def __str__(self) -> str:
         if np.isnan(self.score):

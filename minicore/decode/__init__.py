@@ -39,6 +39,22 @@ def check_backend(backend: str) -> str:
     return "cpu" if backend == "auto" else backend
 
 
+def reader(model: Model, backend: str = "auto") -> Model:
+    """Return the model as a backend reads prompts with it: the same, its maths compiled for ``cpu``.
+
+    Raises
+    ------
+    InputError
+        If the backend is unknown.
+    """
+    if check_backend(backend) == "numpy":
+        return model
+    from minicore.kernels import ops
+
+    ops.compile_all()
+    return model.using(ops)
+
+
 def make_decoder(model: Model, cache: KVCache, core: Choice | None = None, backend: str = "auto") -> Decoder:
     """Return a decoder that continues a prefilled cache.
 

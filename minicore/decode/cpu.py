@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,9 @@ import numpy as np
 from minicore import ops
 from minicore.core.rules import GATE, Choice, TokenRule
 from minicore.decode.reference import ReferenceDecoder
+from minicore.kernels import ops as compiled
 from minicore.kernels import step as kernels
+from minicore.kernels import team
 from minicore.kernels.formats import input_size, stored
 from minicore.kernels.packed import Packed
 from minicore.model import KVCache, Model
@@ -36,7 +36,7 @@ class CpuDecoder:
         self, model: Model, cache: KVCache, core: Choice | None, n_threads: int | None = None
     ) -> None:
         cfg = model.config
-        self.model, self.cache, self.n_threads = model, cache, n_threads or default_threads()
+        self.model, self.cache, self.n_threads = model, cache, n_threads or team.default_threads()
         self.dims = kernels.Dims(
             n_layers=cfg.n_layers,
             d_model=cfg.d_model,
@@ -69,7 +69,7 @@ class CpuDecoder:
         self.thresholds = np.full(self.dims.n_layers, -1, np.float32)
         self.rows = dict.fromkeys(range(self.dims.n_layers)) | chosen
         for layer, rows in self.rows.items():
-            n_rows = self.model.config.n_neurons if rows is None else len(rows)
+            n_rows = self.plan[layer, kernels.N_STORED] if rows is None else len(rows)
             self.plan[layer, kernels.ROWS : kernels.N_ROWS + 1] = _address(rows), n_rows
             if isinstance(core, TokenRule):
                 self.thresholds[layer] = core.parameters(layer).get(GATE, -1)
@@ -92,14 +92,11 @@ class CpuDecoder:
 
     def _run(self, token_id: int) -> None:
         shared: tuple[Any, ...] = (
-            *(self.n_threads, self.like, self.dims, self.plan, self.thresholds, token_id, self.cache.length),
+            *(self.like, self.dims, self.plan, self.thresholds, token_id, self.cache.length),
             *(self.frequencies, self.cache.k, self.cache.v, self.state),
         )
         self.state.counter[0] = 0
-        others = [_team(self.n_threads).submit(kernels.step, t, *shared) for t in range(1, self.n_threads)]
-        kernels.step(0, *shared)
-        for other in others:
-            other.result()
+        team.run(kernels.step, self.n_threads, *shared)
 
     def _plan(self) -> Array:  # -> (n_layers + 1, n_columns) int64
         """Return where everything lies: a row a layer, and a last row for embedding, last norm and head."""
@@ -163,20 +160,10 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
     )
 
 
-def default_threads() -> int:
-    """Return how many threads decode: as many as Numba's NUMBA_NUM_THREADS says, by default one a core."""
-    import numba
-
-    return int(numba.config.NUMBA_NUM_THREADS)
-
-
-@once
-def _team(n_threads: int) -> ThreadPoolExecutor:
-    """Return the threads besides the caller's; they sleep between steps."""
-    return ThreadPoolExecutor(n_threads - 1, thread_name_prefix="minicore")
-
-
 def kernels_cached() -> bool:
-    """Say whether the step's machine code is on disk already, so that nothing need be compiled."""
-    folder = Path(kernels.step.stats.cache_path)
-    return any(folder.glob(f"step.{kernels.step.__name__}-*.nbc"))
+    """Say whether the kernels' machine code is on disk already, so that nothing need be compiled."""
+    for kernel in (kernels.step, compiled.causal_softmax):
+        folder, module = Path(kernel.stats.cache_path), kernel.py_func.__module__.rpartition(".")[2]
+        if not any(folder.glob(f"{module}.{kernel.__name__}-*.nbc")):
+            return False
+    return True

@@ -24,6 +24,7 @@ from minicore.core.budgets import BUDGETS, layer_betas
 from minicore.core.neurons import CoreSet, check_fraction, parse_layers
 from minicore.core.predictors import Recorder, find_predictor
 from minicore.core.rules import Choice, TokenRule
+from minicore.decode import reader
 from minicore.errors import InputError, unknown
 from minicore.experiments.statistics import bootstrap
 from minicore.experiments.texts import Passage, passages
@@ -142,11 +143,13 @@ def grid(
     """
     if budget not in BUDGETS:
         raise unknown("budget", budget, BUDGETS)
-    for beta in betas:
+    for beta in [*betas, *([] if token_beta is None else [token_beta])]:
         layer_betas(beta, 2)
     for predictor in predictors:
         setting = Setting(predictor, 1.0)
         find_predictor(setting.name)
+        if "+" in setting.name and token_beta is None:
+            raise InputError(f"{predictor} needs a token_beta, the fraction of neurons that each token keeps")
         if setting.source not in SOURCES:
             raise unknown(f"source of the set in {predictor}", setting.source, SOURCES)
     chosen = [
@@ -561,8 +564,8 @@ def summarise(rows: Sequence[Sequence[Row]], settings: Sequence[Setting], seed: 
     return table
 
 
-def _exp_mean(x: Array) -> float:  # (n,) -> scalar
-    return float(np.exp(np.mean(x)))
+def _exp_mean(x: Array) -> Array:  # (..., n) -> (...)
+    return np.exp(np.mean(x, axis=-1))
 
 
 def evaluate(
@@ -575,6 +578,7 @@ def evaluate(
     token_beta: float | str | None = None,
     n_passages: int = 40,
     n_generated: int = 0,
+    backend: str = "auto",
     out: str | PathLike[str] | None = None,
     progress: bool = False,
     **conditions: Any,
@@ -590,6 +594,9 @@ def evaluate(
         See :class:`Setting`.
     n_passages, n_generated : int
         Passages drawn; tokens to generate for ``common_prefix``, 0 for none.
+    backend : str
+        Whose maths reads the texts: ``numpy``, or ``cpu`` (``auto``), which compiles what is between the
+        matrix products; they agree but for rounding.
     out : path or None
         Where to write the report as JSON; the rows of each passage are kept beside it
         (``.rows.jsonl``), so that a stopped run goes on.
@@ -608,7 +615,18 @@ def evaluate(
     settings, where = grid(predictors, betas, budget, token_beta), Conditions.of(model, **conditions)
     rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
     measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, seed=where.seed)
-    summary = study(model, measured, settings, where, others, rows, n_generated, progress)
+    summary = study(reader(model, backend), measured, settings, where, others, rows, n_generated, progress)
+    return write_report(rows, texts, measured, summary, out)
+
+
+def write_report(
+    rows: Rows,
+    texts: Sequence[str | PathLike[str]],
+    measured: Sequence[Passage],
+    summary: list[Row],
+    out: str | PathLike[str] | None,
+) -> dict[str, Any]:
+    """Return a study's report, and write it as JSON if there is a place for it."""
     report = {
         "conditions": rows.head,
         "texts": [Path(path).name for path in texts],

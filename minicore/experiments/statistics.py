@@ -11,14 +11,14 @@ from minicore.errors import InputError
 Array = np.ndarray
 
 
-def mean(x: Array) -> Array:  # (n, ...) -> (...)
-    """Return the mean over the first axis."""
-    return np.mean(x, axis=0)
+def mean(x: Array) -> Array:  # (..., n) -> (...)
+    """Return the mean over the last axis."""
+    return np.mean(x, axis=-1)
 
 
 def bootstrap(
     x: Array,
-    statistic: Callable[[Array], Array | float] = mean,
+    statistic: Callable[[Array], Array] = mean,
     *,
     seed: int = 0,
     n_resamples: int = 2000,
@@ -31,7 +31,7 @@ def bootstrap(
     x : (n, ...) array
         A row an independent observation, such as a text.
     statistic : callable
-        From (n, ...) to a number.
+        From (n_resamples, n, ...) to (n_resamples,).
     seed : int
         Of the generator that draws; the same seed gives the same interval.
     n_resamples : int
@@ -42,15 +42,14 @@ def bootstrap(
     Returns
     -------
     estimate, low, high : float
-        ``statistic(x)`` and the interval's ends (Efron & Tibshirani 1993, ch. 13).
+        The statistic of x and the interval's ends (Efron & Tibshirani 1993, ch. 13).
     """
     x = np.asarray(x)
     if not len(x):
         raise InputError("there is nothing to draw a bootstrap interval from, expected at least one row")
-    rng = np.random.default_rng(seed)
-    drawn = np.array([statistic(x[rng.integers(0, len(x), len(x))]) for _ in range(n_resamples)])
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(statistic(x)), float(low), float(high)
+    rows = np.random.default_rng(seed).integers(0, len(x), (n_resamples, len(x)))
+    low, high = np.quantile(statistic(x[rows]), [(1 - level) / 2, (1 + level) / 2])
+    return float(statistic(x[None])[0]), float(low), float(high)
 
 
 def ranks(x: Array) -> Array:  # (n,) -> float64 (n,)

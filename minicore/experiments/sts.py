@@ -7,6 +7,7 @@ and the layer are chosen on all files but the last and tested on the last.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from minicore.core.neurons import core_from_scores, parse_layers
-from minicore.core.recording import Recording
+from minicore.core.neurons import check_fraction, core_from_scores, parse_layers, token_core
+from minicore.decode import reader
 from minicore.errors import InputError
+from minicore.experiments.quality import ignore
 from minicore.experiments.statistics import bootstrap, spearman
 from minicore.experiments.texts import read_text
-from minicore.model import KVCache, Model, Tap, hidden_states
+from minicore.files import atomic_write
+from minicore.model import KVCache, Model, attention, embed, ffn, norm
 
 Array = np.ndarray
+
+BATCH = 32  # sentences read together
 
 
 @dataclass(frozen=True)
@@ -76,34 +81,50 @@ def read_pairs(path: str | PathLike[str], most: int | None = None) -> Pairs:
 def read_sentences(
     model: Model, sentences: Sequence[str], alpha: float, layers: Sequence[int], progress: bool = False
 ) -> dict[str, Array]:  # sentence -> (n_layers, n_neurons) float32
-    """Return how often each neuron is in a token's core, as a share of the sentence's tokens (eq. 3).
-
-    Every sentence is read once, on its own.
-    """
+    """Return how often each neuron is in a token's core, as a share of the sentence's tokens (eq. 3)."""
     from tqdm import tqdm
 
     if model.tokenizer is None:
         raise InputError(f"{model.source} has no tokenizer, so sentences cannot be read with it")
-    frequency = {}
+    frequency: dict[str, Array] = {}
     distinct = list(dict.fromkeys(sentences))
-    bars = progress and sys.stderr.isatty()
-    for sentence in tqdm(distinct, desc="sentences", leave=False, disable=not bars):
-        ids = model.check_ids(model.tokenizer.encode(sentence)[: model.config.n_ctx])
-        recording = Recording(["counts"], layers, model.config.n_neurons, alpha)
-        hidden_states(model, ids, KVCache(model.config, len(ids)), _tap(recording))
-        counts = np.stack([recording.totals[layer]["counts"] for layer in layers])
-        frequency[sentence] = (counts / len(ids)).astype(np.float32)
+    with tqdm(total=len(distinct), unit=" sentences", disable=not (progress and sys.stderr.isatty())) as bar:
+        for start in range(0, len(distinct), BATCH):
+            batch = distinct[start : start + BATCH]
+            ids = [model.check_ids(model.tokenizer.encode(text)[: model.config.n_ctx]) for text in batch]
+            frequency |= zip(batch, read_batch(model, ids, alpha, layers), strict=True)
+            bar.update(len(batch))
     return frequency
 
 
-def _tap(recording: Recording) -> Tap:
-    watched = {f"blocks.{layer}.mlp.hook_post": layer for layer in recording.layers}
+def read_batch(model: Model, batch: Sequence[Array], alpha: float, layers: Sequence[int]) -> Array:
+    # (n_tokens of each,) -> (n_texts, n_layers, n_neurons) float32
+    """Read short texts together: each attends to itself alone, the FFNs' weights are read once for all."""
+    config, n_tokens = model.config, [len(ids) for ids in batch]
+    starts = np.cumsum([0, *n_tokens[:-1]])
+    texts = [slice(start, start + n) for start, n in zip(starts, n_tokens, strict=True)]
+    positions = np.concatenate([np.arange(n) for n in n_tokens])
+    caches = [KVCache(config, n) for n in n_tokens]
+    frequency = np.empty((len(batch), len(layers), config.n_neurons), np.float32)
 
-    def tap(name: str, value: Array) -> None:
-        if name in watched:
-            recording.update(watched[name], value)
+    def tap(name: str, a: Array) -> None:
+        layer = int(name.split(".")[1])
+        if name.endswith("mlp.hook_post") and layer in layers:
+            counts = np.add.reduceat(token_core(a, alpha), starts, axis=0, dtype=np.float32)
+            frequency[:, layers.index(layer)] = counts / np.array(n_tokens)[:, None]
 
-    return tap
+    x = embed(model, np.concatenate(batch), positions, ignore)
+    for layer in range(max(layers) + 1):
+        p = model.blocks[layer]
+        normed = norm(model, x, p["ln1.w"], p.get("ln1.b"))
+        x = x + np.concatenate(
+            [
+                attention(model, layer, normed[text], positions[text], cache, ignore)
+                for text, cache in zip(texts, caches, strict=True)
+            ]
+        )
+        x = x + ffn(model, layer, norm(model, x, p["ln2.w"], p.get("ln2.b")), tap)
+    return frequency
 
 
 # --- how alike: two (n_layers, n_neurons) frequencies -> (n_layers,) ---
@@ -161,6 +182,7 @@ def study(
     layers: str | slice | range | list[int] | None = None,
     most: int | None = None,
     seed: int = 0,
+    out: str | PathLike[str] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Correlate core-neuron similarity with human similarity, layer by layer.
@@ -181,15 +203,17 @@ def study(
         Pairs read of each file; None is all.
     seed : int
         Of the bootstrap over pairs.
+    out : path or None
+        Where to write the result as JSON.
     progress : bool
         Show a progress bar on stderr if it is a terminal.
 
     Returns
     -------
     dict
-        ``rho``: measure -> file -> a value a layer; ``layers``; ``chosen``: measure, layer and its mean
-        rho on the files it was chosen on; ``test``: file and ``[rho, low, high]``; ``paper``: the same
-        for the best layer of the first Jaccard measure.
+        ``rho``: measure -> file -> a value a layer of ``layers``; ``chosen``: the measure and layer of
+        highest mean rho where they were chosen, and ``test_rho``: ``[rho, low, high]`` on the last file;
+        ``best_jaccard``: the same for the best of the paper's own measure.
 
     Raises
     ------
@@ -198,10 +222,19 @@ def study(
     """
     if len(files) < 2:
         raise InputError(f"{len(files)} file of pairs, expected one or more to choose on and one to test on")
+    if most is not None and most < 2:
+        raise InputError(f"pairs is {most}, expected at least two to correlate")
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more")
+    for beta in betas:
+        check_fraction("beta", beta)
+    check_fraction("alpha", alpha)
     chosen_layers = parse_layers(layers, model.config.n_layers)
     sets = [read_pairs(path, most) for path in files]
+    if len({pairs.name for pairs in sets}) < len(sets):
+        raise InputError("two files of pairs have the same name, expected different ones")
     sentences = [text for pairs in sets for text in (*pairs.first, *pairs.second)]
-    frequency = read_sentences(model, sentences, alpha, chosen_layers, progress)
+    frequency = read_sentences(reader(model), sentences, alpha, chosen_layers, progress)
     seen = {text for pairs in sets[:-1] for text in (*pairs.first, *pairs.second)}
     centre = np.mean([frequency[text] for text in seen], axis=0)  # of the test file nothing is known
     alike = [similarities(pairs, frequency, betas, centre) for pairs in sets]
@@ -212,7 +245,7 @@ def study(
         }
         for measure in alike[0]
     }
-    return {
+    found = {
         "model": model.name,
         "dtype": model.dtype,
         "alpha": alpha,
@@ -226,6 +259,10 @@ def study(
             [m for m in rho if m.startswith("jaccard")], rho, sets, alike[-1], chosen_layers, seed
         ),
     }
+    if out is not None:
+        with atomic_write(out) as part:
+            part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def _test(
@@ -245,5 +282,9 @@ def _test(
         "layer": layers[int(layer)],
         "rho_where_chosen": float(mean[which, layer]),
         "test_file": sets[-1].name,
-        "test_rho": bootstrap(both, lambda rows: spearman(rows[:, 0], rows[:, 1]), seed=seed),
+        "test_rho": bootstrap(both, _rho, seed=seed),
     }
+
+
+def _rho(drawn: Array) -> Array:  # (n_resamples, n, 2) -> (n_resamples,)
+    return np.array([spearman(rows[:, 0], rows[:, 1]) for rows in drawn])

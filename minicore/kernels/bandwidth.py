@@ -7,14 +7,12 @@ reads: a sum over float32 numbers, in as many threads, each with its own contigu
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache as once
 from pathlib import Path
 
 import numba as nb
 import numpy as np
 
-from minicore.kernels import FAST
+from minicore.kernels import FAST, team
 
 Array = np.ndarray
 
@@ -42,23 +40,15 @@ def buffer(n_bytes: int | None = None) -> Array:  # -> (n,) float32
 
 def bandwidth(x: Array, n_threads: int, passes: int = 3) -> float:
     """Return the bytes a second at which ``n_threads`` threads read the array, over so many passes."""
-    shares = np.array_split(x, n_threads)
     began = time.perf_counter()
-    others = [_team(n_threads).submit(_passes, share, passes) for share in shares[1:]]
-    _passes(shares[0], passes)
-    for other in others:
-        other.result()
+    team.run(_read_share, n_threads, x, passes)
     return x.nbytes * passes / (time.perf_counter() - began)
 
 
-def _passes(x: Array, n: int) -> None:
-    for _ in range(n):
-        read(x)
-
-
-@once
-def _team(n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads - 1, thread_name_prefix="minicore-read")
+def _read_share(thread: int, n_threads: int, x: Array, passes: int) -> None:
+    share = x[thread * x.size // n_threads : (thread + 1) * x.size // n_threads]
+    for _ in range(passes):
+        read(share)
 
 
 def last_cache_bytes() -> int:

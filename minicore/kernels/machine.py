@@ -97,25 +97,27 @@ def barrier(counter, n_threads, passed):  # type: ignore[no-untyped-def]  # (>= 
 
 @nb.njit
 def exp(x):  # type: ignore[no-untyped-def]  # float32 -> float32
-    """Return e to the x in a form that loops can vectorise, to a relative (3 + 1.2 |x|) * 2**-24.
+    """Return e to the x within 2**-22 of itself, in a form that loops can vectorise.
 
-    x is first held within what float32 can say (2 to the -126 ... 126); NaN stays NaN. The power of two
-    comes from adding 1.5 * 2**23, which rounds to an integer; that must not be reassociated, so this
-    function is compiled without fastmath.
+    x is first held within what float32 can say (-87 to 88); NaN stays NaN. It is n ln 2 plus a rest, of
+    which Taylor's series takes eight terms. n comes from adding 1.5 * 2**23, which rounds to an integer, and
+    ln 2 in two parts, the first so short that n times it is exact: fastmath would undo both, so this
+    function is compiled without it.
     """
-    t = x * np.float32(1.4426950408889634)
-    if t > np.float32(126):
-        t = np.float32(126)
-    if t < np.float32(-126):
-        t = np.float32(-126)
-    shifted = t + np.float32(12582912)
-    r = t - (shifted - np.float32(12582912))  # in [-0.5, 0.5]
-    p = np.float32(1.535336188319500e-4)  # 2**r: Taylor's terms of e to the (r ln 2) up to the seventh
-    p = p * r + np.float32(1.339887440266574e-3)
-    p = p * r + np.float32(9.618437357674640e-3)
-    p = p * r + np.float32(5.550332471162809e-2)
-    p = p * r + np.float32(2.402264791363012e-1)
-    p = p * r + np.float32(6.931472028550421e-1)
+    if x > np.float32(88):
+        x = np.float32(88)
+    if x < np.float32(-87):
+        x = np.float32(-87)
+    shifted = x * np.float32(1.4426950408889634) + np.float32(12582912)
+    n = shifted - np.float32(12582912)
+    r = (x - n * np.float32(0.693359375)) + n * np.float32(2.1219444e-4)  # in [-0.35, 0.35]
+    p = np.float32(1 / 5040)
+    p = p * r + np.float32(1 / 720)
+    p = p * r + np.float32(1 / 120)
+    p = p * r + np.float32(1 / 24)
+    p = p * r + np.float32(1 / 6)
+    p = p * r + np.float32(0.5)
+    p = p * r + np.float32(1)
     p = p * r + np.float32(1)
     power = np.int32(np.float32(shifted).view(np.int32) << np.int32(23))
     return np.int32(np.float32(p).view(np.int32) + power).view(np.float32)

@@ -58,8 +58,13 @@ class Packed:
     def empty(cls, format: str, shape: Sequence[int]) -> Packed:
         """Return a matrix whose bytes are yet to be written."""
         m, d = shape
-        row = n_groups(d) * (FORMATS[format].n_bytes + 2 * FORMATS[format].n_scales)
-        return cls(format, (m, d), np.empty(m * row, np.uint8))
+        return cls(format, (m, d), np.empty(cls.nbytes_of(format, shape), np.uint8))
+
+    @staticmethod
+    def nbytes_of(format: str, shape: Sequence[int]) -> int:
+        """Return the bytes of a matrix of that shape."""
+        m, d = shape
+        return m * n_groups(d) * (FORMATS[format].n_bytes + 2 * FORMATS[format].n_scales)
 
     @classmethod
     def pack(cls, format: str, w: Array) -> Packed:  # (m, d) -> (m, d)

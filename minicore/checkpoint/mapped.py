@@ -1,0 +1,161 @@
+"""minicore's own directories: a model as kernels read it, packed once, mapped ever after.
+
+config.json holds the ModelConfig and what else a checkpoint has, model.safetensors every parameter under
+its own name (a packed matrix as its bytes), tokenizer.json and chat_template.jinja the rest. Nothing is read
+until it is used, and what has been used can be given back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicore.checkpoint import safetensors
+from minicore.checkpoint.tensors import DTYPES, PACKED, MappedFile
+from minicore.config import ModelConfig
+from minicore.errors import InputError
+from minicore.kernels.packed import Packed
+
+MODEL_TYPE = "minicore"
+ALIGNMENT = 64  # bytes: vectors of weights begin at cache lines
+KINDS = {"float32": "F32", "bfloat16": "BF16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapping:
+    """The file behind a model's arrays.
+
+    Attributes
+    ----------
+    file : MappedFile
+    spans : dict of str to (start, stop)
+        Each parameter's bytes.
+    """
+
+    file: MappedFile
+    spans: dict[str, tuple[int, int]]
+
+    def release(self, names: Iterable[str]) -> None:
+        """Give the memory of parameters back to the system; they are read again if they are used again."""
+        for name in names:
+            if name in self.spans:
+                self.file.release(*self.spans[name])
+
+
+def write(
+    directory: Path, config: ModelConfig, params: dict[str, Any], dtype: str, tokenizer: str | None,
+    chat_template: str | None, **about: Any,
+) -> None:  # fmt: skip
+    """Write a model to a directory that does not exist yet; whole or not at all.
+
+    Parameters
+    ----------
+    params : dict of str to array or Packed
+        Names and shapes of ``config.shapes()``, matrices in ``dtype``.
+    tokenizer : str or None
+        The text of tokenizer.json.
+    about
+        JSON values that :func:`read_about` returns: bos_id, eos_ids, recommended ...
+
+    Raises
+    ------
+    InputError
+        If the directory exists.
+    """
+    if directory.exists():
+        raise InputError(f"{directory}: exists already, expected a new directory to write to")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        about = {"model_type": MODEL_TYPE, "dtype": dtype, "config": dataclasses.asdict(config)} | about
+        (part / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        _write_tensors(part / "model.safetensors", params)
+        if tokenizer is not None:
+            (part / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        if chat_template is not None:
+            (part / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        part.chmod(0o755)
+        os.rename(part, directory)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_tensors(path: Path, params: dict[str, Any]) -> None:
+    """Write a safetensors file whose tensors begin at aligned bytes: what is not a whole line comes last."""
+    raw = {name: w.data if isinstance(w, Packed) else np.ascontiguousarray(w) for name, w in params.items()}
+    order = sorted(raw, key=lambda name: (raw[name].nbytes % ALIGNMENT > 0, isinstance(params[name], Packed)))
+    header, offset = {}, 0
+    for name in order:
+        w, end = raw[name], offset + raw[name].nbytes
+        kind = "U8" if isinstance(params[name], Packed) else KINDS[str(w.dtype)]
+        header[name] = {"dtype": kind, "shape": list(w.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(raw[name].reshape(-1).view(np.uint8).data)
+
+
+def is_packed(values: dict[str, Any]) -> bool:
+    """Say whether a config.json is one of minicore's own."""
+    return values.get("model_type") == MODEL_TYPE
+
+
+def read(directory: Path, values: dict[str, Any]) -> tuple[ModelConfig, str, dict[str, Any], Mapping]:
+    """Map a directory that :func:`write` wrote: its config, dtype, parameters and their mapping.
+
+    Raises
+    ------
+    InputError
+        If config.json or a tensor is not as written.
+    """
+    path = directory / "config.json"
+    try:
+        fields = dict(values["config"])
+        if fields.get("rope_factors") is not None:
+            fields["rope_factors"] = tuple(fields["rope_factors"])
+        config, dtype = ModelConfig(**fields), values["dtype"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: is not as `minicore pack` writes it ({error})") from error
+    if dtype not in (*DTYPES, *PACKED):
+        raise InputError(f"{path}: dtype is {dtype!r}, expected one of {', '.join((*DTYPES, *PACKED))}")
+    file, tensors = safetensors.map_file(directory / "model.safetensors")
+    params, spans = {}, {}
+    for name, shape in config.shapes().items():
+        if name not in tensors:
+            raise InputError(f"{file.path}: tensor {name} is missing")
+        kind, stored, start, stop = tensors.pop(name)
+        params[name] = _parameter(file, name, shape, dtype, kind, stored, file.bytes[start:stop])
+        spans[name] = (start, stop)
+    if tensors:
+        raise InputError(f"{file.path}: tensor {min(tensors)} is not one of this config's")
+    return config, dtype, params, Mapping(file, spans)
+
+
+def _parameter(file: MappedFile, name: str, shape: tuple[int, ...], dtype: str, *tensor: Any) -> Any:
+    """Return a parameter as an array or packed matrix over its bytes; refuse what is not as written."""
+    kind, stored, raw = tensor
+    if len(shape) > 1 and dtype in PACKED:
+        expected: tuple[Any, ...] = ("U8", (Packed.nbytes_of(dtype, shape),))
+    else:
+        expected = (KINDS[dtype] if len(shape) > 1 else "F32", shape)
+    if (kind, stored) != expected:
+        raise InputError(
+            f"{file.path}: tensor {name} is {kind} of shape {stored}, expected {expected[0]} of {expected[1]}"
+        )
+    if kind == "U8":
+        return Packed(dtype, (shape[0], math.prod(shape[1:])), raw)
+    return raw.view(DTYPES[dtype] if len(shape) > 1 else np.float32).reshape(shape)

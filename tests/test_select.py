@@ -1,0 +1,43 @@
+"""The selection tier: the same activations give the same counts on every backend, to the element."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from minicore.core import recording
+from minicore.kernels import select
+
+shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)
+tied = hnp.arrays(np.float32, shapes, elements=st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0]))
+smooth = hnp.arrays(np.float32, shapes, elements=st.floats(-3, 3, width=32))
+extreme = hnp.arrays(np.float32, shapes, elements=st.floats(allow_nan=False, allow_infinity=False, width=32))
+
+
+def both(a, alpha):
+    start = np.arange(a.shape[1])
+    return [add(start.copy(), a, alpha) for add in (recording.add_counts, select.add_counts)]
+
+
+@given(st.one_of(tied, smooth, extreme), st.floats(0.01, 1.0))
+def test_compiled_counts_are_the_reference_s(a, alpha):
+    expected, got = both(a, alpha)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("n_tokens, n_neurons", [(1, 1), (1, 16384), (300, 1536), (9, 33)])
+def test_large_ones_too(n_tokens, n_neurons):
+    rng = np.random.default_rng(n_neurons)
+    for a in (rng.standard_normal((n_tokens, n_neurons)), rng.integers(-3, 4, (n_tokens, n_neurons))):
+        for alpha in (0.01, 0.4, 1.0):
+            expected, got = both(a.astype(np.float32), alpha)
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_the_smallest_and_the_largest_floats():
+    tiny, huge = np.float32(1e-45), np.float32(3.4e38)
+    a = np.array([[tiny, huge, -huge, 0, tiny, huge]], np.float32)
+    for alpha in (0.1, 0.5, 0.75, 1.0):
+        expected, got = both(a, alpha)
+        np.testing.assert_array_equal(got, expected)
