@@ -32,6 +32,7 @@ from minicore.errors import InputError
 from minicore.kernels import bandwidth
 
 HERE = Path(__file__).parent
+REFERENCE = "Transformers float32"  # whose text the others' are compared with
 CORE, SOME = {"predictor": "stability", "beta": 0.4}, {"layers": "6:27"}
 
 
@@ -312,7 +313,10 @@ def long_contexts(model: str, n_threads: int, args: argparse.Namespace) -> list[
         env=os.environ | dict.fromkeys(names, str(n_threads)),
         cwd=HERE.parents[1],
     )
-    return list(json.loads(done.stdout)["decode"]) if not done.returncode else []
+    if done.returncode:
+        note(f"that was not measured: `minicore bench` ended with {done.returncode}")
+        return []
+    return list(json.loads(done.stdout)["decode"])
 
 
 def versions() -> dict[str, str]:
@@ -387,7 +391,7 @@ def table(results: Results) -> Iterator[str]:
     yield (
         f"medians [quartiles] of {said['rounds']} interleaved rounds; ratios are medians of those within a "
         "round; of bandwidth: the weights' bytes alone, over what a plain sum reads in the same round; MB: "
-        "resident size of the process; same text: tokens until the first that Transformers float32 has not"
+        "resident size of the process; same text: tokens until the first that " + REFERENCE + " has not"
     )
 
 
@@ -398,9 +402,10 @@ def cells(results: Results, name: str, n_threads: int, prompt: int, names: Seque
     if peer is not None and peer in names:
         pairs = bench.ratios(results.values(name, *at, "decode"), results.values(peer, *at, "decode"))
         ratio = report.ranged(bench.spread(pairs))
-    reference = next((n for n in ("Transformers float32", "minicore float32") if n in names), name)
-    mine, theirs = results.text(name, prompt, n_threads), results.text(reference, prompt, n_threads)
-    prefix, _ = report.agreement(mine, theirs)
+    same = "-"
+    if REFERENCE in names:
+        mine, theirs = results.text(name, prompt, n_threads), results.text(REFERENCE, prompt, n_threads)
+        same = "all" if mine == theirs else str(report.agreement(mine, theirs)[0])
     fraction = bench.spread(results.of_bandwidth(name, *at))["median"]
     return [
         name,
@@ -410,7 +415,7 @@ def cells(results: Results, name: str, n_threads: int, prompt: int, names: Seque
         f"{fraction:.0%}",
         report.number(bench.spread(results.values(name, *at, "prefill"))["median"]),
         f"{max(results.values(name, *at, 'rss')) / 1e6:.0f}",
-        "all" if mine == theirs else str(prefix),
+        same,
     ]
 
 
