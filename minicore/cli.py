@@ -1,8 +1,9 @@
 """The command line: one function and one row of a table for each subcommand.
 
-What was asked for goes to standard output, everything else to standard error. Exit codes: 0; 2 for bad
-input, told in one sentence; 130 after Ctrl-C; 141 when the reader of the output went away. Nothing heavy
-is imported before a subcommand runs, so that ``minicore --help`` is instant.
+What was asked for goes to standard output, everything else to standard error. Exit codes: 0; 1 if a
+benchmark finds a wrong result; 2 for bad input, told in one sentence; 130 after Ctrl-C; 141 when the reader
+of the output went away. Nothing heavy is imported before a subcommand runs, so that ``minicore --help`` is
+instant.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from minicore import report
 from minicore.errors import InputError
+from minicore.files import atomic_write
 
 if TYPE_CHECKING:
     from minicore.generate import Generation, Stream
@@ -197,6 +199,31 @@ def cluster_fit(args: argparse.Namespace) -> int:
     for name, size in zip(clusters.names, clusters.sizes, strict=True):
         print(f"{name:<24} {size} texts")
     note(f"{args.output}: {clusters!r}")
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    from minicore import bench as benchmark
+
+    kind = None
+    if args.plot:
+        from minicore import plots
+
+        kind = plots.check_format(args.plot)
+    names = "dtypes betas threads prompt_tokens new_tokens rounds contexts layers alpha seed".split()
+    said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    try:
+        found = benchmark.measure(args.model, benchmark.Plan(**said), progress=True)
+    except benchmark.WrongResult as error:
+        note(f"minicore: {error}")
+        return 1
+    if args.plot:
+        with atomic_write(args.plot) as part:
+            plots.save(plots.decode_speed(found), part, kind)
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(report.speeds(found)))
     return 0
 
 
@@ -524,6 +551,49 @@ def cluster_fit_options(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def counts(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in listed(text))
+
+
+counts.__name__ = "list of integers"  # as argparse calls it when it complains
+
+
+def bench_options(parser: argparse.ArgumentParser) -> None:
+    model = f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})"
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=model)
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--dtypes",
+        metavar="D,E",
+        type=lambda text: tuple(listed(text)),
+        help="weight formats, all in memory at once (default: float32,bfloat16,int8,int4)",
+    )
+    what.add_argument(
+        "--betas",
+        metavar="B,C",
+        type=lambda text: tuple(listed_betas(text)),
+        help="fractions of the neurons kept, beside dense; '' measures dense alone (default: 0.4)",
+    )
+    what.add_argument("--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept")
+    what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
+    what.add_argument(
+        "--threads", metavar="N,M", type=counts, help="(default: 1 and as many as there are cores)"
+    )
+    what.add_argument("--prompt-tokens", metavar="N", type=int, help="that prefill is timed on (default: 64)")
+    what.add_argument(
+        "--contexts",
+        metavar="N,M",
+        type=counts,
+        help="tokens in the kv cache when decoding begins (default: as --prompt-tokens)",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--new-tokens", metavar="N", type=int, help="decoded at a time (default: 128)")
+    how.add_argument("--rounds", metavar="N", type=int, help="how often each is timed (default: 5)")
+    how.add_argument("--seed", metavar="S", type=int, help="of the order within a round (default: 0)")
+    parser.add_argument("--plot", metavar="FILE", help="draw decode speeds (.png, .svg, .pdf, ...)")
+    json_option(parser)
+
+
 def eval_sts_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
@@ -613,6 +683,17 @@ COMMANDS = {
         minicore info
         minicore info smollm2-135m
         minicore info path/to/model.gguf --dtype bfloat16 --json
+        """,
+    ),
+    "bench": Command(
+        "decode and prefill speed on this machine, beside what its memory allows",
+        bench_options,
+        bench,
+        """
+        minicore bench
+        minicore bench -m smollm2-135m --dtypes float32,int8 --betas .2,.4 --plot speed.png
+        minicore bench --dtypes int8 --threads 1 --contexts 64,4096 --json
+        minicore bench --dtypes float32 --betas '' --prompt-tokens 512 --rounds 9
         """,
     ),
     "eval quality": Command(

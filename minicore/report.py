@@ -184,6 +184,50 @@ def sts(study: dict[str, Any]) -> list[str]:
     return [*lines, f"alpha {study['alpha']}; {study['model']}, {study['dtype']}"]
 
 
+def speeds(found: dict[str, Any]) -> list[str]:
+    """Return the lines that `bench` prints: the machine, its bandwidth, prefill and decode."""
+    machine, said, load = found["machine"], found["conditions"], found["load_average"]
+    lines = [
+        f"{found['model']} on {machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])})",
+        *(
+            f"reads {ranged(row['gb_per_s'])} GB/s in {row['n_threads']} thread{'s'[: row['n_threads'] - 1]}"
+            for row in found["bandwidth"]
+        ),
+        "",
+    ]
+    head = ["", "neurons", "threads", "after", "tokens/s", "to dense", "GB/s", "of bandwidth"]
+    rows = [
+        [
+            f"{row['phase']} {row['dtype']}",
+            "all" if row["beta"] is None else f"core {row['beta']}",
+            str(row["n_threads"]),
+            str(row["context"] if row["phase"] == "decode" else 0),
+            ranged(row["tokens_per_s"]),
+            "" if row["beta"] is None else f"{row['to_dense']['median']:.2f}x",
+            number(row["gb_per_s"]["median"]) if "gb_per_s" in row else "",
+            f"{row['of_bandwidth']['median']:.0%}" if "of_bandwidth" in row else "",
+        ]
+        for row in found["prefill"] + found["decode"]
+    ]
+    worst = max(row["error"] for row in found["validation"])
+    compiled = max(row["compile_s"] for row in found["compile"])
+    busy = "" if load["before"] is None else f"; load average {load['before']:.1f} to {load['after']:.1f}"
+    return [
+        *lines,
+        *columns(head, rows),
+        "",
+        f"medians [quartiles] of {said['rounds']} interleaved rounds: {said['prompt_tokens']} tokens read, "
+        f"{said['new_tokens']} decoded; ratios are taken within a round{busy}",
+        f"logits of every setting were held to the reference first (furthest {worst:.1e} of the largest); "
+        f"machine code took {compiled:.1f} s at most",
+    ]
+
+
+def ranged(speed: dict[str, Any]) -> str:
+    """Return a median with its quartiles."""
+    return f"{number(speed['median'])} [{number(speed['q1'])}, {number(speed['q3'])}]"
+
+
 def number(x: float) -> str:
     """Return a figure with three digits that count: 0.012, 1.41, 33.3, 146271."""
     digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3

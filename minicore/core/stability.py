@@ -8,16 +8,17 @@ its length.
 The constants are calibrated on SmolLM2-135M-Instruct (Q4_1 file, float32, all 30 layers, alpha 0.4): 96
 passages of novels, WikiText-2, SciTLDR abstracts and lists of questions with answers and of German sentences
 with English ones (150,000 characters of each), prompts of 16 to 256 tokens, continuations of 128; half of
-the passages begin with another passage's text. The command is
+the passages begin with another passage's text. The commands are
 
-    minicore eval stability novels.txt wiki.txt science.txt questions.txt pairs.txt --passages 96
+    python docs/stability_texts.py DATA -o TEXTS
+    minicore eval stability TEXTS/{novel,wiki,nq,tr,sci}.txt -m smollm2-135m --passages 96
 
-and it fits half of the passages. On the other half (240 prompts) the recall told is off by 0.026 (root mean
-square), and whether it reaches 0.8 is told right for 92% of the prompts; for half of them it does. The
-length alone does nearly as well (0.027, 90%), the similarity alone worse (0.040, 89%): recall is mostly a
-matter of how long the prompt is, and among prompts of one length similarity tells the better ones from the
-worse (correlation with recall 0.26 at 16 tokens, 0.58 at 64, 0.74 at 256). Another model, alpha or length of
-continuation asks for another calibration.
+and the second fits half of the passages. On the other half (240 prompts) the recall told is off by 0.026
+(root mean square), and whether it reaches 0.8 is told right for 92% of the prompts; for half of them it
+does. The length alone does nearly as well (0.027, 90%), the similarity alone worse (0.040, 89%): recall is
+mostly a matter of how long the prompt is, and among prompts of one length similarity tells the better ones
+from the worse (correlation with recall 0.26 at 16 tokens, 0.58 at 64, 0.74 at 256). Another model, alpha or
+length of continuation asks for another calibration.
 """
 
 from __future__ import annotations

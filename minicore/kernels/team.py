@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
+
+_limit: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 def default_threads() -> int:
     """Return how many threads work: as many as Numba's NUMBA_NUM_THREADS says, by default one a core."""
     import numba
 
-    return int(numba.config.NUMBA_NUM_THREADS)
+    return _limit.get() or int(numba.config.NUMBA_NUM_THREADS)
+
+
+@contextmanager
+def limited(n_threads: int) -> Iterator[None]:
+    """Work in so many threads inside the block, NumPy's matrix products included."""
+    from threadpoolctl import threadpool_limits
+
+    before = _limit.set(n_threads)
+    try:
+        with threadpool_limits(n_threads, user_api="blas"):
+            yield
+    finally:
+        _limit.reset(before)
 
 
 @cache

@@ -1,0 +1,431 @@
+"""Validate, warm up, measure, report: how fast this machine decodes, beside what its memory allows.
+
+Other work on a machine, and states that its memory goes through, change speeds by more than most
+improvements do. So nothing is timed twice in a row: every setting runs once a round, in an order drawn anew,
+just after the bandwidth is measured in as many threads; what is compared is compared within a round; and the
+report has medians and quartiles over rounds. A setting whose logits are not those of the NumPy reference is
+refused before anything is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from minicore.core.budgets import Beta, plain
+from minicore.core.rules import Choice
+from minicore.decode import reader
+from minicore.decode.cpu import CpuDecoder
+from minicore.errors import InputError
+from minicore.generate import bytes_per_token, neurons_kept
+from minicore.kernels import bandwidth, team
+from minicore.model import KVCache, Model, forward, load, prefill
+from minicore.prediction import Layers, make_recorder, record
+
+Array = np.ndarray
+
+PREDICTOR = "stability"
+PROMPT = (
+    "A reader who wants to know how fast a machine decodes should first ask how fast it reads, because every "
+    "token takes all the weights once. Then the question is what else takes time, and how much of it. "
+)
+# The largest error of a logit, over the largest logit. Float formats differ from the reference in the order
+# of additions (2e-6 on SmolLM2-135M). Where inputs are rounded to integers such a difference makes a few of
+# them fall the other way (0.04 there).
+BOUNDS = {"float32": 1e-4, "bfloat16": 1e-4, "int8": 0.1, "int4": 0.1}
+N_CHECKED = 8  # tokens that are decoded by both, after as many of prompt
+FLAGS = (
+    *("avx2", "fma", "avx512f", "avx512vnni", "avx512bf16", "avxvnni", "amx-int8"),
+    *("neon", "dotprod", "i8mm", "bf16", "sve"),
+)
+
+
+class WrongResult(Exception):
+    """A kernel's logits are not those of the reference: there is nothing worth timing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes
+    ----------
+    dtypes : tuple of str
+        Weight formats, each a model of its own in memory.
+    betas : tuple of float
+        Fractions of the neurons kept, beside dense.
+    threads : tuple of int
+    prompt_tokens : int
+        Length of the prompt that prefill is timed on.
+    new_tokens : int
+        Tokens decoded at a time.
+    rounds : int
+        How often each setting is timed.
+    contexts : tuple of int
+        Tokens in the kv cache when decoding begins; empty is ``prompt_tokens``.
+    layers : as in :func:`minicore.prediction.make_recorder`
+    alpha : float
+    read_bytes : int or None
+        Size of the array whose reading measures bandwidth; None is several times the last cache.
+    seed : int
+        Of the order of settings in a round.
+    """
+
+    dtypes: tuple[str, ...] = tuple(BOUNDS)
+    betas: tuple[Beta, ...] = (0.4,)
+    threads: tuple[int, ...] = ()
+    prompt_tokens: int = 64
+    new_tokens: int = 128
+    rounds: int = 5
+    contexts: tuple[int, ...] = ()
+    layers: Layers = None
+    alpha: float = 0.4
+    read_bytes: int | None = None
+    seed: int = 0
+
+    def checked(self) -> Plan:
+        """Return the plan with its defaults filled in and doubles left out, or raise InputError."""
+        cores = max(os.cpu_count() or 1, team.default_threads())
+        threads = self.threads or (1, team.default_threads())
+        for name, least in (("prompt_tokens", 1), ("new_tokens", 1), ("rounds", 1), ("read_bytes", 4)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} is {value}, expected {least} or more")
+        for n in threads:
+            if not 1 <= n <= cores:
+                raise InputError(f"threads is {n}, expected 1 to {cores}, the cores of this machine")
+        for n in self.contexts:
+            if n < 1:
+                raise InputError(f"contexts has {n}, expected 1 token or more")
+        if not self.dtypes:
+            raise InputError(f"dtypes is empty, expected some of {', '.join(BOUNDS)}")
+        return replace(
+            self,
+            dtypes=tuple(dict.fromkeys(self.dtypes)),
+            betas=tuple(dict.fromkeys(self.betas)),
+            threads=tuple(dict.fromkeys(threads)),
+            contexts=tuple(dict.fromkeys(self.contexts or (self.prompt_tokens,))),
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing that is timed once a round: ``run`` returns tokens and seconds."""
+
+    about: dict[str, Any]
+    run: Callable[[], tuple[int, float]]
+    rates: list[float] = field(default_factory=list)  # tokens a second, a round each
+    reads: list[float] = field(default_factory=list)  # bytes a second of the bandwidth measured just before
+
+    @property
+    def n_threads(self) -> int:
+        return int(self.about["n_threads"])
+
+    def time(self, memory: Array) -> None:
+        """Measure the bandwidth, then the task."""
+        self.reads.append(bandwidth.bandwidth(memory, self.n_threads))
+        tokens, seconds = self.run()
+        self.rates.append(tokens / seconds)
+
+
+class Bed:
+    """A model in one format with all that its settings need: prefilled caches, core sets, warm decoders."""
+
+    def __init__(self, source: str | PathLike[str], dtype: str, plan: Plan, progress: bool = False) -> None:
+        self.model, self.plan = load(source, dtype, progress=progress), plan
+        self.reader = reader(self.model)
+        config, longest = self.model.config, max(plan.prompt_tokens, *plan.contexts)
+        if longest + plan.new_tokens > config.n_ctx:
+            raise InputError(
+                f"{longest} tokens and {plan.new_tokens} new ones do not fit "
+                f"the context of {config.n_ctx} tokens of {self.model.name}"
+            )
+        self.ids = prompt_ids(self.model, longest)
+        self.recorders = {
+            beta: make_recorder(self.model, PREDICTOR, plan.alpha, beta, plan.layers) for beta in plan.betas
+        }
+
+    def warm_up(self) -> Iterator[tuple[int, float]]:
+        """Fill caches, choose core sets, make decoders; yield threads and seconds to get machine code."""
+        self.caches: dict[int, KVCache] = {}
+        self.choices: dict[tuple[int, Beta | None], Choice | None] = {}
+        self.decoders: dict[tuple[int, int], CpuDecoder] = {}
+        self.scratch = KVCache(self.model.config, self.plan.prompt_tokens)
+        for context in self.plan.contexts:
+            self.caches[context] = cache = KVCache(self.model.config, context + self.plan.new_tokens)
+            for beta in self.recorders or (None,):
+                self.choices[context, beta] = self.prefilled(cache, self.ids[:context], beta)
+            self.choices[context, None] = None
+        for n in self.plan.threads:
+            for context, cache in self.caches.items():
+                self.decoders[context, n] = CpuDecoder(self.model, cache, None, n_threads=n)
+            yield n, self.decoders[self.plan.contexts[0], n].compile_s
+
+    def validate(self) -> Iterator[dict[str, Any]]:
+        """Read and decode a few tokens with every setting and with the reference; yield how far they differ.
+
+        Raises
+        ------
+        WrongResult
+            If that is more than the format's bound, or a logit is finite in one alone.
+        """
+        n = min(N_CHECKED, self.model.config.n_ctx // 2)
+        ids = np.array(prompt_ids(self.model, 2 * n))
+        for beta in (None, *self.recorders):
+            cache = KVCache(self.model.config, 2 * n)
+            choice = self.prefilled(cache, ids[:n].tolist(), beta)
+            cache.length = 0
+            expected = forward(self.model.restrict(choice), ids, cache)
+            for n_threads in self.plan.threads:
+                if beta is None:
+                    with team.limited(n_threads):
+                        read = forward(self.reader, ids, KVCache(self.model.config, 2 * n))
+                    yield self.checked("prefill", None, n_threads, read, expected)
+                cache.length = n  # what follows is written anew
+                decoder = CpuDecoder(self.model, cache, choice, n_threads=n_threads)
+                got = np.stack([decoder.step(int(token)) for token in ids[n:]])
+                yield self.checked("decode", beta, n_threads, got, expected[n:])
+
+    def checked(
+        self, phase: str, beta: Beta | None, n_threads: int, got: Array, expected: Array
+    ) -> dict[str, Any]:
+        """Return the row of a setting whose logits are near enough to the reference's."""
+        dtype, error = self.model.dtype, relative_error(got, expected)
+        if not error <= BOUNDS[dtype]:
+            what = f"{phase}, {dtype}, {'dense' if beta is None else f'core {beta}'}, {n_threads} threads"
+            raise WrongResult(
+                f"{what}: logits are {error:.2g} of the largest away from the reference's, "
+                f"expected at most {BOUNDS[dtype]:g}; nothing was timed"
+            )
+        about = {"phase": phase, "dtype": dtype, "beta": plain_or_none(beta), "n_threads": n_threads}
+        return about | {"error": error}
+
+    def tasks(self) -> Iterator[Task]:
+        """Yield what is timed, dense first."""
+        dtype, plan = self.model.dtype, self.plan
+        for n_threads in plan.threads:
+            for beta in (None, *plan.betas[:1]):  # what prefill costs does not depend on beta
+                about = {"dtype": dtype, "beta": plain_or_none(beta), "n_threads": n_threads}
+                about |= {"phase": "prefill", "context": plan.prompt_tokens}
+                yield Task(about, partial(self.prefill, beta, n_threads))
+            for context in plan.contexts:
+                for beta in (None, *plan.betas):
+                    about = {"dtype": dtype, "beta": plain_or_none(beta), "n_threads": n_threads}
+                    about |= {"phase": "decode", "context": context, **self.bytes_of(context, beta)}
+                    yield Task(about, partial(self.decode, beta, n_threads, context))
+
+    def prefill(self, beta: Beta | None, n_threads: int) -> tuple[int, float]:
+        """Return tokens and seconds of reading the prompt, and of choosing neurons if there is a beta."""
+        ids = self.ids[: self.plan.prompt_tokens]
+        with team.limited(n_threads):
+            began = time.perf_counter()
+            self.prefilled(self.scratch, ids, beta)
+            return len(ids), time.perf_counter() - began
+
+    def decode(self, beta: Beta | None, n_threads: int, context: int) -> tuple[int, float]:
+        """Return tokens and seconds of decoding greedily behind a prefilled context."""
+        decoder, token = self.decoders[context, n_threads], self.ids[context - 1]
+        self.caches[context].length = context
+        decoder.use(self.choices[context, beta])
+        began = time.perf_counter()
+        for _ in range(self.plan.new_tokens):
+            token = int(decoder.step(token).argmax())
+        return self.plan.new_tokens, time.perf_counter() - began
+
+    def bytes_of(self, context: int, beta: Beta | None) -> dict[str, Any]:
+        """Return what a token reads: weights, and keys and values at the middle of the tokens decoded."""
+        cache, choice = self.caches[context], self.choices[context, beta]
+        a_position = cache.k[:, :, 0].nbytes + cache.v[:, :, 0].nbytes
+        kv_bytes = round((context + (self.plan.new_tokens + 1) / 2) * a_position)
+        weights = bytes_per_token(self.model, choice)
+        kept = neurons_kept(self.model, choice).mean() / self.model.config.n_neurons
+        return {
+            "core_fraction": float(kept),
+            "weights_bytes_per_token": weights,
+            "kv_bytes_per_token": kv_bytes,
+            "bytes_per_token": weights + kv_bytes,
+        }
+
+    def prefilled(self, cache: KVCache, ids: Sequence[int], beta: Beta | None = None) -> Choice | None:
+        """Read a prompt into an emptied cache and return the neurons chosen meanwhile, if there is a beta."""
+        cache.length = 0
+        if beta is None:
+            prefill(self.reader, np.asarray(ids), cache)
+            return None
+        record(self.reader, ids, self.recorders[beta], cache)
+        return self.recorders[beta].core()
+
+
+def measure(source: str | PathLike[str], plan: Plan, *, progress: bool = False) -> dict[str, Any]:
+    """Return the report of a benchmark, as JSON can hold it.
+
+    Parameters
+    ----------
+    source : str or path
+        What :func:`minicore.load` takes.
+    plan : Plan
+    progress : bool
+        Show progress bars on stderr if it is a terminal.
+
+    Returns
+    -------
+    dict
+        ``model``, ``machine``, ``conditions``, ``load_average`` before and after; ``validation`` and
+        ``compile``, a row a setting; ``bandwidth``, a row a number of threads; ``prefill`` and ``decode``,
+        a row a setting. Speeds are ``{median, q1, q3, rounds}``. ``of_bandwidth`` and ``to_dense`` are
+        ratios within each round, ``gb_per_s`` counts ``bytes_per_token``.
+
+    Raises
+    ------
+    InputError
+        If the plan or the model is not valid.
+    WrongResult
+        If a setting's logits are not the reference's.
+    """
+    from tqdm import tqdm
+
+    plan, load_before = plan.checked(), load_average()
+    beds = [Bed(source, dtype, plan, progress) for dtype in plan.dtypes]
+    quiet = not (progress and sys.stderr.isatty())
+    validation, compile_s = [], []
+    with tqdm(total=2 * len(beds), desc="validate, warm up", leave=False, disable=quiet) as bar:
+        for bed in beds:
+            validation += list(bed.validate())
+            bar.update()
+            rows = [{"dtype": bed.model.dtype, "n_threads": n, "compile_s": s} for n, s in bed.warm_up()]
+            compile_s += rows
+            bar.update()
+    tasks = [task for bed in beds for task in bed.tasks()]
+    run_rounds(tasks, plan, quiet)
+    rows = [row_of(task, tasks) for task in tasks]
+    return {
+        "model": beds[0].model.name,
+        "machine": machine(),
+        "conditions": {
+            **{name: plain_or_none(value) for name, value in plan.__dict__.items()},
+            "predictor": PREDICTOR,
+            "layers": list(beds[0].recorders[plan.betas[0]].layers) if plan.betas else None,
+        },
+        "load_average": {"before": load_before, "after": load_average()},
+        "validation": validation,
+        "compile": compile_s,
+        "bandwidth": [
+            {
+                "n_threads": n,
+                "gb_per_s": spread([r / 1e9 for t in tasks if t.n_threads == n for r in t.reads]),
+            }
+            for n in plan.threads
+        ],
+        "prefill": [row for row in rows if row["phase"] == "prefill"],
+        "decode": [row for row in rows if row["phase"] == "decode"],
+    }
+
+
+def run_rounds(tasks: Sequence[Task], plan: Plan, quiet: bool) -> None:
+    """Time every task once a round, in an order drawn anew, after one round that does not count."""
+    from tqdm import tqdm
+
+    memory, rng = bandwidth.buffer(plan.read_bytes), np.random.default_rng(plan.seed)
+    with tqdm(total=(plan.rounds + 1) * len(tasks), desc="rounds", leave=False, disable=quiet) as bar:
+        for round_ in range(plan.rounds + 1):
+            for i in rng.permutation(len(tasks)):
+                tasks[i].time(memory)
+                bar.update()
+            if round_ == 0:
+                for task in tasks:
+                    task.rates.clear()
+                    task.reads.clear()
+
+
+def row_of(task: Task, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return a task's row of the report; ratios are taken round by round."""
+    row = dict(task.about) | {"tokens_per_s": spread(task.rates)}
+    like = ("phase", "dtype", "n_threads", "context")
+    dense = next(
+        t for t in tasks if t.about["beta"] is None and all(t.about[k] == task.about[k] for k in like)
+    )
+    row["to_dense"] = spread(ratios(task.rates, dense.rates))
+    if "bytes_per_token" in row:
+        rates = [rate * row["bytes_per_token"] for rate in task.rates]
+        row["gb_per_s"] = spread([rate / 1e9 for rate in rates])
+        row["of_bandwidth"] = spread(ratios(rates, task.reads))
+    return row
+
+
+def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x / y for x, y in zip(a, b, strict=True)]
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return median, quartiles and the values themselves, in the order of the rounds."""
+    q1, median, q3 = (float(q) for q in np.percentile(values, [25, 50, 75]))
+    return {"median": median, "q1": q1, "q3": q3, "rounds": [float(v) for v in values]}
+
+
+def relative_error(got: Array, expected: Array) -> float:
+    """Return the largest difference over the largest magnitude; infinite where only one is finite."""
+    finite = np.isfinite(expected)
+    if not np.array_equal(np.isfinite(got), finite) or not finite.any():
+        return float("inf")
+    return float(np.abs(got - expected)[finite].max() / np.abs(expected)[finite].max())
+
+
+def plain_or_none(value: Any) -> Any:
+    """Return a setting as JSON holds it."""
+    if isinstance(value, tuple):
+        return [plain_or_none(v) for v in value]
+    if isinstance(value, slice | range):
+        return str(value)
+    return value if value is None or isinstance(value, str | int) else plain(value)
+
+
+def prompt_ids(model: Model, n: int) -> list[int]:
+    """Return n ids: a text over and over, or drawn ones where the model has no tokenizer."""
+    if model.tokenizer is None:
+        return np.random.default_rng(0).integers(0, model.config.n_vocab, n).tolist()
+    ids = model.tokenizer.encode(PROMPT)
+    return (ids * -(-n // len(ids)))[:n]
+
+
+def machine() -> dict[str, Any]:
+    """Return what speeds depend on: processor, cores, instructions that code is compiled for, memory."""
+    import llvmlite.binding as llvm  # type: ignore[import-untyped]
+    import numba
+    import psutil
+
+    features = llvm.get_host_cpu_features()
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "flags": [flag for flag in FLAGS if features.get(flag)],
+        "last_cache_bytes": bandwidth.last_cache_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def load_average() -> float | None:
+    """Return how many processes wanted to run in the last minute, where the system says."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
