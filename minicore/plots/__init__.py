@@ -5,7 +5,7 @@ return the Axes and none shows or saves anything. Colours are told apart by the 
 style in use: text and background are matplotlib's own, so dark styles give dark pictures.
 """
 
-from minicore.plots.activations import activation_map, frequency_grid, text_activations, top_snippets
+from minicore.plots.activations import activation_map, frequency_grid
 from minicore.plots.axes import check_format, new_axes, save
 from minicore.plots.quality import quality_curves, similarity_scatter
 from minicore.plots.sets import (
@@ -16,6 +16,7 @@ from minicore.plots.sets import (
     timeline,
 )
 from minicore.plots.speed import bars, decode_speed, roofline
+from minicore.plots.text import text_activations, top_snippets
 
 __all__ = [
     "activation_map",

@@ -90,7 +90,9 @@ def neuron_ids(name: str, value: Any, n_neurons: int) -> Array:  # -> int64 (n,)
     if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
         raise InputError(f"{name}: expected a list of neuron ids, got {np.shape(value)} {ids.dtype}")
     if ids.min() < 0 or ids.max() >= n_neurons:
-        raise InputError(f"{name} holds {ids[(ids < 0) | (ids >= n_neurons)][0]}, not in 0 to {n_neurons - 1}")
+        raise InputError(
+            f"{name} holds {ids[(ids < 0) | (ids >= n_neurons)][0]}, not in 0 to {n_neurons - 1}"
+        )
     return ids.astype(np.int64)
 
 
@@ -130,7 +132,7 @@ def readable_on(colour: Any) -> str:
 def sequential(ax: Axes) -> LinearSegmentedColormap:
     """Return a colour map from the background, for zero, through blue to what contrasts most with it."""
     blues = ["#0d4a72", "#3b9fd8", "#d9f1ff"] if is_dark(ax) else ["#9ccbe8", "#0072B2", "#00243b"]
-    colours = [to_rgb(colour) for colour in (paper(ax), *blues)]
+    colours = [paper(ax), *map(to_rgb, blues)]
     return LinearSegmentedColormap.from_list("minicore sequential", colours)
 
 
@@ -140,12 +142,14 @@ def diverging(ax: Axes) -> LinearSegmentedColormap:
         ends = ["#d9f1ff", "#3b9fd8"], ["#e8702a", "#ffe3c2"]
     else:
         ends = ["#00365a", "#3b93c9"], ["#e27a35", "#6b2500"]
-    colours = [to_rgb(colour) for colour in (*ends[0], paper(ax), *ends[1])]
+    colours = [*map(to_rgb, ends[0]), paper(ax), *map(to_rgb, ends[1])]
     return LinearSegmentedColormap.from_list("minicore diverging", colours)
 
 
 def scale(ax: Axes, x: Array, vmax: float | None = None) -> dict[str, Any]:
     """Return colour map and limits for values: zero is the background, whether or not some are below it."""
+    if vmax is not None and not vmax > 0:
+        raise InputError(f"vmax is {vmax}, expected a number above 0")
     top = vmax if vmax is not None else float(np.nanmax(np.abs(x))) or 1.0
     signed = bool(np.nanmin(x) < 0)
     return {
@@ -178,10 +182,12 @@ def add_colorbar(ax: Axes, mappable: ScalarMappable, label: str, **where: Any) -
     assert figure is not None
     if "cax" not in where and figure.get_layout_engine() is not None:
         where["cax"] = ax.inset_axes((1 + 0.1 / inches(ax)[0], 0, 0.15 / inches(ax)[0], 1))
-    bar = figure.colorbar(mappable, **({} if "cax" in where else {"ax": ax}), **where)
+    else:
+        where.setdefault("ax", None if "cax" in where else ax)
+    bar = figure.colorbar(mappable, **where)
     bar.set_label(label, color=ink(ax))
     bar.ax.tick_params(which="both", color=ink(ax), labelcolor=ink(ax))
-    bar.outline.set_visible(False)  # type: ignore[operator]  # the stubs take it for a method
+    bar.outline.set_visible(False)
     return bar
 
 

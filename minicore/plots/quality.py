@@ -139,7 +139,7 @@ def similarity_scatter(
     --------
     >>> ax = similarity_scatter([0, 1, 2, 3, 4, 5], [0.1, 0.2, 0.2, 0.3, 0.4, 0.5])
     >>> ax.get_title()
-    "Spearman's ρ 0.99 [0.94, 1.00], 6 pairs"
+    "Spearman's ρ 0.99 [0.87, 1.00], 6 pairs"
     """
     x, y = numbers("semantic", semantic, "(n_pairs,)"), numbers("core", core, "(n_pairs,)")
     same_length("core", y, len(x), "values of semantic")

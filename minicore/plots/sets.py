@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.ticker import MaxNLocator
 
 from minicore.core.neurons import CoreSet, jaccard
 from minicore.core.similarity import core_vector
@@ -79,7 +80,9 @@ def overlap_matrix(
     what = "Jaccard similarity"
     if isinstance(sets, CoreSet):
         if layer is not None:
-            raise InputError(f"layer is {layer} but there is one set, whose layers are compared: expected several")
+            raise InputError(
+                f"layer is {layer} but there is one set, whose layers are compared: expected several"
+            )
         names = names or [f"layer {i}" for i in sets]
         matrix = np.array([[jaccard(a, b) for b in sets.neurons.values()] for a in sets.neurons.values()])
     elif len(sets) and all(isinstance(one, CoreSet) for one in sets):
@@ -181,9 +184,10 @@ def stability_curves(
         colours = ListedColormap(sequential(ax)(np.linspace(0.3, 1, 256)))  # the first ones are background
         for layer, row in zip(numbers_of, y, strict=True):
             ax.plot(x, row, color=colours(norm(layer)), linewidth=1, label=f"layer {layer}")
-        bar = add_colorbar(ax, ScalarMappable(norm, colours), "layer")
-        bar.ax.yaxis.get_major_locator().set_params(integer=True)
-        mean = np.array([column[~np.isnan(column)].mean() if not np.isnan(column).all() else np.nan for column in y.T])
+        add_colorbar(ax, ScalarMappable(norm, colours), "layer", ticks=MaxNLocator(integer=True))
+        mean = np.array(
+            [column[~np.isnan(column)].mean() if not np.isnan(column).all() else np.nan for column in y.T]
+        )
         ax.plot(x, mean, color=look(ax, 1)["color"], linewidth=2.5, label="mean of the layers")
         ax.legend(*[part[-1:] for part in ax.get_legend_handles_labels()], frameon=False, labelcolor=ink(ax))
     else:
@@ -373,7 +377,8 @@ def embedding(
     for i, name in enumerate(np.unique(names)):
         of = points[names == name]
         style = look(ax, i)
-        ax.scatter(*of.T, s=26, alpha=0.85, color=style["color"], marker=style["marker"], label=name, linewidths=0)
+        how = {"color": style["color"], "marker": style["marker"], "label": name}
+        ax.scatter(of[:, 0], of[:, 1], s=26, alpha=0.85, linewidths=0, **how)
     ax.set(xlabel=f"{METHODS[method]} 1", ylabel=f"{METHODS[method]} 2")
     if method != "pca":  # their axes have no unit and no origin
         ax.set(xticks=[], yticks=[])
@@ -395,9 +400,11 @@ def project(x: Array, method: str = "pca", seed: int = 0) -> Array:  # (n, d) ->
 
         return TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="random", random_state=seed).fit_transform(x)
     try:
-        from umap import UMAP
+        from umap import UMAP  # type: ignore[import-not-found]
     except ImportError:
-        raise InputError("method umap needs umap-learn: pip install umap-learn, or take pca or tsne") from None
+        raise InputError(
+            "method umap needs umap-learn: pip install umap-learn, or take pca or tsne"
+        ) from None
     return UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1).fit_transform(x)
 
 
@@ -423,7 +430,10 @@ def vectors(sets: Sequence[CoreSet] | Array) -> Array:  # -> (n_sets, d)
         if not shared or len({(one.n_layers, one.n_neurons) for one in sets}) > 1:
             raise InputError("core sets that share no layer, or are of different models, cannot be compared")
         return np.stack(
-            [np.concatenate([core_vector(one.neurons[i], one.n_neurons) for i in sorted(shared)]) for one in sets]
+            [
+                np.concatenate([core_vector(one.neurons[i], one.n_neurons) for i in sorted(shared)])
+                for one in sets
+            ]
         )
     return numbers("vectors", sets, "(n, d)")
 
@@ -437,7 +447,9 @@ def masks(sets: Sequence[CoreSet] | Array, layer: int | None) -> Array:  # -> bo
         return vectors(chosen).astype(bool)
     steps = np.asarray(sets)
     if steps.ndim != 2 or not steps.size or steps.dtype != bool:
-        raise InputError(f"sets have shape {steps.shape} of {steps.dtype}, expected (n_steps, n_neurons) of bool")
+        raise InputError(
+            f"sets have shape {steps.shape} of {steps.dtype}, expected (n_steps, n_neurons) of bool"
+        )
     return steps
 
 

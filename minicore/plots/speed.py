@@ -50,7 +50,7 @@ def bars(
     Examples
     --------
     >>> ax = bars({"dense": [34.7, 3.1], "core": [57.2, 17.2]}, ["LLaMA2-7B", "LLaMA2-70B"])
-    >>> [bar.get_height() for bar in ax.patches]
+    >>> [float(bar.get_height()) for bar in ax.patches]
     [34.7, 3.1, 57.2, 17.2]
     """
     tables = {name: numbers(f"values of {name}", v, "(n_groups,)", gaps=True) for name, v in values.items()}
@@ -94,10 +94,9 @@ def ends_of(name: str, values: Array, interval: Any) -> Array:  # (n,), (n, 2) o
         return np.stack([values, values], axis=1)
     ends = numbers(f"intervals of {name}", interval, "(n_groups, 2)", gaps=True)
     if ends.shape != (len(values), 2) or (ends[:, 0] > values).any() or (values > ends[:, 1]).any():
-        raise InputError(
-            f"intervals of {name} have shape {ends.shape}, expected ({len(values)}, 2), low and high around each value"
-        )
-    return ends
+        want = f"({len(values)}, 2): low and high, the value between them"
+        raise InputError(f"intervals of {name} have shape {ends.shape}, expected {want}")
+    return np.where(np.isnan(ends), values[:, None], ends)
 
 
 def figure(x: float) -> str:
@@ -144,11 +143,12 @@ def roofline(
     levels = bandwidth if isinstance(bandwidth, Mapping) else {"memory": bandwidth}
     if not points or not levels:
         raise InputError("there are no points or no bandwidth, expected at least one of each")
-    given = [*points.values(), *levels.values(), peak]
-    for value in given:
-        if not (np.isfinite(value).all() and (np.asarray(value) > 0).all()):
-            raise InputError(f"roofline holds {value}, expected finite numbers above 0")
     at = {name: numbers(name, point, "(2,)") for name, point in points.items()}
+    for value in np.concatenate(
+        [*at.values(), numbers("bandwidth", [*levels.values(), peak], "(n_levels,)")]
+    ):
+        if value <= 0:
+            raise InputError(f"the roofline holds {value:g}, expected numbers above 0")
     for name, point in at.items():
         same_length(name, point, 2, "axes: FLOP/B and GFLOP/s")
     ax = new_axes(7, 4.5) if ax is None else ax
@@ -156,7 +156,7 @@ def roofline(
     x_all = [point[0] for point in at.values()]
     x = np.geomspace(min(*x_all, *ridges) / 4, max(*x_all, *ridges) * 4, 200)
     ax.set(xscale="log", yscale="log")
-    for name, level in levels.items():
+    for level in levels.values():
         ax.plot(x, np.minimum(level * x, peak), color=ink(ax), linewidth=1.5)
     for i, (name, point) in enumerate(at.items()):
         style = look(ax, i) | {"linestyle": "none"}
@@ -166,14 +166,14 @@ def roofline(
     ax.set(xlim=(x[0], x[-1]), ylim=(low, peak * 2))
     plain_log(ax.xaxis)
     plain_log(ax.yaxis)
-    near = {"textcoords": "offset points", "color": ink(ax), "fontsize": 8}
-    ax.annotate(f"{figure(peak)} GFLOP/s", (x[-1], peak), xytext=(-2, 3), ha="right", **near)  # type: ignore[arg-type]
+    near: dict[str, Any] = {"textcoords": "offset points", "color": ink(ax), "fontsize": 8}
+    ax.annotate(f"{figure(peak)} GFLOP/s", (x[-1], peak), xytext=(-2, 3), ha="right", **near)
     for name, level in levels.items():
-        # The line's slope in data: with transform_rotates_text it is turned into its angle on the page.
-        turn = {"rotation": float(np.degrees(np.arctan(level))), "transform_rotates_text": True}
-        at_start = x[0] * 1.15, level * x[0] * 1.25
-        label = f"{name}, {figure(level)} GB/s"
-        ax.text(*at_start, label, rotation_mode="anchor", color=ink(ax), fontsize=8, **turn)  # type: ignore[arg-type]
+        left, up = x[0] * 1.15, level * x[0] * 1.3
+        # A line of slope one on two logarithmic axes runs in data as y / x does at the point.
+        turn = float(np.degrees(np.arctan(up / left)))
+        how: dict[str, Any] = {"rotation": turn, "transform_rotates_text": True, "rotation_mode": "anchor"}
+        ax.text(left, up, f"{name}, {figure(level)} GB/s", color=ink(ax), fontsize=8, **how)
     ax.set(xlabel="operations per byte (FLOP/B)", ylabel="speed (GFLOP/s)")
     add_legend(ax, **({} if len(at) > 5 else {"loc": "lower right"}))
     open_frame(ax)
