@@ -181,6 +181,8 @@ def sts(study: dict[str, Any]) -> list[str]:
             f"{best['measure']}, layer {best['layer']}: rho {best['rho_where_chosen']:.3f} where it was "
             f"chosen, {estimate:.3f} [{low:.3f}, {high:.3f}] on {best['test_file']}"
         )
+    overlap = ", ".join(f"{rho:.3f} on {name}" for name, rho in study["overlap"].items())
+    lines.append(f"for comparison, the overlap of the sentences' tokens: rho {overlap}")
     return [*lines, f"alpha {study['alpha']}; {study['model']}, {study['dtype']}"]
 
 

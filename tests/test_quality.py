@@ -446,6 +446,8 @@ def test_the_frontier_command(capsys, tmp_path, text):
 
 PAIRS = "5\ta bird sang\ta bird sang\n0\ta bird sang\tthe cat heard it in the tree\n2.5\tthe cat\tthe bird\n"
 
+PAIRED = PAIRS.replace("\n", "\t").split("\t")[:9]
+
 
 @pytest.fixture
 def pair_files(tmp_path) -> list[Path]:
@@ -486,6 +488,9 @@ def test_the_same_sentence_is_most_alike_and_the_last_file_is_the_test(chat, pai
     chosen = found["chosen"]
     at = found["layers"].index(chosen["layer"])
     assert chosen["rho_where_chosen"] == max(max(of["choose.tsv"]) for of in found["rho"].values())
+    sides = [[set(chat.tokenizer.encode(text)) for text in side] for side in (PAIRED[1::3], PAIRED[2::3])]
+    overlap = [len(a & b) / len(a | b) for a, b in zip(*sides, strict=True)]
+    assert found["overlap"]["test.tsv"] == spearman(np.array(overlap), np.array(PAIRED[::3], float))
     assert chosen["test_rho"][0] == found["rho"][chosen["measure"]]["test.tsv"][at]
 
 

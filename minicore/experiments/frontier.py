@@ -18,7 +18,7 @@ from minicore.experiments.quality import Conditions, Row, Rows, Setting, grid, s
 from minicore.experiments.texts import Passage, passages
 from minicore.model import Model
 
-FIRST = (0.7, 0.9)  # betas that every search begins with
+FIRST = (0.6, 0.8)  # betas that every search begins with
 STEP = 0.005  # betas are multiples of it; a search ends between two neighbours
 
 

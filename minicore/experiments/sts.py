@@ -173,6 +173,13 @@ def similarities(
     return {name: np.stack([measure(a, b) for a, b in read]) for name, measure in measures.items()}
 
 
+def word_overlap(model: Model, pairs: Pairs) -> Array:  # -> (n_pairs,)
+    """Return the Jaccard similarity of the pairs' token ids: what needs no model to see."""
+    assert model.tokenizer is not None
+    ids = [[set(model.tokenizer.encode(text)) for text in side] for side in (pairs.first, pairs.second)]
+    return np.array([len(a & b) / len(a | b) for a, b in zip(*ids, strict=True)])
+
+
 def study(
     model: Model,
     files: Sequence[str | PathLike[str]],
@@ -213,7 +220,8 @@ def study(
     dict
         ``rho``: measure -> file -> a value a layer of ``layers``; ``chosen``: the measure and layer of
         highest mean rho where they were chosen, and ``test_rho``: ``[rho, low, high]`` on the last file;
-        ``best_jaccard``: the same for the best of the paper's own measure.
+        ``best_jaccard``: the same for the best of the paper's own measure; ``overlap``: file -> rho of
+        the overlap of the tokens, which any measure has to beat to be about meaning.
 
     Raises
     ------
@@ -254,6 +262,7 @@ def study(
         "n_pairs": [len(pairs.scores) for pairs in sets],
         "layers": chosen_layers,
         "rho": rho,
+        "overlap": {pairs.name: spearman(word_overlap(model, pairs), pairs.scores) for pairs in sets},
         "chosen": _test(list(rho), rho, sets, alike[-1], chosen_layers, seed),
         "best_jaccard": _test(
             [m for m in rho if m.startswith("jaccard")], rho, sets, alike[-1], chosen_layers, seed

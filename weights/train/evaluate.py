@@ -1,0 +1,166 @@
+"""Stage 7: what an exported model computes: core and dense perplexity with exact sets, clusters, stability.
+
+python weights/train/evaluate.py --model weights/minicore-opt-core --data work
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from export import NAMES
+from opt import ALPHA, OPT, Shape, core_counts, most_frequent, sentence_core
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def from_hugging_face(folder: Path, device: str) -> OPT:
+    c = json.loads((folder / "config.json").read_text())
+    shape = Shape(
+        c["vocab_size"],
+        c["max_position_embeddings"],
+        c["hidden_size"],
+        c["num_hidden_layers"],
+        c["num_attention_heads"],
+        c["ffn_dim"],
+    )
+    names = {"embed_tokens": "embed", "embed_positions": "positions", "final_layer_norm": "norm"}
+    for i in range(shape.n_layers):
+        names |= {f"layers.{i}.{theirs}": f"blocks.{i}.{ours}" for ours, theirs in NAMES.items()}
+    state = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        module, kind = name.removeprefix("model.decoder.").rsplit(".", 1)
+        state[f"{names[module]}.{kind}"] = tensor.float()
+    model = OPT(shape)
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+@torch.no_grad()
+def read(
+    model: OPT, ids: Tensor, n_prompt: int = 0, cores: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Read one text once for each choice of cores, or once, densely.
+
+    ids (T,); cores (n_choices, n_layers, n_neurons) bool: the neurons that tokens from n_prompt on see
+    -> logits (n_choices, T, n_vocab), activations a layer (n_choices, T, n_neurons).
+    """
+    x = model.start(ids.expand(1 if cores is None else len(cores), -1))
+    recorded = []
+    for i, block in enumerate(model.blocks):
+        x = block.attend(x)
+        a = block.activate(x)
+        recorded.append(a)
+        if cores is not None:
+            a = torch.cat([a[:, :n_prompt], a[:, n_prompt:] * cores[:, i, None]], 1)
+        x = x + block.fc2(a)
+    return model.logits(x), recorded
+
+
+def perplexity_table(model: OPT, windows: Tensor, source: Tensor, n_prompt: int, betas: list[float]) -> dict:
+    """Perplexity of the n_prompt tokens after a prompt of n_prompt, and what a fixed core set makes of it.
+
+    {mix, prose, sampled: {dense: perplexity, beta: ratio, "oracle beta": ratio with the continuation's set}}
+    """
+    keys = [*map(str, betas), *(f"oracle {beta}" for beta in betas)]
+    losses: dict[str, list[Tensor]] = {key: [] for key in ("dense", *keys)}
+    active = []
+    for ids in windows[:, : 2 * n_prompt]:
+        logits, a = read(model, ids[:-1])
+        active.append(np.mean([(layer > 0).float().mean().item() for layer in a]))
+        counts = [[core_counts(part) for part in (layer[0, :n_prompt], layer[0, n_prompt:])] for layer in a]
+        n_kept = [torch.tensor([int(beta * model.shape.n_neurons)], device=ids.device) for beta in betas]
+        cores = torch.stack(
+            [torch.cat([most_frequent(c[of][None], n) for c in counts]) for of in (0, 1) for n in n_kept]
+        )
+        rows = torch.cat([logits, read(model, ids[:-1], n_prompt, cores)[0]])[:, n_prompt - 1 :]
+        for key, row in zip(losses, rows, strict=True):
+            losses[key].append(F.cross_entropy(row, ids[n_prompt:], reduction="none"))
+    result: dict = {"active": float(np.mean(active))}
+    for name, rows in {"mix": source >= 0, "prose": source == 0, "sampled": source == 1}.items():
+        means = {key: torch.stack(values)[rows].mean().exp().item() for key, values in losses.items()}
+        result[name] = {"dense": means["dense"]} | {key: means[key] / means["dense"] for key in keys}
+    return result
+
+
+def topic_index(
+    model: OPT, texts: list[list[int]], labels: list[str], beta: float, device: str, seed: int = 0
+) -> list[float]:
+    """Adjusted Rand index of k-means over the texts' core sets against their labels, a layer each."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score
+
+    sets: list[list[np.ndarray]] = [[] for _ in model.blocks]
+    for ids in texts:
+        for layer, (a,) in enumerate(read(model, torch.tensor(ids, device=device))[1]):
+            sets[layer].append(sentence_core(a, ALPHA, beta).float().cpu().numpy())
+    scores = []
+    for rows in sets:
+        x = np.stack(rows)
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        x = x[:, x.std(0) > 0] - x[:, x.std(0) > 0].mean(0)
+        found = KMeans(len(set(labels)), n_init=20, random_state=seed).fit_predict(x)
+        scores.append(adjusted_rand_score(labels, found))
+    return scores
+
+
+def stability_curve(model: OPT, windows: Tensor, beta: float, lengths: list[int]) -> dict[int, float]:
+    """Mean Jaccard of the cores of the first n and the first n + 32 tokens, over windows and layers."""
+    curve: dict[int, list[float]] = {n: [] for n in lengths}
+    for ids in windows:
+        a = [layer[0] for layer in read(model, ids[:-1])[1]]
+        for n in lengths:
+            for layer in a:
+                one, two = (sentence_core(layer[:m], ALPHA, beta) for m in (n, n + 32))
+                curve[n].append(((one & two).sum() / (one | two).sum()).item())
+    return {n: float(np.mean(values)) for n, values in curve.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.4, 0.3, 0.2, 0.1])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--windows", type=int, help="the first so many of every source only")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    model = from_hugging_face(args.model, args.device)
+    windows = torch.from_numpy(np.load(args.data / "heldout.npy").astype(np.int64)).to(args.device)
+    source = torch.from_numpy(np.load(args.data / "heldout.source.npy")).to(args.device)
+    if args.windows:
+        rows = torch.cat([(source == of).nonzero()[: args.windows, 0] for of in (0, 1)])
+        windows, source = windows[rows], source[rows]
+    result: dict = {}
+    for n_prompt in (256, 128):
+        key = f"prompt {n_prompt}, next {n_prompt}"
+        result[key] = perplexity_table(model, windows, source, n_prompt, args.betas)
+        print(key, json.dumps(result[key]), flush=True)
+    result["stability"] = stability_curve(
+        model, windows[::4], 0.2, [8, 16, 32, 64, 96, 128, 192, 256, 384, 448]
+    )
+    print("stability", result["stability"], flush=True)
+
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
+    with open(args.data / "topics.jsonl", encoding="utf-8") as file:
+        documents = [json.loads(line) for line in file]
+    texts = [tokenizer.encode(d["text"]).ids[: model.shape.n_ctx] for d in documents]
+    for beta in (0.1, 0.2, 0.4):
+        result[f"topics at {beta}"] = topic_index(
+            model, texts, [d["label"] for d in documents], beta, args.device
+        )
+        print(f"adjusted Rand index by layer at beta {beta}", result[f"topics at {beta}"], flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
