@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicore.kernels import bandwidth
+from minicore import report
+from minicore.kernels import bandwidth, team
 
 N_BYTES = max(4 * bandwidth.last_cache_bytes(), 64 << 20)  # that a kernel reads in one call, about
 
@@ -16,6 +17,24 @@ def pytest_report_header() -> str:
 
     about = machine()
     return f"machine: {about['cpu']}, {about['cores']} cores, {' '.join(about['flags'])}"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """List what pytest-benchmark keeps for its JSON: GB/s, and the fraction of the bandwidth around it."""
+    rows = [
+        [
+            bench.name.removeprefix("test_"),
+            report.number(bench.extra_info["gb_per_s"]),
+            report.number(bench.extra_info["read_gb_per_s"]),
+            f"{bench.extra_info['of_bandwidth']:.0%}",
+        ]
+        for bench in config._benchmarksession.benchmarks
+        if "gb_per_s" in bench.extra_info
+    ]
+    if rows:
+        terminalreporter.section("bytes read")
+        for line in report.columns(["", "GB/s", "bandwidth", "of it"], rows):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +48,8 @@ def reading(benchmark: Any, memory: np.ndarray) -> Callable[..., Any]:
 
     def run(call: Callable[[], Any], n_bytes: float, n_threads: int = 1) -> None:
         before = bandwidth.bandwidth(memory, n_threads)
-        benchmark.pedantic(call, rounds=5, iterations=1, warmup_rounds=1)
+        with team.limited(n_threads):  # BLAS too
+            benchmark.pedantic(call, rounds=5, iterations=1, warmup_rounds=1)
         if benchmark.stats is None:  # --benchmark-disable
             return
         after = bandwidth.bandwidth(memory, n_threads)
