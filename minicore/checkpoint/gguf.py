@@ -64,7 +64,20 @@ class _Cursor:
             raise InputError(
                 f"{self.file.path}: metadata have an array of type {kind}, expected 0 to 8 or 10 to 12"
             )
-        return [self.text() for _ in range(count)]
+        return self.texts(count)
+
+    def texts(self, count: int) -> list[str]:
+        """Read many strings, such as a vocabulary, in a loop without calls: it is on the way to a first token."""
+        length, data, found = LAYOUTS["Q"].unpack_from, self.file.map, []
+        for _ in range(count):
+            if self.at + 8 > self.file.size:
+                break
+            start = self.at + 8
+            self.at = start + length(data, self.at)[0]
+            found.append(data[start : self.at].decode("utf-8", errors="replace"))
+        if len(found) < count or self.at > self.file.size:
+            self.take(self.file.size)  # says that the header goes beyond the file
+        return found
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 PACKED = tuple(FORMATS)
 CHUNK = 1 << 18  # elements a piece: its few copies stay in the CPU's caches, and memory stays flat
+READERS = 4  # threads at most: each holds a few copies of a piece
 
 NEIGHBOURS = 1 << 21  # bytes: a huge page, the most that the system maps at a touch
 
@@ -223,16 +226,29 @@ def load(
     check_dtype(dtype)
     shapes = config.shapes()
     params: dict[str, Any] = {}
-    with _bar(sum(map(math.prod, shapes.values())), progress) as bar:
-        for name, shape in shapes.items():
-            tensor, place = tensors[where[name].name], where[name]
-            if len(shape) > 1 and dtype in PACKED:
-                params[name] = _pack(dtype, shape, tensor, place, config.d_head)
-            else:
-                # One array a parameter, allocated whole: large ones get huge pages, which decoding likes.
-                params[name] = np.empty(shape, DTYPES[dtype] if len(shape) > 1 else np.float32)
-                _fill(params[name], tensor, place, config.d_head)
-            bar.update(math.prod(shape))
+
+    def read(name: str) -> Array | Packed:
+        tensor, place, shape = tensors[where[name].name], where[name], shapes[name]
+        if len(shape) > 1 and dtype in PACKED:
+            return _pack(dtype, shape, tensor, place, config.d_head)
+        # One array a parameter, allocated whole: large ones get huge pages, which decoding likes.
+        whole = np.empty(shape, DTYPES[dtype] if len(shape) > 1 else np.float32)
+        _fill(whole, tensor, place, config.d_head)
+        return whole
+
+    # NumPy lets go of the interpreter while it converts, so threads share the work.
+    with (
+        _bar(sum(map(math.prod, shapes.values())), progress) as bar,
+        ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool,
+    ):
+        reading = {name: pool.submit(read, name) for name in shapes}
+        try:
+            for name, future in reading.items():
+                params[name] = future.result()
+                bar.update(math.prod(shapes[name]))
+        except BaseException:  # the first bad tensor, or Ctrl-C: leave the rest unread
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return params
 
 
