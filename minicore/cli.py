@@ -55,7 +55,7 @@ JSON_KEYS = (
 def generate(args: argparse.Namespace) -> int:
     model = load(args)
     stream = model.stream(read_prompt(args.prompt), **settings(args))
-    announce_compilation(stream)
+    announce_compilation(stream.backend)
     try:
         for piece in with_progress(stream) if args.json else stream:
             if not args.json:
@@ -85,7 +85,7 @@ def compare(args: argparse.Namespace) -> int:
         model.stream(prompt, **chosen | {"predictor": "dense"}),
         model.stream(prompt, **core_settings),
     ]
-    announce_compilation(*streams)
+    announce_compilation(streams[0].backend)
     for stream in streams:
         for _ in with_progress(stream):
             pass
@@ -127,6 +127,21 @@ def pack(args: argparse.Namespace) -> int:
         print_json({"path": str(target), "dtype": model.dtype, "weights_bytes": model.weights_bytes})
     else:
         print(target)
+    return 0
+
+
+def explore(args: argparse.Namespace) -> int:
+    from minicore.decode import check_backend
+    from minicore.explore import explore as make_page
+
+    prompts = [read_prompt(prompt) for prompt in (args.prompt, args.other) if prompt is not None]
+    model = load(args)
+    announce_compilation(check_backend(args.backend))
+    names = "alpha beta layers max_new_tokens chat backend".split()
+    page = make_page(model, prompts, **{name: getattr(args, name) for name in names})
+    with atomic_write(args.output) as part:
+        part.write_text(page, encoding="utf-8")
+    print(args.output)
     return 0
 
 
@@ -373,6 +388,26 @@ def pack_options(parser: argparse.ArgumentParser) -> None:
     dtype_option(parser)
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="a directory to make")
     json_option(parser)
+
+
+def explore_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from standard input")
+    parser.add_argument("--and", metavar="PROMPT", dest="other", help="a second text to compare it with")
+    model_options(parser)
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the page, such as page.html")
+    parser.add_argument("--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept")
+    parser.add_argument(
+        "--beta",
+        metavar="B",
+        type=float,
+        help="of a layer's neurons kept when the page opens; it has a slider",
+    )
+    parser.add_argument("--layers", metavar="6:27", help="the layers shown, a Python slice (default: all)")
+    parser.add_argument("--backend", metavar="B", default="auto", help="numpy, cpu or auto (default: auto)")
+    parser.add_argument(
+        "-n", "--max-new-tokens", metavar="N", type=int, default=48, help="to continue with (default: 48)"
+    )
+    parser.add_argument("--chat", action="store_true", help="wrap the prompts in the model's chat template")
 
 
 def info_options(parser: argparse.ArgumentParser) -> None:
@@ -657,6 +692,16 @@ COMMANDS = {
         minicore compare "The three states of matter are" --beta 0.8 -n 64 --json
         """,
     ),
+    "explore": Command(
+        "write a page to look at a prompt's core neurons in",
+        explore_options,
+        explore,
+        """
+        minicore explore "The jury came back into the room, and everyone stood up." -o page.html
+        minicore explore "Bread needs flour." --and "Rain fell." -m minicore-opt-core -o page.html
+        minicore explore - -m path/to/model --layers 10:20 -n 0 -o page.html < prompt.txt
+        """,
+    ),
     "pack": Command(
         "write a model as kernels read it, to be mapped instead of read and packed",
         pack_options,
@@ -878,9 +923,9 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value))
 
 
-def announce_compilation(*streams: Stream) -> None:
+def announce_compilation(backend: str) -> None:
     """Say that the first run compiles, once: the kernels are kept on disk after it."""
-    if any(stream.backend == "cpu" for stream in streams):
+    if backend == "cpu":
         from minicore.decode import cpu
 
         if not cpu.kernels_cached():

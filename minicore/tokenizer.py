@@ -195,6 +195,27 @@ class Tokenizer:
             ids = ids[len(front) :]
         return str(self._inner.decode(ids, skip_special_tokens=skip_special))
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Return the text of each id, to show or to label tokens with.
+
+        A special token is its name. A character whose bytes are spread over several ids belongs to the
+        last of them, and the others are empty; joined, pieces of ordinary tokens are :meth:`decode`'s text.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> tokenizer = mc.load("minicore-opt-core").tokenizer
+        >>> tokenizer.pieces(tokenizer.encode("The cat sat."))
+        ['<|endoftext|>', 'The', ' cat', ' sat', '.']
+        """
+        added = self._inner.get_added_tokens_decoder()
+        names = {i: token.content for i, token in added.items() if token.special}
+        stream = self.stream()
+        found = [names[i] if i in names else stream.push(i) for i in map(int, ids)]
+        if found:
+            found[-1] += stream.flush()
+        return found
+
     def stream(self) -> TokenStream:
         """Return a decoder that takes one id at a time."""
         return TokenStream(self)
