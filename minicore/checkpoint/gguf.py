@@ -67,7 +67,7 @@ class _Cursor:
         return self.texts(count)
 
     def texts(self, count: int) -> list[str]:
-        """Read many strings, such as a vocabulary, in a loop without calls: it is on the way to a first token."""
+        """Read many strings, such as a vocabulary, in a loop without calls: it is on the way to a token."""
         length, data, found = LAYOUTS["Q"].unpack_from, self.file.map, []
         for _ in range(count):
             if self.at + 8 > self.file.size:
