@@ -291,6 +291,18 @@ def test_passages_are_cut_end_to_end_and_drawn_by_seed(chat, text):
     assert len({*names, *(p.name for p in others)}) == 7
 
 
+def test_a_passage_may_be_one_longer_than_the_context(chat, text):
+    """Its last token is only predicted, so 256 + 256 tokens and the one between fit a context of 512."""
+    n = chat.config.n_ctx
+    every = conditions(chat, prompt_tokens=n // 2, continuation_tokens=n - n // 2)
+    found, others = passages(chat, [text], every.n_tokens, 1, 1)
+    assert len(found[0].ids) == len(others[0].ids) == n + 1
+    settings = grid(["static", "griffin@others", "griffin@continuation", "griffin@all", "oracle"], [0.5])
+    assert all(math.isfinite(row["ratio"][0]) for row in study(chat, found, settings, every, others))
+    with pytest.raises(InputError, match=f"passages of {n + 2} tokens do not fit the model's context of {n}"):
+        passages(chat, [text], n + 2, 1)
+
+
 def test_each_json_line_gives_its_beginning(chat, tmp_path):
     path = tmp_path / "lines.jsonl"
     long = "a bird sang in the tree and the cat heard it. " * 4

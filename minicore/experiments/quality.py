@@ -533,8 +533,8 @@ def read_others(
     recorders = {predictor: new_recorder(model, name, conditions) for predictor, name in named.items()}
     counts = new_recorder(model, "stability", conditions)
     for passage in tqdm(fit, desc="other texts", unit=" passages", leave=False, disable=not progress):
-        cache = KVCache(model.config, len(passage.ids))
-        prefill(model, passage.ids, cache, recorder_tap(counts, *recorders.values()))
+        ids = passage.ids[: model.config.n_ctx]
+        prefill(model, ids, KVCache(model.config, len(ids)), recorder_tap(counts, *recorders.values()))
     frequency = np.zeros((model.config.n_layers, model.config.n_neurons))
     for layer, scores in counts.scores().items():
         frequency[layer] = scores

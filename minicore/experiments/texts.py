@@ -94,11 +94,11 @@ def passages(
     ------
     InputError
         If a file cannot be read or parsed (by file and line), holds no passage of that length, or the
-        passages do not fit the model's context.
+        passages do not fit the model's context; their last token need not, as it is only predicted.
     """
     if model.tokenizer is None:
         raise InputError(f"{model.source} has no tokenizer, so texts cannot be measured with it")
-    if n_tokens > model.config.n_ctx:
+    if n_tokens - 1 > model.config.n_ctx:
         raise InputError(
             f"passages of {n_tokens} tokens do not fit the model's context of {model.config.n_ctx}"
         )
