@@ -1,4 +1,4 @@
-"""The ladder of tutorial 07: one token's FFN on a GPU, from a thread a row to bfloat16 rows of the core alone.
+"""The ladder of tutorial 07: a token's FFN on a GPU, from a thread a row to bfloat16 rows of the core alone.
 
     python tutorials/ladder_h100.py [-o tutorials/data/ladder_h100.json]
 
@@ -7,7 +7,7 @@ Needs a GPU, numba-cuda and NumPy, and takes some fifteen seconds. Every rung co
     y += w_out[rows].T @ relu(w_in[rows] @ x)
 
 for the FFN of OPT-30B (7168 wide, 28672 neurons), of small integers, so that every order of summation gives
-the same bits: results are held to NumPy's, bit for bit, before anything is timed. Times are CUDA events around
+the same bits: results are held to NumPy's, bit for bit, before anything is timed. Times are CUDA events about
 ten launches, medians and quartiles over interleaved rounds. GB/s are bytes of weights that must be read over
 that time; the limit is what a kernel that only reads reaches in the same run.
 
