@@ -24,6 +24,7 @@ from minicore.files import atomic_write
 if TYPE_CHECKING:
     from minicore.generate import Generation, Stream
     from minicore.model import Model
+    from minicore.sweep import Where
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_CORE_PREDICTOR = "stability"  # what compare sets against dense where the checkpoint recommends none
@@ -180,6 +181,30 @@ def eval_stability(args: argparse.Namespace) -> int:
         print_json(found | {"rows": rows})
     else:
         print("\n".join(report.stability(found, rows)))
+    return 0
+
+
+def eval_tasks(args: argparse.Namespace) -> int:
+    from minicore.tasks import run
+
+    same = "shots alpha layers clusters budget token_beta prompts backend seed"
+    said = {name: getattr(args, name) for name in same.split()}
+    found = run.evaluate(
+        load(args),
+        args.task,
+        args.data,
+        args.predictors,
+        args.betas,
+        n_examples=args.examples,
+        where=workers(args),
+        out=args.output,
+        progress=True,
+        **said,
+    )
+    if args.json:
+        print_json(found)
+    else:
+        print("\n".join(report.tasks(found)))
     return 0
 
 
@@ -561,6 +586,77 @@ def eval_stability_options(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def eval_tasks_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--task", metavar="T", required=True, help="summary, qa, openqa, translation or steps"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        nargs="+",
+        default=[],
+        help="XSum or SciTLDR (.jsonl), SQuAD (.json), TruthfulQA (.csv), NQ-open or TriviaQA (.jsonl), two "
+        "files of parallel text (news.de news.en), or hub:NAME[:CONFIG]@SPLIT; steps has a set of its own",
+    )
+    model_options(parser)
+    parser.add_argument("--backend", metavar="B", default="auto", help="numpy, cpu or auto (default: auto)")
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--predictors",
+        metavar="P,Q",
+        type=listed,
+        default=["dense", "stability"],
+        help="ways of choosing (default: dense,stability)",
+    )
+    what.add_argument(
+        "--betas",
+        metavar="B,C",
+        type=listed_betas,
+        default=[0.4],
+        help="fractions of a layer's neurons kept (default: .4)",
+    )
+    what.add_argument(
+        "--budget", default="uniform", help="how beta is spent over the layers: uniform or share"
+    )
+    what.add_argument("--token-beta", metavar="B", help="kept by each token, for griffin+gate and such")
+    what.add_argument("--clusters", metavar="FILE", help="of other texts, for similarity, static and auto")
+    what.add_argument(
+        "--alpha", metavar="A", type=float, default=0.4, help="of a token's active neurons (default: 0.4)"
+    )
+    what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
+    on = parser.add_argument_group("on what")
+    on.add_argument(
+        "--shots", metavar="N", type=int, default=0, help="worked examples before each prompt (default: 0)"
+    )
+    on.add_argument("--prompts", metavar="FILE", help="other prompts than those that fit the data (.toml)")
+    on.add_argument(
+        "--examples", metavar="N", type=int, default=100, help="drawn from the data (default: 100)"
+    )
+    on.add_argument(
+        "--seed",
+        metavar="S",
+        type=int,
+        default=0,
+        help="of the draw, of random sets and of the bootstrap (default: 0)",
+    )
+    worker_options(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="keep every answer as it comes, so that a stopped run goes on, and write the report as JSON",
+    )
+    json_option(parser)
+
+
+def worker_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says who works the jobs of a study off."""
+    by = parser.add_argument_group("by whom")
+    by.add_argument("--workers", metavar="N", type=int, default=1, help="processes here (default: 1)")
+    by.add_argument("--threads", metavar="N", type=int, default=1, help="of each worker (default: 1)")
+    by.add_argument("--scheduler", metavar="ADDRESS", help="a Dask cluster's instead: tcp://host:8786")
+
+
 def cluster_fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "texts",
@@ -751,6 +847,17 @@ COMMANDS = {
         minicore eval quality a.jsonl b.jsonl --predictors griffin,griffin@continuation --betas 0.2:0.6 --json
         """,
     ),
+    "eval tasks": Command(
+        "the paper's tasks: summaries, questions, translations, problems in steps",
+        eval_tasks_options,
+        eval_tasks,
+        """
+        minicore eval tasks --task steps --shots 6
+        minicore eval tasks --task qa --data dev-v1.1.json --shots 6 --betas .2,.4 --workers 2 -o qa
+        minicore eval tasks --task translation --data news.de news.en --predictors griffin --json
+        minicore eval tasks --task openqa --data hub:google-research-datasets/nq_open@validation --json
+        """,
+    ),
     "eval stability": Command(
         "calibrate the test of stability: score of a prompt against recall of its set",
         eval_stability_options,
@@ -897,6 +1004,13 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
     )
     said = {name: getattr(args, name) for name in same.split()}
     return said | {"n_passages": args.passages, "out": args.output, "progress": True}
+
+
+def workers(args: argparse.Namespace) -> Where:
+    """Return who works the jobs of a study off."""
+    from minicore.sweep import Where
+
+    return Where(args.workers, args.threads, args.scheduler)
 
 
 # --- out ---

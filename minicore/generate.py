@@ -260,18 +260,7 @@ class Stream:
         n_ctx = self.model.config.n_ctx
         room = n_ctx - len(self.ids) + 1  # the last token generated need not be read
         cache = KVCache(self.model.config, min(len(self.ids) + self.max_new_tokens, n_ctx))
-        began = time.perf_counter()
-        self.reader = reader(self.model, self.backend)
-        if self.memory_limit is not None:
-            self.reader = self.reader.frugal()
-        self.seconds["compile_s"] = time.perf_counter() - began
-        self._foresee()
-        began = time.perf_counter()
-        logits = record(self.reader, self.ids, self.recorder, cache)
-        self.seconds["prefill_s"] = time.perf_counter() - began
-        began = time.perf_counter()
-        self.core = self.recorder.core()
-        self.seconds["predict_s"] += time.perf_counter() - began
+        logits = self._read(cache)
         if self.max_new_tokens == 0:
             self.stop_reason = "length"
             return
@@ -299,6 +288,22 @@ class Stream:
             else:
                 logits = self._step(decoder, token)
             self.seconds["decode_s"] += time.perf_counter() - began
+
+    def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
+        """Read the prompt into the cache, choose the neurons and return the logits after the prompt."""
+        began = time.perf_counter()
+        self.reader = reader(self.model, self.backend)
+        if self.memory_limit is not None:
+            self.reader = self.reader.frugal()
+        self.seconds["compile_s"] = time.perf_counter() - began
+        self._foresee()
+        began = time.perf_counter()
+        logits = record(self.reader, self.ids, self.recorder, cache)
+        self.seconds["prefill_s"] = time.perf_counter() - began
+        began = time.perf_counter()
+        self.core = self.recorder.core()
+        self.seconds["predict_s"] += time.perf_counter() - began
+        return logits
 
     def _decoder(self, cache: KVCache) -> Decoder:
         """Return the decoder: over row lists, or over copies of the core rows if memory is limited."""

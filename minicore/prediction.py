@@ -214,11 +214,18 @@ def recorder_tap(*recorders: Recorder) -> Tap:
 
 def record(model: Model, ids: Sequence[int], recorder: Recorder, cache: KVCache) -> Array:  # -> (n_vocab,)
     """Prefill the cache while the recorder sees the FFN activations; return the last logits."""
-    if recorder.fixed:
-        return prefill(model, np.asarray(ids), cache)
-    recorder.start(len(ids))
-    recorder.recording.adders |= getattr(model.ops, "ADDERS", {})  # compiled maths brings compiled sums
-    return prefill(model, np.asarray(ids), cache, recorder_tap(recorder))
+    return record_all(model, ids, [recorder], cache)
+
+
+def record_all(
+    model: Model, ids: Sequence[int], recorders: Sequence[Recorder], cache: KVCache
+) -> Array:  # -> (n_vocab,)
+    """Prefill the cache once for several recorders; those that have read what they shall are left alone."""
+    reading = [recorder for recorder in recorders if not recorder.fixed]
+    for recorder in reading:
+        recorder.start(len(ids))
+        recorder.recording.adders |= getattr(model.ops, "ADDERS", {})  # compiled maths brings compiled sums
+    return prefill(model, np.asarray(ids), cache, recorder_tap(*reading))
 
 
 def predict(

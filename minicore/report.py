@@ -142,6 +142,40 @@ def frontier(study: dict[str, Any]) -> list[str]:
     return [*columns(head, rows), _conditions(study)]
 
 
+def tasks(study: dict[str, Any]) -> list[str]:
+    """Return the lines that `eval tasks` prints: a table a metric, the floor beneath the settings."""
+    said, floor, lines = study["conditions"], study["floor"], []
+    for metric in floor["scores"]:
+        rows = [
+            [
+                _predictor(row),
+                "-" if row["predictor"] == "dense" else f"{row['beta']}",
+                f"{row['kept'][0]:.1%}",
+                points(row["scores"][metric]),
+                points(row["to_dense"][metric], "+") if row["to_dense"] else "-",
+                f"{row['empty']:.0%}",
+            ]
+            for row in study["settings"]
+        ]
+        rows.append([f"floor: {floor['floor']}", "-", "-", points(floor["scores"][metric]), "-", "-"])
+        head = ["predictor", "beta", "kept", metric, "to dense", "no answer"]
+        lines += [*columns(head, rows), ""]
+    cut = study["n_cut"]
+    return [
+        *lines,
+        f"{study['n_examples']} of {study['n_data']} examples of {', '.join(study['data'])}, prompts "
+        f"{said['prompts']} with {said['shots']} worked examples; {said['model']}, {said['dtype']}; "
+        "95% bootstrap intervals over examples",
+        *([f"{cut} documents did not fit the context and lost their first words"] if cut else []),
+    ]
+
+
+def points(values: Sequence[float], sign: str = "") -> str:
+    """Return a score of 0 to 100, or a difference of two, with its interval."""
+    estimate, low, high = (f"{value:{sign}.1f}" for value in values)
+    return f"{estimate} [{low}, {high}]"
+
+
 def _predictor(row: dict[str, Any]) -> str:
     name = row["predictor"] + ("" if row["budget"] == "uniform" else f" ({row['budget']})")
     return name + (f" (token beta {row['token_beta']})" if row["token_beta"] else "")
