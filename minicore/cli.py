@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minicore.sweep import Where
 
 DEFAULT_MODEL = "smollm2-135m"
+CORE_MODEL = "minicore-opt-core"  # what shows the paper's phenomena in minutes
 DEFAULT_CORE_PREDICTOR = "stability"  # what compare sets against dense where the checkpoint recommends none
 
 # The keys of --json that scripts may rely on, in this order; further ones may follow them.
@@ -288,6 +289,39 @@ def eval_sts(args: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from minicore.experiments import page
+    from minicore.experiments import reproduce as experiments
+
+    results: dict[str, Any] = {}
+    found = experiments.reproduce(
+        args.figures,
+        load(args),
+        args.output,
+        texts=args.texts,
+        pairs=args.pairs,
+        seed=args.seed,
+        progress=True,
+    )
+    for name, one in found:
+        results[name] = one
+        if not args.json:
+            experiment = experiments.EXPERIMENTS[name]
+            print("\n".join(report.reproduced(name, one, experiment.title, experiment.claim)), flush=True)
+    if args.json:
+        drawn = ("drawn", "key")
+        print_json({name: {k: v for k, v in one.items() if k not in drawn} for name, one in results.items()})
+    if "all" in args.figures:
+        note(f"{page.write_page(results, args.output)}: {len(results)} figures")
+        if not args.pairs:
+            note("table1 is left out: it needs files of sentence pairs (--pairs)")
+    else:
+        note(f"{Path(args.output)}: {', '.join(results)} as .json, .csv and .png")
+    return 0
+
+
 def info(args: argparse.Namespace) -> int:
     if args.model is None:
         return list_models(args)
@@ -332,12 +366,12 @@ def list_models(args: argparse.Namespace) -> int:
 # --- their options ---
 
 
-def model_options(parser: argparse.ArgumentParser) -> None:
+def model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
     parser.add_argument(
         "-m",
         "--model",
-        default=DEFAULT_MODEL,
-        help=f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})",
+        default=default,
+        help=f"a name, a Hugging Face directory or a .gguf file (default: {default})",
     )
     dtype_option(parser)
 
@@ -757,6 +791,41 @@ def eval_sts_options(parser: argparse.ArgumentParser) -> None:
     json_option(parser)
 
 
+def reproduce_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "figures",
+        metavar="FIGURE",
+        nargs="+",
+        help="fig2, fig3, fig4, fig5, fig6, fig8, fig9, fig11, fig12, table1, table2, table3, table4, or "
+        "all, which writes report.html too",
+    )
+    model_options(parser, CORE_MODEL)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="for FIGURE.json, .csv and .png; what is there of the same model, texts and settings is kept",
+    )
+    parser.add_argument(
+        "--texts",
+        metavar="FILE",
+        nargs="+",
+        help='JSON lines (.jsonl) with "text" and, for topics, "label", or plain text (default: a sample)',
+    )
+    parser.add_argument(
+        "--pairs",
+        metavar="FILE",
+        nargs="+",
+        default=[],
+        help="for table1, two or more: lines of score, tab, sentence, tab, sentence",
+    )
+    parser.add_argument(
+        "--seed", metavar="S", type=int, default=0, help="of draws, clusters and layouts (default: 0)"
+    )
+    json_option(parser)
+
+
 class Command(NamedTuple):
     """A row of the table: what it is for, its options, what runs, and examples for its --help."""
 
@@ -893,6 +962,17 @@ COMMANDS = {
         """
         minicore eval sts headlines.tsv images.tsv definitions.tsv
         minicore eval sts choose.tsv test.tsv -m path/to/model --betas .2 --layers 4: -o sts.json
+        """,
+    ),
+    "reproduce": Command(
+        "the paper's figures and tables on a model, beside the paper's own",
+        reproduce_options,
+        reproduce,
+        """
+        minicore reproduce all -o report
+        minicore reproduce fig3 fig4 -m smollm2-135m -o report-smollm2
+        minicore reproduce fig4 --texts news.jsonl -o report-news
+        minicore reproduce table1 --pairs headlines.tsv images.tsv definitions.tsv -o report
         """,
     ),
 }

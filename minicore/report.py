@@ -337,3 +337,26 @@ def stability(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str
                 f"bias {fit['bias_shifted']:+.4f} on {found['n_shifted']} prompts"
             )
     return lines
+
+
+def reproduced(name: str, found: dict[str, Any], title: str, claim: str) -> list[str]:
+    """Return the lines of one figure: its numbers, the paper's beside ours, and whether they agree."""
+    table = found["table"]
+    return [
+        f"{name}  {title}",
+        *textwrap.wrap(f"The paper: {claim}", 100, initial_indent="  ", subsequent_indent="  "),
+        "",
+        *columns(list(table[0]), [[cell(value) for value in row.values()] for row in table]),
+        "",
+        *columns(["", "the paper", "here"], [list(row) for row in found["beside"]]),
+        "",
+        *textwrap.wrap(found["sentence"], 100),
+        "",
+    ]
+
+
+def cell(value: Any) -> str:
+    """Return a value of a table; of three it is an estimate and its interval."""
+    if isinstance(value, list):
+        return _interval(value)
+    return fine(value) if isinstance(value, float) else str(value)

@@ -26,7 +26,7 @@ from minicore.core.predictors import Recorder, find_predictor
 from minicore.core.rules import Choice, TokenRule
 from minicore.decode import reader
 from minicore.errors import InputError, unknown
-from minicore.experiments.statistics import bootstrap
+from minicore.experiments.statistics import bootstrap, exp_mean
 from minicore.experiments.texts import Passage, passages
 from minicore.files import atomic_write
 from minicore.model import PER_NEURON, KVCache, Model, Tap, forward, prefill
@@ -554,18 +554,14 @@ def summarise(rows: Sequence[Sequence[Row]], settings: Sequence[Setting], seed: 
     for setting, of in zip(settings, rows, strict=True):
         nll, dense = (np.array([row[key] for row in of]) for key in ("nll", "dense_nll"))
         out: Row = asdict(setting) | {"n_passages": len(of)}
-        out["perplexity"] = bootstrap(nll, _exp_mean, seed=seed)
-        out["dense_perplexity"] = bootstrap(dense, _exp_mean, seed=seed)
-        out["ratio"] = bootstrap(nll - dense, _exp_mean, seed=seed)
+        out["perplexity"] = bootstrap(nll, exp_mean, seed=seed)
+        out["dense_perplexity"] = bootstrap(dense, exp_mean, seed=seed)
+        out["ratio"] = bootstrap(nll - dense, exp_mean, seed=seed)
         for key in MEASURES:
             values = [row.get(key) for row in of]
             out[key] = None if None in values else bootstrap(np.array(values), seed=seed)
         table.append(out)
     return table
-
-
-def _exp_mean(x: Array) -> Array:  # (..., n) -> (...)
-    return np.exp(np.mean(x, axis=-1))
 
 
 def evaluate(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -23,8 +23,9 @@ from minicore.core.neurons import core_from_scores
 from minicore.core.recording import Recording
 from minicore.core.stability import TEST_BETA, WANTED, growth_marks, similarity
 from minicore.errors import InputError
+from minicore.experiments.quality import ignore
 from minicore.experiments.texts import passages
-from minicore.model import KVCache, Model, prefill
+from minicore.model import KVCache, Model, Tap, prefill
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -39,21 +40,28 @@ def with_shift(ids: Array, other: Array, rng: np.random.Generator) -> tuple[Arra
     return np.concatenate([other[:at], ids[: len(ids) - at]]), at
 
 
+def counts_at(
+    model: Model, ids: Array, layers: Sequence[int], alpha: float, lengths: Iterable[int], tap: Tap = ignore
+) -> dict[int, Array]:  # -> length -> (n_layers, n_neurons) int64
+    """Return f_alpha (eq. 3) of prefixes of a text, which is read once; ``tap`` sees the pass as well."""
+    recording = Recording(["counts"], layers, model.config.n_neurons, alpha, marks=sorted(set(lengths)))
+    layer_of = {f"blocks.{layer}.mlp.hook_post": layer for layer in layers}
+
+    def watch(name: str, value: Array) -> None:
+        tap(name, value)
+        if name in layer_of:
+            recording.update(layer_of[name], value)
+
+    prefill(model, ids, KVCache(model.config, len(ids)), watch)
+    at = recording.at_mark
+    return {mark: np.stack([at[mark][layer]["counts"] for layer in layers]) for mark in at}
+
+
 def read(model: Model, ids: Array, layers: Sequence[int], alpha: float, horizon: int) -> list[Row]:
     """Read one passage and return, for each prompt length, score and recall of the prompt's set."""
     lengths = [n for n in LENGTHS if n + horizon <= len(ids)]
     marks = {mark for n in lengths for mark in (*growth_marks(n), n, n + horizon)}
-    recording = Recording(["counts"], layers, model.config.n_neurons, alpha, marks=sorted(marks))
-    layer_of = {f"blocks.{layer}.mlp.hook_post": layer for layer in layers}
-
-    def tap(name: str, value: Array) -> None:
-        if name in layer_of:
-            recording.update(layer_of[name], value)
-
-    prefill(model, ids[: max(lengths) + horizon], KVCache(model.config, len(ids)), tap)
-    counts = {
-        mark: np.stack([recording.at_mark[mark][layer]["counts"] for layer in layers]) for mark in marks
-    }
+    counts = counts_at(model, ids[: max(lengths) + horizon], layers, alpha, marks)
     return [
         {
             "n": n,

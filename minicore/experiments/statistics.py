@@ -1,4 +1,4 @@
-"""The two pieces of statistics the experiments share: rank correlation and bootstrap intervals."""
+"""The statistics the experiments share: rank correlation and bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ Array = np.ndarray
 def mean(x: Array) -> Array:  # (..., n) -> (...)
     """Return the mean over the last axis."""
     return np.mean(x, axis=-1)
+
+
+def exp_mean(x: Array) -> Array:  # (..., n) -> (...)
+    """Return exp of the mean over the last axis: of nats a perplexity, of their difference a ratio."""
+    return np.exp(np.mean(x, axis=-1))
+
+
+def rhos(drawn: Array) -> Array:  # (n_resamples, n, 2) -> (n_resamples,)
+    """Return the rank correlation of each resample's columns."""
+    return np.array([spearman(rows[:, 0], rows[:, 1]) for rows in drawn])
 
 
 def bootstrap(

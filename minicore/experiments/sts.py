@@ -21,7 +21,7 @@ from minicore.core.neurons import check_fraction, core_from_scores, parse_layers
 from minicore.decode import reader
 from minicore.errors import InputError
 from minicore.experiments.quality import ignore
-from minicore.experiments.statistics import bootstrap, spearman
+from minicore.experiments.statistics import bootstrap, rhos, spearman
 from minicore.experiments.texts import read_text
 from minicore.files import atomic_write
 from minicore.model import KVCache, Model, attention, embed, ffn, norm
@@ -263,8 +263,8 @@ def study(
         "layers": chosen_layers,
         "rho": rho,
         "overlap": {pairs.name: spearman(word_overlap(model, pairs), pairs.scores) for pairs in sets},
-        "chosen": _test(list(rho), rho, sets, alike[-1], chosen_layers, seed),
-        "best_jaccard": _test(
+        "chosen": held_out(list(rho), rho, sets, alike[-1], chosen_layers, seed),
+        "best_jaccard": held_out(
             [m for m in rho if m.startswith("jaccard")], rho, sets, alike[-1], chosen_layers, seed
         ),
     }
@@ -274,7 +274,7 @@ def study(
     return found
 
 
-def _test(
+def held_out(
     measures: Sequence[str],
     rho: dict[str, dict[str, list[float]]],
     sets: Sequence[Pairs],
@@ -291,9 +291,5 @@ def _test(
         "layer": layers[int(layer)],
         "rho_where_chosen": float(mean[which, layer]),
         "test_file": sets[-1].name,
-        "test_rho": bootstrap(both, _rho, seed=seed),
+        "test_rho": bootstrap(both, rhos, seed=seed),
     }
-
-
-def _rho(drawn: Array) -> Array:  # (n_resamples, n, 2) -> (n_resamples,)
-    return np.array([spearman(rows[:, 0], rows[:, 1]) for rows in drawn])

@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap, to_rgb, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from minicore.errors import InputError
 
@@ -211,7 +211,11 @@ def open_frame(ax: Axes) -> None:
 def plain_log(axis: Axis) -> None:
     """Write plain numbers at the ticks of a logarithmic axis, more of them where it spans little."""
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=[1, 2, 5] if high < 300 * low else [1]))
+    if high < 4 * low:  # at most one of 1, 2 and 5 would be in it
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=[1, 2, 5] if high < 300 * low else [1]))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}" if x < 1e6 else f"{x:.0e}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from minicore.errors import InputError, unknown
-from minicore.experiments.statistics import bootstrap, spearman
+from minicore.experiments.statistics import bootstrap, rhos
 from minicore.plots.axes import add_legend, ink, look, new_axes, numbers, open_frame, plain_log, same_length
 
 Array = np.ndarray
@@ -153,8 +153,3 @@ def similarity_scatter(
     ax.set_title(f"Spearman's ρ {rho[0]:.2f} [{rho[1]:.2f}, {rho[2]:.2f}], {len(x)} pairs", fontsize=11)
     open_frame(ax)
     return ax
-
-
-def rhos(drawn: Array) -> Array:  # (n_resamples, n, 2) -> (n_resamples,)
-    """Return the rank correlation of each resample's columns."""
-    return np.array([spearman(rows[:, 0], rows[:, 1]) for rows in drawn])

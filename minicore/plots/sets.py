@@ -236,10 +236,16 @@ def coordinates_over_length(
     """
     x, points = ascending("lengths", lengths), project(vectors(sets), method, seed)
     same_length("lengths", x, len(points), "sets")
-    ax = new_axes() if ax is None else ax
-    for i, column in enumerate(points.T):
-        ax.plot(x, column, label=f"{METHODS[method]} {i + 1}", **look(ax, i))
-    ax.set(xlabel="length of the text (tokens)", ylabel=f"{METHODS[method]} coordinate")
+    return draw_coordinates(points, x, METHODS[method], new_axes() if ax is None else ax)
+
+
+def draw_coordinates(
+    points: Array, lengths: Array, name: str, ax: Axes
+) -> Axes:  # (n_lengths, 2), (n_lengths,)
+    """Draw two coordinates against length."""
+    for i, column in enumerate(np.asarray(points).T):
+        ax.plot(lengths, column, label=f"{name} {i + 1}", **look(ax, i))
+    ax.set(xlabel="length of the text (tokens)", ylabel=f"{name} coordinate")
     add_legend(ax)
     open_frame(ax)
     return ax
@@ -372,17 +378,23 @@ def embedding(
     """
     points = project(vectors(sets), method, seed)
     same_length("labels", labels, len(points), "texts")
-    ax = new_axes(6, 4.5) if ax is None else ax
-    names = np.array([str(label) for label in labels])
-    for i, name in enumerate(np.unique(names)):
-        of = points[names == name]
-        style = look(ax, i)
-        how = {"color": style["color"], "marker": style["marker"], "label": name}
-        ax.scatter(of[:, 0], of[:, 1], s=26, alpha=0.85, linewidths=0, **how)
-    ax.set(xlabel=f"{METHODS[method]} 1", ylabel=f"{METHODS[method]} 2")
-    if method != "pca":  # their axes have no unit and no origin
-        ax.set(xticks=[], yticks=[])
+    ax = draw_points(points, labels, METHODS[method], new_axes(6, 4.5) if ax is None else ax)
     add_legend(ax)
+    return ax
+
+
+def draw_points(points: Array, labels: Sequence[str], name: str, ax: Axes, size: float = 26) -> Axes:
+    # (n_texts, 2), (n_texts,)
+    """Draw points in the plane, coloured by label; the legend is the caller's."""
+    names = np.array([str(label) for label in labels])
+    for i, label in enumerate(np.unique(names)):
+        of = np.asarray(points)[names == label]
+        style = look(ax, i)
+        how = {"color": style["color"], "marker": style["marker"], "label": label}
+        ax.scatter(of[:, 0], of[:, 1], s=size, alpha=0.85, linewidths=0, **how)
+    ax.set(xlabel=f"{name} 1", ylabel=f"{name} 2")
+    if name != METHODS["pca"]:  # their axes have no unit and no origin
+        ax.set(xticks=[], yticks=[])
     open_frame(ax)
     return ax
 

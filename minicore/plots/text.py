@@ -31,6 +31,7 @@ def text_activations(
     *,
     width: int = 72,
     vmax: float | None = None,
+    label: str = "activation",
     ax: Axes | None = None,
     colorbar: bool = True,
 ) -> Axes:
@@ -46,6 +47,8 @@ def text_activations(
         Characters to a line.
     vmax : float or None
         Where the colours end; None is the largest magnitude.
+    label : str
+        What the values are, for the colour bar.
     ax : Axes or None
         Where to write, as large as fits; None makes a figure of the size that the text needs.
     colorbar : bool
@@ -88,6 +91,7 @@ def text_activations(
         values,
         scale(ax, values, vmax),
         (0, -(line + 2) * LINE, min(30, width)) if colorbar else None,
+        label,
     )
     return ax
 
@@ -198,6 +202,7 @@ def write(
     values: Array,
     colours: dict[str, Any],
     bar: tuple[float, float, float] | None,
+    label: str = "activation",
 ) -> None:
     """Write pieces of text (column, line, text, which value or -1), each on the colour of its value.
 
@@ -220,7 +225,7 @@ def write(
     if bar is not None:
         below = ax.inset_axes((*bar, 1), transform=ax.transData)
         mappable = ScalarMappable(norm, colours["cmap"])
-        add_colorbar(ax, mappable, "activation", cax=below, orientation="horizontal")
+        add_colorbar(ax, mappable, label, cax=below, orientation="horizontal")
 
 
 def cell(x: int, line: int, text: str) -> Rectangle:
