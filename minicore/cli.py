@@ -151,13 +151,7 @@ def eval_quality(args: argparse.Namespace) -> int:
     from minicore.experiments import quality
 
     found = quality.evaluate(
-        load(args),
-        args.texts,
-        args.predictors,
-        args.betas,
-        n_generated=args.generate,
-        workers=workers(args),
-        **conditions(args),
+        load(args), args.texts, args.predictors, args.betas, n_generated=args.generate, **conditions(args)
     )
     if args.json:
         print_json(found)
@@ -458,7 +452,7 @@ def pack_options(parser: argparse.ArgumentParser) -> None:
 def explore_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from standard input")
     parser.add_argument("--and", metavar="PROMPT", dest="other", help="a second text to compare it with")
-    model_options(parser)
+    model_options(parser, CORE_MODEL)
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the page, such as page.html")
     parser.add_argument("--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept")
     parser.add_argument(
@@ -594,7 +588,6 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="also count how many of N greedy tokens come before the first that dense has not",
     )
-    worker_options(parser)
 
 
 def eval_frontier_options(parser: argparse.ArgumentParser) -> None:
@@ -870,7 +863,7 @@ COMMANDS = {
         explore,
         """
         minicore explore "The jury came back into the room, and everyone stood up." -o page.html
-        minicore explore "Bread needs flour." --and "Rain fell." -m minicore-opt-core -o page.html
+        minicore explore "Bread needs flour and water." --and "Rain fell on the hills." -o page.html
         minicore explore - -m path/to/model --layers 10:20 -n 0 -o page.html < prompt.txt
         """,
     ),

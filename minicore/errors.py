@@ -10,6 +10,13 @@ class InputError(ValueError):
     """Bad input, told in one sentence that names the thing and what was expected.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> mc.load("no-such-model")
+    Traceback (most recent call last):
+    minicore.errors.InputError: ...
     """
 
 

@@ -73,8 +73,8 @@ def explore(
     --------
     >>> import minicore as mc
     >>> page = explore(mc.load("minicore-opt-core"), ["Bread needs flour and water."], max_new_tokens=4)
-    >>> page.splitlines()[0], "http" in page
-    ('<!doctype html>', False)
+    >>> page.splitlines()[0], len(page) < 5_000_000
+    ('<!doctype html>', True)
     """
     if not 1 <= len(prompts) <= 2:
         raise InputError(f"there are {len(prompts)} prompts to explore, expected one or two")

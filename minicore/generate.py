@@ -43,6 +43,14 @@ class Generation:
         Neurons that decoding used, or how each token chose its own; None is all.
     stats : dict
         Settings, counts, seconds, tokens per second, bytes, and why it stopped.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> out = model.generate("The old house stood on", max_new_tokens=4, beta=0.3, ignore_eos=True)
+    >>> len(out.token_ids), out.stats["stop_reason"], out.stats["core_fraction"] < 0.4
+    (4, 'length', True)
     """
 
     text: str
@@ -53,7 +61,16 @@ class Generation:
 
 
 def generate(model: Model, prompt: str | Sequence[int], **options: Any) -> Generation:
-    """Return the continuation of a prompt. :func:`stream` describes the options and the errors."""
+    """Return the continuation of a prompt. :func:`stream` describes the options and the errors.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> dense = generate(model, "The old house stood", max_new_tokens=3, predictor="dense")
+    >>> dense.token_ids == generate(model, dense.prompt_ids, max_new_tokens=3, predictor="dense").token_ids
+    True
+    """
     return stream(model, prompt, **options).run()
 
 
@@ -124,7 +141,11 @@ def stream(
     """
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
         raise InputError(f"max_new_tokens is {max_new_tokens!r}, expected 0 or more")
-    name, alpha, beta, layers = advised(model, predictor, alpha, beta, layers)
+    advice = model.recommended if predictor is None else {}
+    alpha = advice.get("alpha", 0.4) if alpha is None else alpha
+    beta = advice.get("beta", 0.4) if beta is None else beta
+    layers = advice.get("layers") if layers is None else layers
+    name = predictor or advice.get("predictor", "dense")
     if seed is not None and seed < 0:
         raise InputError(f"seed is {seed!r}, expected 0 or more")
     recorder = make_recorder(model, name, alpha, beta, layers, seed=seed, **choosing)
@@ -143,22 +164,6 @@ def stream(
         refresh=refresh,
         continuation=None if continuation is None else model.check_ids(continuation).tolist(),
         memory_limit=check_memory_limit(model, memory_limit, refresh),
-    )
-
-
-def advised(
-    model: Model, predictor: str | None, alpha: float | None, beta: Beta | None, layers: Layers
-) -> tuple[str, float, Beta, Layers]:
-    """Return predictor, alpha, beta and layers, what was not said as the checkpoint recommends it.
-
-    A predictor that was named is not the recommended one, and the rest of the advice not for it.
-    """
-    advice = model.recommended if predictor is None else {}
-    return (
-        predictor or advice.get("predictor", "dense"),
-        advice.get("alpha", 0.4) if alpha is None else alpha,
-        advice.get("beta", 0.4) if beta is None else beta,
-        advice.get("layers") if layers is None else layers,
     )
 
 

@@ -42,6 +42,15 @@ class KVCache:
         Head-major, so that a head's keys are one contiguous block.
     length : int
         Positions filled.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> cache = KVCache(model.config, capacity=16)
+    >>> logits = forward(model, np.array([5, 6, 7]), cache)
+    >>> cache.length, cache.k.shape[2]
+    (3, 16)
     """
 
     def __init__(self, cfg: ModelConfig, capacity: int) -> None:
@@ -88,6 +97,13 @@ class Model:
     ops : module
         Where the forward pass takes its maths from: :mod:`minicore.ops`, or compiled functions of the
         same names.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> model.config.family, model.dtype, sorted(model.recommended)
+    ('opt', 'float32', ['alpha', 'beta', 'predictor'])
     """
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> None:
@@ -137,6 +153,14 @@ class Model:
         A neuron is a row of ``w_in``, ``w_gate`` and ``w_out``: decoding with a core set is decoding with
         a narrower FFN (CoreInfer, sec. 4). A :class:`TokenRule` adds its limits to the blocks, where
         :func:`ffn` finds them.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> model = mc.load("minicore-opt-core")
+        >>> few = mc.CoreSet({0: np.arange(10)}, model.config.n_neurons, model.config.n_layers)
+        >>> model.restrict(few).blocks[0]["mlp.w_in"].shape[0]
+        10
         """
         self.check_choice(core)
         if core is None:
@@ -194,6 +218,13 @@ class Model:
         ------
         InputError
             If ids are empty, outside the vocabulary, or more than the context holds.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> model = mc.load("minicore-opt-core")
+        >>> model.forward([5, 6, 7]).shape == (3, model.config.n_vocab)
+        True
         """
         ids = self.check_ids(ids)
         cache = KVCache(self.config, len(ids))
@@ -225,6 +256,14 @@ class Model:
         ------
         InputError
             For an unknown name, with the nearest ones; otherwise as :meth:`forward`.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> model = mc.load("minicore-opt-core")
+        >>> logits, cache = model.run_with_cache([5, 6, 7], "blocks.0.*_post")
+        >>> list(cache)
+        ['blocks.0.mlp.hook_post', 'blocks.0.hook_resid_post']
         """
         keep = _names_filter(names_filter, hook_names(self.config))
         ids = self.check_ids(ids)
@@ -237,13 +276,30 @@ class Model:
         return forward(self, ids, KVCache(self.config, len(ids)), tap), cache
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
-        """Return the continuation of a prompt; :func:`minicore.generate.generate` has the options."""
+        """Return the continuation of a prompt; :func:`minicore.generate.stream` has the options.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> model = mc.load("minicore-opt-core")
+        >>> out = model.generate("The old house stood", max_new_tokens=5, ignore_eos=True)
+        >>> len(out.token_ids)
+        5
+        """
         from minicore.generate import generate
 
         return generate(self, prompt, **options)
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Stream:
-        """Return an iterator over the pieces of text of :meth:`generate`, as they come."""
+        """Return an iterator over the pieces of text of :meth:`generate`, as they come.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> stream = mc.load("minicore-opt-core").stream("The old house stood", max_new_tokens=5)
+        >>> "".join(stream) == stream.result.text
+        True
+        """
         from minicore.generate import stream
 
         return stream(self, prompt, **options)
@@ -266,6 +322,12 @@ def load(name: str | PathLike[str], dtype: str | None = None, *, progress: bool 
     ------
     InputError
         If it cannot be found, fetched or read; the sentence names the file and what was expected.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> mc.load("minicore-opt-core", dtype="int8").dtype
+    'int8'
     """
     checkpoint = read(name, dtype=dtype, progress=progress)
     tokenizer = from_source(

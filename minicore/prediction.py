@@ -87,6 +87,12 @@ def is_stable(
     Verdict
         True or false, with the score, the recall to expect and, as a text, the reason.
         :mod:`minicore.core.stability` says how it was calibrated.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> print(is_stable(mc.load("minicore-opt-core"), [5, 6, 7]))
+    the prompt has fewer than 8 tokens, too few to tell whether its set is settled
     """
     recorder = make_recorder(model, "auto", alpha, layers=layers, wanted=wanted)
     ids = encode_prompt(model, list(ids))
@@ -263,6 +269,15 @@ def predict(
     ------
     InputError
         For an empty prompt, one longer than the context, or any option outside its range.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> ids = model.tokenizer.encode("The old house stood on a hill above the sea.")
+    >>> core = predict(model, ids, "stability", alpha=0.4, beta=0.3)
+    >>> len(core.neurons) == model.config.n_layers, core.settings["predictor"], core.fraction <= 0.3
+    (True, 'stability', True)
     """
     recorder = make_recorder(model, predictor, alpha, beta, layers, **choosing)
     if recorder.row.whole != (continuation is not None):

@@ -169,6 +169,13 @@ class Tokenizer:
             a byte-level vocabulary with all 256 bytes loses nothing.
         special : bool
             Add what the tokenizer adds around a text, such as BOS.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> tokenizer = mc.load("minicore-opt-core").tokenizer
+        >>> tokenizer.decode(tokenizer.encode("naïve 😀"))
+        'naïve 😀'
         """
         if not isinstance(text, str):
             raise InputError(f"text to encode is {type(text).__name__}, expected str")

@@ -3,9 +3,6 @@
 `python tests/test_plots.py` draws the pictures of tests/plots_baseline anew; look at them before committing.
 """
 
-import doctest
-import importlib
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -323,13 +320,6 @@ def test_no_window_manager_knows_the_figure_where_pyplot_is_not_in_use(tmp_path)
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
     assert (tmp_path / "a.svg").stat().st_size > 1000
     assert plots.bars({"a": [1.0]}, ["x"]).figure.number in plt.get_fignums()
-
-
-def test_examples():
-    for module in pkgutil.iter_modules(plots.__path__):
-        found = doctest.testmod(importlib.import_module(f"minicore.plots.{module.name}"))
-        assert not found.failed
-        assert found.attempted or module.name == "axes"
 
 
 # --- what is drawn is what was given ---

@@ -85,6 +85,11 @@ def core_from_scores(scores: Array, beta: float) -> Array:  # (n_neurons,) -> in
     """Return the floor(beta * n_neurons) neurons of highest positive score, ids ascending.
 
     Equal scores: the lower index first. With token counts as scores this is eq. 2.
+
+    Examples
+    --------
+    >>> core_from_scores(np.array([0, 3, 1, 3]), beta=0.5)
+    array([1, 3], dtype=int32)
     """
     check_fraction("beta", beta)
     scores = np.asarray(scores)
@@ -126,7 +131,13 @@ def sentence_core(a: Array, alpha: float, beta: float) -> Array:  # (n_tokens, n
 
 
 def jaccard(a: Array, b: Array) -> float:  # (n_a,), (n_b,) -> in [0, 1]
-    """Return shared over involved neurons of two lists of distinct ids; 1 for two empty ones."""
+    """Return shared over involved neurons of two lists of distinct ids; 1 for two empty ones.
+
+    Examples
+    --------
+    >>> jaccard(np.array([0, 1, 2]), np.array([1, 2, 3]))
+    0.5
+    """
     shared = np.intersect1d(a, b, assume_unique=True).size
     involved = len(a) + len(b) - shared
     return shared / involved if involved else 1.0
@@ -148,6 +159,15 @@ class CoreSet:
         FFN width and number of layers of the model it belongs to.
     settings : dict
         How it was made: predictor, alpha, beta, number of prompt tokens ... (JSON values).
+
+    Examples
+    --------
+    >>> one = CoreSet({0: np.array([1, 2, 5]), 1: np.array([0, 7])}, n_neurons=8, n_layers=2)
+    >>> one
+    CoreSet(2 of 2 layers, 0.312 of 2 x 8 neurons)
+    >>> other = CoreSet({0: np.array([2, 5]), 1: np.array([1, 7])}, n_neurons=8, n_layers=2)
+    >>> (one & other).neurons[0], len((one | other).neurons[1])
+    (array([2, 5], dtype=int32), 3)
     """
 
     neurons: dict[int, Array]
@@ -197,6 +217,12 @@ class CoreSet:
 
         Two empty lists count as the same (1). Raises InputError for sets of different models or with no
         layer in common.
+
+        Examples
+        --------
+        >>> one, other = (CoreSet({0: np.array(ids)}, 8, 1) for ids in ([0, 1, 2], [1, 2, 3]))
+        >>> one.jaccard(other)
+        0.5
         """
         return self._mean(other, jaccard)
 
@@ -204,6 +230,12 @@ class CoreSet:
         """Return shared neurons over the smaller set's, the mean over the layers that both list.
 
         1 says that one holds the other; an empty set is held by any. Raises as :meth:`jaccard`.
+
+        Examples
+        --------
+        >>> one, other = (CoreSet({0: np.array(ids)}, 8, 1) for ids in ([0, 1, 2, 3], [1, 2]))
+        >>> one.overlap(other)
+        1.0
         """
         return self._mean(other, lambda a, b: _share(a, b, min(len(a), len(b))))
 
@@ -211,6 +243,12 @@ class CoreSet:
         """Return the share of the target's neurons that this set holds, the mean over the shared layers.
 
         The quality of a prediction against C_alpha^beta([s, g]) (sec. 4.1). Raises as :meth:`jaccard`.
+
+        Examples
+        --------
+        >>> predicted, wanted = (CoreSet({0: np.array(ids)}, 8, 1) for ids in ([0, 1, 2], [1, 2, 3, 4]))
+        >>> predicted.recall(wanted)
+        0.5
         """
         return self._mean(target, lambda a, b: _share(a, b, len(b)))
 
@@ -241,7 +279,17 @@ class CoreSet:
     __or__, __and__ = union, intersection
 
     def save(self, path: str | Path) -> None:
-        """Write the set to a safetensors file, settings as its metadata; whole or not at all."""
+        """Write the set to a safetensors file, settings as its metadata; whole or not at all.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> core = CoreSet({0: np.array([1, 4])}, n_neurons=8, n_layers=2, settings={"predictor": "mine"})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     core.save(f"{folder}/mine.core")
+        ...     CoreSet.load(f"{folder}/mine.core") == core
+        True
+        """
         from safetensors.numpy import save_file
 
         meta = {"n_neurons": self.n_neurons, "n_layers": self.n_layers, "settings": self.settings}
@@ -277,6 +325,11 @@ def parse_layers(layers: str | slice | range | list[int] | None, n_layers: int) 
     ------
     InputError
         If the text is no slice, a layer is out of range, or nothing is selected.
+
+    Examples
+    --------
+    >>> parse_layers("-2:", 6)
+    [4, 5]
     """
     if layers is None:
         return list(range(n_layers))

@@ -54,6 +54,12 @@ class TokenRule:
         Where tokens choose from; None is all neurons.
     settings : dict
         How it was made (JSON values).
+
+    Examples
+    --------
+    >>> rule = TokenRule("top", {0: 3}, n_neurons=8, n_layers=2)
+    >>> rule.limits, rule.neurons
+    ({0: 3}, {})
     """
 
     kind: str

@@ -90,6 +90,19 @@ class Clusters:
         Of the model they were fitted on.
     settings : dict
         How: predictor, alpha, beta of the texts' core sets (JSON values).
+
+    Examples
+    --------
+    Two texts with the core neurons 0 and 1, two with 2 and 3, of a model with one layer:
+
+    >>> sets = np.array([[[1, 1, 0, 0]], [[1, 1, 0, 0]], [[0, 0, 1, 1]], [[0, 0, 1, 1]]], bool)
+    >>> clusters = fit(sets, fingerprint="", labels=["law", "law", "sport", "sport"])
+    >>> clusters
+    Clusters(2 of 4 texts by layer 0, 1 x 4 neurons)
+    >>> clusters.names[clusters.assign(np.array([0.0, 0.0, 1.0, 0.0]))]
+    'sport'
+    >>> clusters.core(0, gamma=0.5, layers=[0]).neurons[0]
+    array([0, 1], dtype=int32)
     """
 
     counts: Array

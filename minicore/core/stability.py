@@ -52,6 +52,12 @@ def prefix_counts(a: Array, alpha: float, lengths: Sequence[int]) -> Array:
     ------
     InputError
         If the lengths do not ascend or are not within 0 to n_tokens; as :func:`token_core`.
+
+    Examples
+    --------
+    >>> prefix_counts(np.array([[3.0, 1.0], [0.0, 2.0], [0.0, 4.0]]), alpha=0.5, lengths=[1, 3])
+    array([[1, 0],
+           [1, 2]])
     """
     lengths = list(lengths)
     if not all(0 <= one <= other for one, other in zip([0, *lengths], [*lengths, len(a)], strict=True)):
@@ -66,13 +72,26 @@ def prefix_counts(a: Array, alpha: float, lengths: Sequence[int]) -> Array:
 
 def prefix_cores(a: Array, alpha: float, beta: float, lengths: Sequence[int]) -> list[Array]:
     # (n_tokens, n_neurons) -> n_lengths of int32 (n_core,)
-    """Return the sentence-wise core of every prefix; each equals ``sentence_core(a[:length], ...)``."""
+    """Return the sentence-wise core of every prefix; each equals ``sentence_core(a[:length], ...)``.
+
+    Examples
+    --------
+    >>> prefix_cores(np.array([[3.0, 1.0], [0.0, 2.0], [0.0, 4.0]]), alpha=0.5, beta=0.5, lengths=[1, 3])
+    [array([0], dtype=int32), array([1], dtype=int32)]
+    """
     return [core_from_scores(counts, beta) for counts in prefix_counts(a, alpha, lengths)]
 
 
 def stability_curve(a: Array, alpha: float, beta: float, lengths: Sequence[int]) -> Array:
     # (n_tokens, n_neurons) -> (n_lengths - 1,) float64
-    """Return the similarity of each prefix's core set to its extension's, the next longer one (fig. 3b)."""
+    """Return the similarity of each prefix's core set to its extension's, the next longer one (fig. 3b).
+
+    Examples
+    --------
+    >>> a = np.array([[3.0, 1.0], [2.0, 0.0], [0.0, 2.0], [0.0, 4.0], [0.0, 1.0]])
+    >>> stability_curve(a, alpha=0.5, beta=0.5, lengths=[1, 2, 5])
+    array([1., 0.])
+    """
     cores = prefix_cores(a, alpha, beta, lengths)
     return np.array([jaccard(one, other) for one, other in zip(cores, cores[1:], strict=False)])
 

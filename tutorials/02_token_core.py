@@ -1,0 +1,205 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 02 · The core neurons of a token
+#
+# After this notebook you will be able to
+#
+# - compute a token's core neurons as CoreInfer defines them (arXiv 2410.18311, eq. 1),
+# - say how few neurons a token gets along with, by measuring it,
+# - find out what a neuron reacts to.
+#
+# You should know what an FFN's activations are; notebook 01 shows it.
+
+# %%
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import minicore as mc
+from minicore import ops, plots
+from minicore.model import KVCache, forward
+
+model = mc.load("minicore-opt-core")
+n_layers, n_neurons = model.config.n_layers, model.config.n_neurons
+with open("data/topics.jsonl", encoding="utf-8") as lines:
+    texts = [json.loads(line)["text"] for line in lines]
+
+text = "The jury came back into the room, and everyone stood up. The judge asked for the verdict."
+ids = model.tokenizer.encode(text)
+tokens = model.tokenizer.pieces(ids)
+layer = n_layers - 1
+_, cache = model.run_with_cache(ids, "blocks.*.mlp.hook_post")
+a = cache[f"blocks.{layer}.mlp.hook_post"]  # (n_tokens, n_neurons)
+a.shape
+
+# %% [markdown]
+# ## The definition
+#
+# Of one token's activations take the positive ones, and of these the top **alpha**: largest first. The
+# paper takes alpha = 0.4 everywhere. For one token that is two lines:
+
+# %%
+alpha = 0.4
+row = a[-2]
+k = int(alpha * (row > 0).sum())
+core = np.argsort(-row, kind="stable")[:k]
+print(
+    f"{tokens[-2]!r}: {(row > 0).sum()} of {n_neurons} neurons are active, {k} are core:",
+    np.sort(core)[:8],
+    "...",
+)
+
+# %% [markdown]
+# `token_core` does it for all tokens at once and returns a mask. (Of equal values it takes the lower index,
+# and it keeps one neuron where alpha of a few would be none.)
+
+# %%
+core_of = mc.token_core(a, alpha)
+assert np.array_equal(np.flatnonzero(core_of[-2]), np.sort(core))
+ax = plots.activation_map(a, tokens, core=core_of, most=30)
+
+# %% [markdown]
+# A dot marks a core neuron. Look along a row: a neuron is core for some tokens and silent for others. Look
+# along two columns: different tokens have different cores, which a matrix of their overlaps (shared over
+# involved neurons, Jaccard) shows at a glance.
+
+# %%
+both = core_of[:, None] & core_of[None], core_of[:, None] | core_of[None]
+overlap = both[0].sum(axis=2) / both[1].sum(axis=2)
+ax = plots.overlap_matrix(overlap, tokens)
+
+# %% [markdown]
+# ## Does a token get along with its core?
+#
+# Zero every activation outside the token's own core, in all layers, and see how much worse the next token
+# is predicted. `forward` hands each activation array to a function before it is used, and that function may
+# change it.
+
+
+# %%
+def nats(ids, change=lambda a: None):
+    """Mean surprise at the next token, in nats; `change` edits a layer's activations in place."""
+
+    def tap(name, value):
+        if name.endswith("mlp.hook_post"):
+            change(value)
+
+    logits = forward(model, np.array(ids), KVCache(model.config, len(ids)), tap)
+    return -ops.log_softmax(logits[:-1])[np.arange(len(ids) - 1), ids[1:]].mean()
+
+
+def keep_core(alpha):
+    def change(a):
+        a[~mc.token_core(a, alpha)] = 0
+
+    return change
+
+
+passages = [model.tokenizer.encode(text)[:160] for text in texts[::30]]
+dense = np.mean([nats(ids) for ids in passages])
+alphas = [0.05, 0.1, 0.2, 0.4, 0.6, 0.8]
+kept = [np.mean([nats(ids, keep_core(alpha)) for ids in passages]) for alpha in alphas]
+
+figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
+ax.semilogy(alphas, np.exp(np.array(kept) - dense), "o-")
+ax.axhline(1, color="gray", linestyle="--", linewidth=1)
+ax.set(xlabel="alpha: share of the active neurons kept", ylabel="perplexity over dense")
+ax.set_title(f"{len(passages)} texts, dense perplexity {np.exp(dense):.1f}", fontsize=10)
+share = np.mean([mc.token_core(cache[f"blocks.{i}.mlp.hook_post"], 0.4).mean() for i in range(n_layers)])
+print(f"at alpha 0.4 a token uses {share:.1%} of the neurons")
+
+# %% [markdown]
+# This is the paper's fig. 2a on a small model. A token needs a few of its neurons, if one knows which. That
+# is the catch: this choice was made *after* all activations were computed. Notebook 03 makes it before.
+#
+# ## What does a neuron react to?
+#
+# Take the neuron that differs most from token to token, and look for the places in all texts where it is
+# strongest.
+
+# %%
+everything = [model.tokenizer.encode(text)[:200] for text in texts[::8]]
+hook = f"blocks.{layer}.mlp.hook_post"
+activations = [model.run_with_cache(ids, hook)[1][hook] for ids in everything]
+peak, mean = (np.stack([getattr(a[1:], by)(axis=0) for a in activations]) for by in ("max", "mean"))
+neuron = int(np.argmax(peak.max(axis=0) / (mean.mean(axis=0) + 0.05)))
+pieces = [model.tokenizer.pieces(ids)[1:] for ids in everything]
+ax = plots.top_snippets(pieces, [a[1:, neuron] for a in activations], n=8)
+print(f"neuron {neuron} of layer {layer}")
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Which share of the sum of a token's activations lies in its core at alpha 0.4? Draw it against
+# alpha.
+
+# %%
+# your code
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+steps = np.linspace(0.05, 1, 20)
+held = [(a * mc.token_core(a, one)).sum(axis=1) / a.sum(axis=1) for one in steps]
+figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
+ax.plot(steps, np.mean(held, axis=1))
+ax.fill_between(steps, np.min(held, axis=1), np.max(held, axis=1), alpha=0.2)
+_ = ax.set(xlabel="alpha", ylabel="share of the activation in the core", title="mean and range over tokens")
+
+# %% [markdown]
+# **2.** Keep as many neurons as the core has, but drawn at random from the active ones. How much worse is
+# that?
+
+# %%
+# your code
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+rng = np.random.default_rng(0)
+
+
+def keep_random(alpha):
+    def change(a):
+        shuffled = np.where(a > 0, rng.random(a.shape), 0)  # random values in place of the activations
+        a[~mc.token_core(shuffled, alpha)] = 0
+
+    return change
+
+
+for name, change in (("core", keep_core(0.4)), ("random", keep_random(0.4))):
+    ratio = np.exp(np.mean([nats(ids, change) for ids in passages]) - dense)
+    print(f"{name:<7} {ratio:.2f} times the dense perplexity")
+
+# %% [markdown]
+# **3.** The word "bank" in "the bank of the river" and in "money in the bank": do the two tokens share more
+# core neurons than two different words do? Compare in the first and in the last layer.
+
+# %%
+# your code
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+found = {}
+for words in (
+    "They sat on the bank of the river",
+    "She keeps her money in the bank",
+    "They sat on the roof of",
+):
+    some = model.tokenizer.encode(words)
+    at = max(i for i, piece in enumerate(model.tokenizer.pieces(some)) if piece in (" bank", " roof"))
+    _, seen = model.run_with_cache(some, "blocks.*.mlp.hook_post")
+    found[words] = [
+        set(np.flatnonzero(mc.token_core(seen[f"blocks.{i}.mlp.hook_post"][at : at + 1], 0.4)))
+        for i in range(n_layers)
+    ]
+river, money, roof = found.values()
+for i in (0, n_layers - 1):
+    same, other = (len(river[i] & them[i]) / len(river[i] | them[i]) for them in (money, roof))
+    print(f"layer {i}: bank and bank {same:.2f}, bank and roof {other:.2f}")
+# The first layer sees the word, the last one the place it has in the text.
