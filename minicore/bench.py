@@ -159,9 +159,9 @@ class Bed:
         self.caches: dict[int, KVCache] = {}
         self.choices: dict[tuple[int, Beta | None], Choice | None] = {}
         self.decoders: dict[tuple[int, int], CpuDecoder] = {}
-        self.scratch = KVCache(self.model.config, self.plan.prompt_tokens)
+        self.scratch = self.model.new_cache(self.plan.prompt_tokens)
         for context in self.plan.contexts:
-            self.caches[context] = cache = KVCache(self.model.config, context + self.plan.new_tokens)
+            self.caches[context] = cache = self.model.new_cache(context + self.plan.new_tokens)
             for beta in self.recorders or (None,):
                 self.choices[context, beta] = self.prefilled(cache, self.ids[:context], beta)
             self.choices[context, None] = None
@@ -181,14 +181,14 @@ class Bed:
         n = min(N_CHECKED, self.model.config.n_ctx // 2)
         ids = np.array(prompt_ids(self.model, 2 * n))
         for beta in (None, *self.recorders):
-            cache = KVCache(self.model.config, 2 * n)
+            cache = self.model.new_cache(2 * n)
             choice = self.prefilled(cache, ids[:n].tolist(), beta)
             cache.length = 0
             expected = forward(self.model.restrict(choice), ids, cache)
             for n_threads in self.plan.threads:
                 if beta is None:
                     with team.limited(n_threads):
-                        read = forward(self.reader, ids, KVCache(self.model.config, 2 * n))
+                        read = forward(self.reader, ids, self.model.new_cache(2 * n))
                     yield self.checked("prefill", None, n_threads, read, expected)
                 cache.length = n  # what follows is written anew
                 decoder = CpuDecoder(self.model, cache, choice, n_threads=n_threads)

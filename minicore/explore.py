@@ -18,7 +18,7 @@ import numpy as np
 from minicore.core.neurons import check_fraction, parse_layers, token_core
 from minicore.decode import reader
 from minicore.errors import InputError
-from minicore.model import KVCache, Model, prefill
+from minicore.model import Model, prefill
 from minicore.prediction import Layers, encode_prompt
 
 Array = np.ndarray
@@ -126,7 +126,7 @@ def token_cores(model: Model, ids: Sequence[int], alpha: float, layers: Sequence
         if name in layer_of:
             found[layer_of[name]].append(token_core(a, alpha))
 
-    prefill(reader(model, backend), np.array(ids), KVCache(model.config, len(ids)), tap)
+    prefill(reader(model, backend), np.array(ids), model.new_cache(len(ids)), tap)
     return np.stack([np.concatenate(chunks) for chunks in found.values()])
 
 

@@ -18,7 +18,7 @@ from minicore.core.neurons import CoreSet
 from minicore.core.similarity import Clusters
 from minicore.errors import InputError
 from minicore.files import atomic_write
-from minicore.model import KVCache, Model
+from minicore.model import Model
 from minicore.prediction import encode_prompt, fingerprint, make_recorder, record
 
 Array = np.ndarray
@@ -137,7 +137,7 @@ def fit_clusters(
 
     def core_of(text: str | Sequence[int]) -> CoreSet:
         ids = _first_tokens(model, text, max_tokens)
-        record(model, ids, recorder, KVCache(config, len(ids)))
+        record(model, ids, recorder, model.new_cache(len(ids)))
         core = recorder.core()
         assert isinstance(core, CoreSet)
         return core

@@ -276,7 +276,7 @@ class Stream:
         """Yield new tokens: prefill, predict, then one decoder step each."""
         n_ctx = self.model.config.n_ctx
         room = n_ctx - len(self.ids) + 1  # the last token generated need not be read
-        cache = KVCache(self.model.config, min(len(self.ids) + self.max_new_tokens, n_ctx))
+        cache = self.model.new_cache(min(len(self.ids) + self.max_new_tokens, n_ctx))
         logits = self._read(cache)
         if self.max_new_tokens == 0:
             self.stop_reason = "length"
@@ -375,7 +375,7 @@ class Stream:
                 .token_ids
             )
         whole = (self.ids + self.continuation)[: config.n_ctx]
-        record(self.reader, whole, self.recorder, KVCache(config, len(whole)))
+        record(self.reader, whole, self.recorder, self.model.new_cache(len(whole)))
         self.recorder.fixed = True
         self.seconds["predict_s"] = time.perf_counter() - began
 

@@ -18,9 +18,11 @@ import numpy as np
 
 from minicore import ops
 from minicore.checkpoint import Checkpoint, mapped, read
+from minicore.checkpoint.tensors import DTYPES
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
+from minicore.kernels.packed import Packed
 from minicore.tokenizer import Tokenizer, from_source
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ class KVCache:
 
     Attributes
     ----------
-    k, v : (n_layers, n_kv_heads, capacity, d_head) float32
-        Head-major, so that a head's keys are one contiguous block.
+    k, v : (n_layers, n_kv_heads, capacity, d_head)
+        float32, or bfloat16, to which they are rounded as they are written. Head-major, so that a head's
+        keys are one contiguous block.
     length : int
         Positions filled.
 
@@ -47,17 +50,17 @@ class KVCache:
     --------
     >>> import minicore as mc
     >>> model = mc.load("minicore-opt-core")
-    >>> cache = KVCache(model.config, capacity=16)
+    >>> cache = model.new_cache(capacity=16)
     >>> logits = forward(model, np.array([5, 6, 7]), cache)
     >>> cache.length, cache.k.shape[2]
     (3, 16)
     """
 
-    def __init__(self, cfg: ModelConfig, capacity: int) -> None:
+    def __init__(self, cfg: ModelConfig, capacity: int, dtype: str = "float32") -> None:
         if capacity > cfg.n_ctx:
             raise InputError(f"{capacity} tokens do not fit the model's context of {cfg.n_ctx}")
         shape = (cfg.n_layers, cfg.n_kv_heads, capacity, cfg.d_head)
-        self.k, self.v = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.k, self.v = np.zeros(shape, DTYPES[dtype]), np.zeros(shape, DTYPES[dtype])
         self.length = 0
 
     @property
@@ -134,6 +137,13 @@ class Model:
     def weights_bytes(self) -> int:
         """Bytes of all parameters."""
         return sum(w.nbytes for w in self.params.values())
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """Return an empty kv cache: float32, or bfloat16 where the weights take fewer bits than that.
+
+        Beside packed weights a float32 cache would soon be most of what a token reads.
+        """
+        return KVCache(self.config, capacity, "bfloat16" if isinstance(self.head, Packed) else "float32")
 
     def check_ids(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> int64 (n,)
         """Return ids as an array; raise InputError unless they are a non-empty list of the vocabulary."""
@@ -227,7 +237,7 @@ class Model:
         True
         """
         ids = self.check_ids(ids)
-        cache = KVCache(self.config, len(ids))
+        cache = self.new_cache(len(ids))
         return np.concatenate([forward(self, chunk, cache) for chunk in _chunks(ids)])
 
     def run_with_cache(
@@ -273,7 +283,7 @@ class Model:
             if name in keep:
                 cache[name] = value.copy()  # the pass goes on to reuse its buffers
 
-        return forward(self, ids, KVCache(self.config, len(ids)), tap), cache
+        return forward(self, ids, self.new_cache(len(ids)), tap), cache
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
         """Return the continuation of a prompt; :func:`minicore.generate.stream` has the options.
@@ -461,6 +471,7 @@ def attention(model: Model, layer: int, x: Array, positions: Array, cache: KVCac
         tap(at + "hook_rot_q", q)
         tap(at + "hook_rot_k", k)
     keys, values = cache.append(layer, k, v)
+    keys, values = ops.f32(keys), ops.f32(values)
     scores, pattern = ops.attention_pattern(q, keys)
     tap(at + "hook_attn_scores", scores)
     tap(at + "hook_pattern", pattern)

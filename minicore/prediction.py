@@ -96,7 +96,7 @@ def is_stable(
     """
     recorder = make_recorder(model, "auto", alpha, layers=layers, wanted=wanted)
     ids = encode_prompt(model, list(ids))
-    record(model, ids, recorder, KVCache(model.config, len(ids)))
+    record(model, ids, recorder, model.new_cache(len(ids)))
     return recorder.verdict()
 
 
@@ -197,7 +197,7 @@ def make_recorder(
         recorder.start(None)
         for text in texts:
             ids = encode_prompt(model, text)
-            prefill(model, np.array(ids), KVCache(config, len(ids)), recorder_tap(recorder))
+            prefill(model, np.array(ids), model.new_cache(len(ids)), recorder_tap(recorder))
         recorder.fixed = True
     return recorder
 
@@ -285,7 +285,7 @@ def predict(
         raise InputError(f"predictor {predictor} {needs} the continuation, the ids that follow the prompt")
     ids = encode_prompt(model, [*ids, *(continuation or ())])
     if recorder.recording.names and not recorder.fixed:
-        record(reader(model, backend), ids, recorder, KVCache(model.config, len(ids)))
+        record(reader(model, backend), ids, recorder, model.new_cache(len(ids)))
     choice = recorder.core()
     if choice is None:
         settings: dict[str, object] = {"predictor": recorder.used}

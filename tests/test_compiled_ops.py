@@ -9,7 +9,7 @@ import minicore as mc
 from minicore import ops
 from minicore.decode import reader
 from minicore.kernels import ops as compiled
-from minicore.model import KVCache, hook_names, prefill
+from minicore.model import hook_names, prefill
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(1, 8), (37, 24), (300, 64)]  # the last is shared out over threads
@@ -63,11 +63,11 @@ def test_a_prompt_reads_the_same_tensor_by_tensor(family, dtype):
     model = mc.load(GOLDEN / family, dtype=dtype)
     ids, seen = np.random.default_rng(0).integers(0, model.config.n_vocab, 40), [{}, {}]
     for into, which in zip(seen, (model, reader(model, "cpu")), strict=True):
-        cache = KVCache(model.config, 40)
+        cache = model.new_cache(40)
         into["logits"] = prefill(
             which, ids, cache, lambda name, value, into=into: into.update({name: value.copy()})
         )
-        into |= {"k": cache.k, "v": cache.v}
+        into |= {"k": ops.f32(cache.k), "v": ops.f32(cache.v)}
     assert set(hook_names(model.config)) <= set(seen[0])
     for name, expected in seen[0].items():
         got = seen[1][name]

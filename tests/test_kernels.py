@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minicore import ops
-from minicore.kernels import FAST, machine, step
+from minicore.kernels import FAST, attention, formats, machine, step
 from minicore.kernels.formats import stored
 
 DTYPES = [np.float32, ml_dtypes.bfloat16]
@@ -64,19 +64,25 @@ def ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, shares
     return (y if biases[2] is None else y + biases[2]), n_used
 
 
+@nb.njit
+def arrange(like, d, x, y):
+    attention.arrange(like, d, x, y)
+
+
 def attend(q, k, v, shares):
     n_heads, d_head = q.shape
     shape = dims(n_heads=n_heads, n_kv_heads=len(k), d_head=d_head)
     n, scaled = k.shape[1], (q / np.sqrt(d_head)).astype(np.float32).reshape(-1)
     mixed = np.full((shares, q.size), np.nan, np.float32)
     top, mass = np.full((2, shares, n_heads), np.nan, np.float32)
-    scores = np.full((n_heads // len(k), n), np.nan, np.float32)
+    scores = np.full((n_heads // len(k), n + 4), np.nan, np.float32)
+    k, v, arranged = stored(k), stored(v), np.full(q.size, np.nan, np.float32)
+    arrange(k, d_head, scaled, arranged)
     for t in range(shares):
-        step.attend(
-            t, scaled, k, v, t * n // shares, (t + 1) * n // shares, shape, scores, mixed[t], top[t], mass[t]
-        )
+        first, last = t * n // shares, (t + 1) * n // shares
+        attention.attend(arranged, k, v, first, last, shape, scores, mixed[t], top[t], mass[t])
     z = np.full(q.size, np.nan, np.float32)
-    step.gather(shares, shape, mixed, top, mass, z)
+    attention.gather(shares, shape, mixed, top, mass, z)
     return z.reshape(q.shape)
 
 
@@ -138,14 +144,18 @@ def test_ffn_agrees_with_numpy(activation, gated, threshold, rng):
     assert n_used == np.count_nonzero(a)
 
 
-@pytest.mark.parametrize("n_kv", [1, 2, 33])
-@pytest.mark.parametrize("n_heads, n_kv_heads", [(4, 4), (6, 2), (3, 1)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_kv, d_head", [(1, 16), (2, 64), (33, 64), (33, 80), (70, 128)])
+@pytest.mark.parametrize("n_heads, n_kv_heads", [(4, 4), (6, 2), (4, 1), (7, 1), (2, 1)])
 @pytest.mark.parametrize("shares", [1, 2, 5])
-def test_attention_agrees_with_numpy_however_positions_are_shared_out(n_heads, n_kv_heads, n_kv, shares, rng):
-    q = rng.standard_normal((n_heads, 16)).astype(np.float32)
-    k, v = (rng.standard_normal((n_kv_heads, n_kv, 16)).astype(np.float32) for _ in "kv")
-    _, pattern = ops.attention_pattern(q[None], k)
-    np.testing.assert_allclose(attend(q, k, v, shares), ops.attend(pattern, v)[0], rtol=0, atol=2e-6)
+def test_attention_agrees_with_numpy_however_positions_are_shared_out(
+    n_heads, n_kv_heads, n_kv, d_head, shares, dtype, rng
+):
+    q = rng.standard_normal((n_heads, d_head)).astype(np.float32)
+    k, v = (rng.standard_normal((n_kv_heads, n_kv, d_head)).astype(dtype) for _ in "kv")
+    _, pattern = ops.attention_pattern(q[None], ops.f32(k))
+    expected = ops.attend(pattern, ops.f32(v))[0]
+    np.testing.assert_allclose(attend(q, k, v, shares), expected, rtol=0, atol=3e-6)
 
 
 def test_attention_does_not_overflow_on_large_scores(rng):
@@ -165,6 +175,25 @@ def test_nan_and_infinity_survive(bad, rng):
     np.testing.assert_array_equal(matvec(w, x)[7], expected[7])
     y, _ = ffn(None, w, np.ones_like(w), (None, None, None), np.array([7], np.int32), "relu", x)
     np.testing.assert_array_equal(y, np.full(24, np.maximum(expected[7], 0)))
+
+
+@nb.njit
+def narrow(like, x):
+    for i in range(x.size):
+        like[i] = formats.narrow(like, x[i])
+
+
+def test_numbers_are_rounded_to_bfloat16_as_ml_dtypes_does():
+    rng = np.random.default_rng(5)
+    bits = rng.integers(0, 1 << 32, 20_000, dtype=np.uint32)
+    bits[:4000] = bits[:4000] & 0xFFFF0000 | 0x8000  # halfway
+    ends = np.array([0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, 1e-45], np.float32)
+    x = np.concatenate([bits.view(np.float32), ends])
+    got = np.zeros(x.size, np.uint16)
+    narrow(got, x)
+    with np.errstate(invalid="ignore"):
+        expected = x.astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(ops.f32(got.view(ml_dtypes.bfloat16)), ops.f32(expected))
 
 
 @nb.njit(fastmath=FAST)

@@ -15,7 +15,7 @@ from minicore.kernels import ops as compiled
 from minicore.kernels import step as kernels
 from minicore.kernels import team
 from minicore.kernels.formats import input_size, stored
-from minicore.kernels.packed import Packed
+from minicore.kernels.packed import GROUP, Packed, n_groups
 from minicore.model import KVCache, Model
 
 Array = np.ndarray
@@ -56,6 +56,7 @@ class CpuDecoder:
         rope = cfg.positions == "rope"
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
         self.state = _state(self.dims, self.n_threads, cache.capacity)
+        self.keys, self.values = stored(cache.k), stored(cache.v)
         self.use(core)
         self.compile_s = self._compile()
 
@@ -93,7 +94,7 @@ class CpuDecoder:
     def _run(self, token_id: int) -> None:
         shared: tuple[Any, ...] = (
             *(self.like, self.dims, self.plan, self.thresholds, token_id, self.cache.length),
-            *(self.frequencies, self.cache.k, self.cache.v, self.state),
+            *(self.frequencies, self.keys, self.values, self.state),
         )
         self.state.counter[0] = 0
         team.run(kernels.step, self.n_threads, *shared)
@@ -146,9 +147,9 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
         z=buffer(n_threads, input_size(n_q)),
         block=buffer(n_threads, 2, kernels.BLOCK),
         chosen=buffer(n_threads, kernels.BLOCK, dtype=np.int32),
-        scores=buffer(n_threads, group, share + 1),
+        scores=buffer(n_threads, group, share + 4),
         rotation=buffer(n_threads, 2, max(dims.d_head // 2, line)),
-        part=buffer(n_threads, d + line),
+        part=buffer(n_threads, n_groups(d) * GROUP + line),
         qkv=buffer(n_q + 2 * n_kv),
         mixed=buffer(n_threads, n_q),
         top=buffer(n_threads, dims.n_heads + line),

@@ -22,7 +22,7 @@ from minicore.experiments.quality import Conditions, Row, Setting, ignore, study
 from minicore.experiments.sts import in_core, read_batch
 from minicore.experiments.texts import Passage, read_text
 from minicore.fitting import fit_clusters, read_labelled
-from minicore.model import KVCache, Model, prefill
+from minicore.model import Model, prefill
 from minicore.prediction import fingerprint
 
 Array = np.ndarray
@@ -255,7 +255,7 @@ class Material:
 
 def read_hidden(model: Model, ids: Array, hook: Callable[[str, Array], None]) -> None:
     """Read a document for what its forward pass shows to a tap."""
-    prefill(model, ids, KVCache(model.config, len(ids)), hook)
+    prefill(model, ids, model.new_cache(len(ids)), hook)
 
 
 def nats(model: Model, ids: Array, tap: Callable[[str, Array], None] = ignore) -> Array:  # (n,) -> (n - 1,)
@@ -263,5 +263,5 @@ def nats(model: Model, ids: Array, tap: Callable[[str, Array], None] = ignore) -
     from minicore import ops
     from minicore.model import forward
 
-    logits = ops.log_softmax(forward(model, ids[:-1], KVCache(model.config, len(ids)), tap))
+    logits = ops.log_softmax(forward(model, ids[:-1], model.new_cache(len(ids)), tap))
     return -logits[np.arange(len(ids) - 1), ids[1:]]

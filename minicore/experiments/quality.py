@@ -29,7 +29,7 @@ from minicore.errors import InputError, unknown
 from minicore.experiments.statistics import bootstrap, exp_mean
 from minicore.experiments.texts import Passage, passages
 from minicore.files import atomic_write
-from minicore.model import PER_NEURON, KVCache, Model, Tap, forward, prefill
+from minicore.model import PER_NEURON, Model, Tap, forward, prefill
 from minicore.prediction import fingerprint, make_recorder, recorder_tap
 
 Array = np.ndarray
@@ -198,7 +198,7 @@ class Reading:
         n = conditions.prompt_tokens
         self.model, self.conditions, self.passage = model, conditions, passage
         self.rest, self.targets = passage.ids[n:-1], passage.ids[n + 1 :]
-        self.cache = KVCache(model.config, len(passage.ids) - 1)
+        self.cache = model.new_cache(len(passage.ids) - 1)
         self.recorders = dict(others or {})
         self._greedy: list[int] | None = None
         before, after = [], []
@@ -274,7 +274,7 @@ class Reading:
 
     def _generate(self, model: Model, n: int) -> list[int]:
         """Return n greedy tokens after the prompt; the first is prefill's."""
-        cache = KVCache(model.config, self.conditions.prompt_tokens + n)
+        cache = model.new_cache(self.conditions.prompt_tokens + n)
         end = cache.length = self.conditions.prompt_tokens
         cache.k[:, :, :end], cache.v[:, :, :end] = self.cache.k[:, :, :end], self.cache.v[:, :, :end]
         ids = [int(self.first.argmax())]
@@ -534,7 +534,7 @@ def read_others(
     counts = new_recorder(model, "stability", conditions)
     for passage in tqdm(fit, desc="other texts", unit=" passages", leave=False, disable=not progress):
         ids = passage.ids[: model.config.n_ctx]
-        prefill(model, ids, KVCache(model.config, len(ids)), recorder_tap(counts, *recorders.values()))
+        prefill(model, ids, model.new_cache(len(ids)), recorder_tap(counts, *recorders.values()))
     frequency = np.zeros((model.config.n_layers, model.config.n_neurons))
     for layer, scores in counts.scores().items():
         frequency[layer] = scores

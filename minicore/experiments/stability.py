@@ -25,7 +25,7 @@ from minicore.core.stability import TEST_BETA, WANTED, growth_marks, similarity
 from minicore.errors import InputError
 from minicore.experiments.quality import ignore
 from minicore.experiments.texts import passages
-from minicore.model import KVCache, Model, Tap, prefill
+from minicore.model import Model, Tap, prefill
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ def counts_at(
         if name in layer_of:
             recording.update(layer_of[name], value)
 
-    prefill(model, ids, KVCache(model.config, len(ids)), watch)
+    prefill(model, ids, model.new_cache(len(ids)), watch)
     at = recording.at_mark
     return {mark: np.stack([at[mark][layer]["counts"] for layer in layers]) for mark in at}
 

@@ -24,7 +24,7 @@ from minicore.experiments.quality import ignore
 from minicore.experiments.statistics import bootstrap, rhos, spearman
 from minicore.experiments.texts import read_text
 from minicore.files import atomic_write
-from minicore.model import KVCache, Model, attention, embed, ffn, norm
+from minicore.model import Model, attention, embed, ffn, norm
 
 Array = np.ndarray
 
@@ -104,7 +104,7 @@ def read_batch(model: Model, batch: Sequence[Array], alpha: float, layers: Seque
     starts = np.cumsum([0, *n_tokens[:-1]])
     texts = [slice(start, start + n) for start, n in zip(starts, n_tokens, strict=True)]
     positions = np.concatenate([np.arange(n) for n in n_tokens])
-    caches = [KVCache(config, n) for n in n_tokens]
+    caches = [model.new_cache(n) for n in n_tokens]
     frequency = np.empty((len(batch), len(layers), config.n_neurons), np.float32)
 
     def tap(name: str, a: Array) -> None:

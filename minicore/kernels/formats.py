@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import overload
 
 from minicore.kernels import FAST
-from minicore.kernels.integer import DOTS, half, has_vnni
+from minicore.kernels.integer import DOTS, ROWS, half, has_vnni
 from minicore.kernels.machine import view1
 from minicore.kernels.packed import FORMATS, GROUP, HALF, Packed
 
@@ -49,26 +49,46 @@ def prepare(like: Any, d: int, x: Array) -> None:
     raise NotImplementedError("compiled code only")
 
 
-@nb.njit(inline="always")
-def _float(w):  # type: ignore[no-untyped-def]  # float32 -> float32
-    return w
+def widen(w: Any) -> float:
+    """Return a stored number, float32 or the 16 bits of a bfloat16, as float32."""
+    raise NotImplementedError("compiled code only")
 
 
-@nb.njit(inline="always")
-def _upper_half(w):  # type: ignore[no-untyped-def]  # uint16 -> float32
-    """Widen a bfloat16: it is the upper half of a float32."""
-    return np.uint32(np.uint32(w) << np.uint32(16)).view(np.float32)
+@overload(widen, inline="always")
+def _widen(w):  # type: ignore[no-untyped-def]
+    if w == types.float32:
+        return lambda w: w
+    # a bfloat16 is the upper half of a float32
+    return lambda w: np.uint32(np.uint32(w) << np.uint32(16)).view(np.float32)
 
 
-def _widen_of(like: Any) -> Any:
-    widen: dict[Any, Any] = {types.float32: _float, types.uint16: _upper_half}
-    return widen.get(getattr(like, "dtype", None))
+def narrow(like: Any, x: float) -> Any:
+    """Return a float32 as ``like``'s dtype stores it: rounded to the nearest bfloat16, halves to even."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(narrow)
+def _narrow(like, x):  # type: ignore[no-untyped-def]
+    if like.dtype == types.float32:
+        return lambda like, x: x
+
+    def code(like, x):  # type: ignore[no-untyped-def]
+        bits = np.float32(x).view(np.uint32)
+        if x != x:
+            return np.uint16(bits >> np.uint32(16) | np.uint32(64))  # quiet, whatever bits are cut off
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    return code
+
+
+def _is_plain(like: Any) -> bool:
+    return getattr(like, "dtype", None) in (types.float32, types.uint16)
 
 
 @overload(dot, jit_options={"fastmath": FAST})
 def _dot(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
-    widen = _widen_of(like)
-    if widen is None:
+    if not _is_plain(like):
         return None
 
     def code(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
@@ -83,8 +103,7 @@ def _dot(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
 
 @overload(axpy4, jit_options={"fastmath": FAST})
 def _axpy4(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-    widen = _widen_of(like)
-    if widen is None:
+    if not _is_plain(like):
         return None
 
     def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
@@ -99,8 +118,7 @@ def _axpy4(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
 
 @overload(widen_row)
 def _widen_row(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
-    widen = _widen_of(like)
-    if widen is None:
+    if not _is_plain(like):
         return None
 
     def code(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
@@ -113,7 +131,7 @@ def _widen_row(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
 
 @overload(prepare)
 def _prepare(like, d, x):  # type: ignore[no-untyped-def]
-    if _widen_of(like) is None:
+    if not _is_plain(like):
         return None
     return lambda like, d, x: None
 
@@ -233,58 +251,20 @@ def _row_of(format_bytes, format_scales, w, m, d, i):  # type: ignore[no-untyped
     return w + i * groups * format_bytes, w + m * groups * format_bytes + i * groups * 2 * format_scales
 
 
-@overload(axpy4, jit_options={"fastmath": FAST})
-def _axpy4_int8(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-    if _format_of(like) != "int8":
+@overload(axpy4)
+def _axpy4_packed(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+    format = _format_of(like)
+    if format is None:
         return None
+    add_rows, n_bytes, n_scales = ROWS[format], FORMATS[format].n_bytes, FORMATS[format].n_scales
 
     def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-        q0, s0 = _row_of(GROUP, 1, w, m, d, rows[0])
-        q1, s1 = _row_of(GROUP, 1, w, m, d, rows[1])
-        q2, s2 = _row_of(GROUP, 1, w, m, d, rows[2])
-        q3, s3 = _row_of(GROUP, 1, w, m, d, rows[3])
-        for g in range((d + GROUP - 1) // GROUP):
-            at = g * GROUP
-            n = min(GROUP, d - at)
-            w0, w1 = view1(q0 + at, n, like), view1(q1 + at, n, like)
-            w2, w3 = view1(q2 + at, n, like), view1(q3 + at, n, like)
-            a0, a1 = a[0] * half(s0 + 2 * g), a[1] * half(s1 + 2 * g)
-            a2, a3 = a[2] * half(s2 + 2 * g), a[3] * half(s3 + 2 * g)
-            out = y[at : at + n]
-            for j in range(n):
-                out[j] += (a0 * np.float32(w0[j]) + a1 * np.float32(w1[j])) + (
-                    a2 * np.float32(w2[j]) + a3 * np.float32(w3[j])
-                )
-
-    return code
-
-
-@overload(axpy4, jit_options={"fastmath": FAST})
-def _axpy4_int4(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-    if _format_of(like) != "int4":
-        return None
-
-    def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-        q0, s0 = _row_of(HALF, 4, w, m, d, rows[0])
-        q1, s1 = _row_of(HALF, 4, w, m, d, rows[1])
-        q2, s2 = _row_of(HALF, 4, w, m, d, rows[2])
-        q3, s3 = _row_of(HALF, 4, w, m, d, rows[3])
-        for g in range((d + GROUP - 1) // GROUP):
-            w0, w1 = view1(q0 + g * HALF, HALF, like), view1(q1 + g * HALF, HALF, like)
-            w2, w3 = view1(q2 + g * HALF, HALF, like), view1(q3 + g * HALF, HALF, like)
-            for part in range(2):
-                at, scale = g * GROUP + part * HALF, 8 * g + 2 * part
-                a0, a1 = a[0] * half(s0 + scale), a[1] * half(s1 + scale)
-                a2, a3 = a[2] * half(s2 + scale), a[3] * half(s3 + scale)
-                low = (a[0] * half(s0 + scale + 4) + a[1] * half(s1 + scale + 4)) + (
-                    a[2] * half(s2 + scale + 4) + a[3] * half(s3 + scale + 4)
-                )
-                shift, out = np.uint8(4 * part), y[at : at + HALF]
-                for j in range(min(HALF, d - at)):
-                    out[j] += low + (
-                        (a0 * _nibble(w0[j], shift) + a1 * _nibble(w1[j], shift))
-                        + (a2 * _nibble(w2[j], shift) + a3 * _nibble(w3[j], shift))
-                    )
+        c0, s0 = _row_of(n_bytes, n_scales, w, m, d, rows[0])
+        c1, s1 = _row_of(n_bytes, n_scales, w, m, d, rows[1])
+        c2, s2 = _row_of(n_bytes, n_scales, w, m, d, rows[2])
+        c3, s3 = _row_of(n_bytes, n_scales, w, m, d, rows[3])
+        groups = (d + GROUP - 1) // GROUP
+        add_rows(c0, c1, c2, c3, s0, s1, s2, s3, a.ctypes.data, y.ctypes.data, groups)
 
     return code
 

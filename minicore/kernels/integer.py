@@ -7,6 +7,7 @@ the two differ in the order of the last few float additions only.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,27 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-I8, I16, I32, I64, F16, F32 = (
-    ir.IntType(8),
-    ir.IntType(16),
-    ir.IntType(32),
-    ir.IntType(64),
-    ir.HalfType(),
-    ir.FloatType(),
+from minicore.kernels.packed import GROUP, HALF
+from minicore.kernels.vectors import (
+    F16,
+    F32,
+    I8,
+    I32,
+    I64,
+    LANES,
+    add_up,
+    address,
+    constant,
+    fma,
+    fold,
+    load,
+    pick,
+    splat,
+    store,
+    times,
+    vector,
+    zeros,
 )
-LANES = 16
 
 
 def has_vnni() -> bool:
@@ -35,62 +48,17 @@ def has_vnni() -> bool:
     return bool(llvm.get_host_cpu_features().get("avx512vnni"))
 
 
-def _vector(kind: ir.Type, n: int) -> ir.VectorType:
-    return ir.VectorType(kind, n)
-
-
-def _constant(kind: ir.Type, values: list[int]) -> ir.Constant:
-    return ir.Constant(_vector(kind, len(values)), values)
-
-
-def _load(builder: Any, kind: ir.Type, pointer: Any, offset: Any) -> Any:
-    """Load a vector or number that lies ``offset`` bytes on, wherever that is aligned."""
-    at = builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
-    return builder.load(at, align=1)
-
-
-def _spread(builder: Any, numbers: Any, lanes: list[int]) -> Any:
-    """Return a vector made of the given lanes of another."""
-    return builder.shuffle_vector(numbers, ir.Constant(numbers.type, ir.Undefined), _constant(I32, lanes))
-
-
 def _add_up(builder: Any, kind: Any, a: Any, b: Any) -> Any:
     """Return sixteen sums of four products each: unsigned bytes a times signed bytes b."""
     if kind == "vnni":
-        v = _vector(I32, LANES)
+        v = vector(I32)
         name = "llvm.x86.avx512.vpdpbusd.512"
         function = builder.module.declare_intrinsic(name, (), ir.FunctionType(v, [v, v, v]))
         return builder.call(function, [ir.Constant(v, None), builder.bitcast(a, v), builder.bitcast(b, v)])
-    wide = _vector(I32, 4 * LANES)
+    wide = vector(I32, 4 * LANES)
     products = builder.mul(builder.zext(a, wide), builder.sext(b, wide))
-    quarters = [_spread(builder, products, list(range(i, 4 * LANES, 4))) for i in range(4)]
+    quarters = [pick(builder, products, range(i, 4 * LANES, 4)) for i in range(4)]
     return builder.add(builder.add(quarters[0], quarters[1]), builder.add(quarters[2], quarters[3]))
-
-
-def _sum(builder: Any, v: Any) -> Any:
-    name, kind = f"llvm.vector.reduce.fadd.v{LANES}f32", ir.FunctionType(F32, [F32, v.type])
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    return builder.call(function, [ir.Constant(F32, -0.0), v], fastmath=("reassoc",))
-
-
-def _loop(builder: Any, n: Any, start: Any, body: Callable[[Any, Any], Any]) -> Any:
-    """Fold ``body(i, value)`` over i in [0, n) and return the last value."""
-    before = builder.block
-    head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    i, value = builder.phi(I64), builder.phi(start.type)
-    builder.cbranch(builder.icmp_signed("<", i, n), inside, after)
-    builder.position_at_end(inside)
-    result, back = body(i, value), builder.block
-    step = builder.add(i, ir.Constant(I64, 1))
-    back = builder.block
-    builder.branch(head)
-    for phi, first, later in ((i, ir.Constant(I64, 0), step), (value, start, result)):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, back)
-    builder.position_at_end(after)
-    return value
 
 
 def _dot_of(weights: Callable[..., Any], kind: str) -> Any:
@@ -103,60 +71,47 @@ def _dot_of(weights: Callable[..., Any], kind: str) -> Any:
     @intrinsic
     def dot(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p = [builder.inttoptr(a, I8.as_pointer()) for a in args[:5]]
-            v = _vector(F32, LANES)
+            p = [address(builder, a) for a in args[:5]]
 
-            def body(i: Any, total: Any) -> Any:
-                def times(k: int) -> Any:
-                    return builder.mul(i, ir.Constant(I64, k))
+            def body(i: Any, total: list[Any]) -> list[Any]:
+                x = load(builder, vector(I8, 4 * LANES), p[2], times(builder, i, 64))
+                step = load(builder, F32, p[3], times(builder, i, 4))
+                return [weights(builder, kind, p[0], p[1], x, step, p[4], i, total[0])]
 
-                x = _load(builder, _vector(I8, 4 * LANES), p[2], times(64))
-                step = _load(builder, F32, p[3], times(4))
-                return weights(builder, kind, p[0], p[1], x, step, p[4], times, total)
-
-            return _sum(builder, _loop(builder, args[5], ir.Constant(v, [0.0] * LANES), body))
+            return add_up(builder, fold(builder, args[5], zeros(1), body)[0])
 
         return types.float32(*[types.int64] * 6), codegen
 
     return dot
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
-
-
-def _splat(builder: Any, number: Any) -> Any:
-    one = builder.insert_element(
-        ir.Constant(_vector(number.type, LANES), ir.Undefined), number, ir.Constant(I32, 0)
-    )
-    return _spread(builder, one, [0] * LANES)
-
-
 def _int8_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, times: Any, total: Any
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
 ) -> Any:
     """Signed weights are taken 128 higher, as unsigned; ``sums`` has 128 times the input's sum to go off."""
-    w = _load(builder, _vector(I8, 4 * LANES), codes, times(64))
-    w = builder.xor(w, _constant(I8, [-128] * 4 * LANES))
-    products = builder.sub(_add_up(builder, kind, w, x), _load(builder, _vector(I32, LANES), sums, times(64)))
-    scale = builder.fmul(builder.fpext(_load(builder, F16, scales, times(2)), F32), step)
-    return _fma(builder, builder.sitofp(products, _vector(F32, LANES)), _splat(builder, scale), total)
+    w = load(builder, vector(I8, 4 * LANES), codes, times(builder, i, 64))
+    w = builder.xor(w, constant(I8, [-128] * 4 * LANES))
+    products = builder.sub(
+        _add_up(builder, kind, w, x), load(builder, vector(I32), sums, times(builder, i, 64))
+    )
+    scale = builder.fmul(builder.fpext(load(builder, F16, scales, times(builder, i, 2)), F32), step)
+    return fma(builder, builder.sitofp(products, vector(F32)), splat(builder, scale), total)
 
 
 def _int4_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, times: Any, total: Any
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
 ) -> Any:
     """Two halves of 32 in nibbles; a half's minimum goes with the input's sum, float32 in ``sums``."""
-    packed = _load(builder, _vector(I8, 2 * LANES), codes, times(32))
-    low = builder.and_(packed, _constant(I8, [15] * 2 * LANES))
-    high = builder.lshr(packed, _constant(I8, [4] * 2 * LANES))
-    w = builder.shuffle_vector(low, high, _constant(I32, list(range(4 * LANES))))
-    products = builder.sitofp(_add_up(builder, kind, w, x), _vector(F32, LANES))
-    four = builder.fpext(_load(builder, _vector(F16, 4), scales, times(8)), _vector(F32, 4))
-    scale = builder.fmul(_spread(builder, four, [0] * 8 + [1] * 8), _splat(builder, step))
-    low_end = _spread(builder, four, [2] * 8 + [3] * 8)
-    total = _fma(builder, products, scale, total)
-    return _fma(builder, low_end, _load(builder, _vector(F32, LANES), sums, times(64)), total)
+    packed = load(builder, vector(I8, 2 * LANES), codes, times(builder, i, 32))
+    low = builder.and_(packed, constant(I8, [15] * 2 * LANES))
+    high = builder.lshr(packed, constant(I8, [4] * 2 * LANES))
+    w = pick(builder, low, range(4 * LANES), high)
+    products = builder.sitofp(_add_up(builder, kind, w, x), vector(F32))
+    four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
+    scale = builder.fmul(pick(builder, four, [0] * 8 + [1] * 8), splat(builder, step))
+    low_end = pick(builder, four, [2] * 8 + [3] * 8)
+    total = fma(builder, products, scale, total)
+    return fma(builder, low_end, load(builder, vector(F32), sums, times(builder, i, 64)), total)
 
 
 DOTS = {
@@ -166,12 +121,75 @@ DOTS = {
 }
 
 
+# --- rows times numbers, added up: what neurons put out ---
+
+
+def _int8_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any]) -> None:
+    """Add four numbers times group i of their rows to four vectors."""
+    for r in range(4):
+        scale = builder.fpext(load(builder, F16, p[4 + r], times(builder, i, 2)), F32)
+        scale = splat(builder, builder.fmul(scale, a[r]))
+        for k in range(4):
+            at = builder.add(times(builder, i, GROUP), ir.Constant(I64, LANES * k))
+            w = builder.sitofp(load(builder, vector(I8), p[r], at), vector(F32))
+            out[k] = fma(builder, w, scale, out[k])
+
+
+def _int4_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any]) -> None:
+    """Add four numbers times group i of their rows to four vectors; low nibbles are a group's first half."""
+    scales = []
+    for r in range(4):
+        four = builder.fpext(load(builder, vector(F16, 4), p[4 + r], times(builder, i, 8)), vector(F32, 4))
+        scales.append(builder.fmul(four, pick(builder, splat(builder, a[r]), range(4))))
+    least = builder.fadd(builder.fadd(scales[0], scales[1]), builder.fadd(scales[2], scales[3]))
+    for k in range(4):
+        out[k] = builder.fadd(out[k], pick(builder, least, [2 + k // 2] * LANES))
+    for r, k in itertools.product(range(4), range(2)):
+        at = builder.add(times(builder, i, HALF), ir.Constant(I64, LANES * k))
+        byte = builder.zext(load(builder, vector(I8), p[r], at), vector(I32))
+        low = builder.and_(byte, constant(I32, [15] * LANES))
+        for part, q in ((0, low), (1, builder.lshr(byte, constant(I32, [4] * LANES)))):
+            scale = pick(builder, scales[r], [part] * LANES)
+            out[2 * part + k] = fma(builder, builder.sitofp(q, vector(F32)), scale, out[2 * part + k])
+
+
+def _rows_of(add: Callable[..., None]) -> Any:
+    """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows: their codes, then their
+    scales, then a, y and the number of groups; all but that are addresses. y is of whole groups.
+    """
+
+    @intrinsic
+    def add_rows(typingctx: Any, c0: Any, c1: Any, c2: Any, c3: Any, s0: Any, s1: Any, s2: Any, s3: Any,
+                 a: Any, y: Any, n: Any) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            p = [address(builder, at) for at in args[:10]]
+            weights = [load(builder, F32, p[8], ir.Constant(I64, 4 * r)) for r in range(4)]
+
+            def body(i: Any, nothing: list[Any]) -> list[Any]:
+                first = times(builder, i, 4 * GROUP)
+                places = [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4)]
+                out = [load(builder, vector(F32), p[9], at) for at in places]
+                add(builder, p, i, weights, out)
+                for at, total in zip(places, out, strict=True):
+                    store(builder, total, p[9], at)
+                return []
+
+            fold(builder, args[10], [], body)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 11), codegen
+
+    return add_rows
+
+
+ROWS = {"int8": _rows_of(_int8_rows), "int4": _rows_of(_int4_rows)}
+
+
 @intrinsic
-def half(typingctx: Any, address: Any) -> Any:
+def half(typingctx: Any, at: Any) -> Any:
     """Return the float16 at an address as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], I8.as_pointer())
-        return builder.fpext(_load(builder, F16, pointer, ir.Constant(I64, 0)), F32)
+        return builder.fpext(load(builder, F16, address(builder, args[0]), ir.Constant(I64, 0)), F32)
 
     return types.float32(types.int64), codegen

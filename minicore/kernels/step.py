@@ -19,7 +19,8 @@ import numba as nb
 import numpy as np
 
 from minicore.kernels import FAST
-from minicore.kernels.formats import axpy4, dot, prepare, widen_row
+from minicore.kernels.attention import arrange, attend, gather
+from minicore.kernels.formats import axpy4, dot, narrow, prepare, widen_row
 from minicore.kernels.machine import barrier, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
@@ -140,64 +141,6 @@ def rotate(x, rotation):  # type: ignore[no-untyped-def]  # (d_head,), (2, d_hea
 
 
 @nb.njit(fastmath=FAST)
-def attend(thread, q, keys, values, first, last, dims, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
-    """Attend over positions [first, last): each head's unnormalised mixture, largest score and mass.
-
-    A key is read once for all query heads that share it. Other threads have the other positions; the
-    shares are put together by :func:`gather`.
-    """
-    d, group = dims.d_head, dims.n_heads // dims.n_kv_heads
-    mixed[:] = np.float32(0)
-    for h in range(dims.n_heads):
-        top[h], mass[h] = np.float32(-np.inf), np.float32(0)
-    if last <= first:
-        return
-    for kv in range(dims.n_kv_heads):
-        for p in range(first, last):
-            k = keys[kv, p]
-            for g in range(group):
-                total = np.float32(0)
-                for j in range(d):
-                    total += k[j] * q[(kv * group + g) * d + j]
-                scores[g, p - first] = total
-        for g in range(group):
-            s = scores[g, : last - first]
-            largest = s[0]
-            for p in range(s.size):
-                largest = largest if not s[p] > largest else s[p]
-            weight = np.float32(0)
-            for p in range(s.size):
-                s[p] = exp(s[p] - largest)
-                weight += s[p]
-            top[kv * group + g], mass[kv * group + g] = largest, weight
-        for p in range(first, last):
-            v = values[kv, p]
-            for g in range(group):
-                weight = scores[g, p - first]
-                for j in range(d):
-                    mixed[(kv * group + g) * d + j] += weight * v[j]
-
-
-@nb.njit(fastmath=FAST)
-def gather(n_threads, dims, mixed, top, mass, z):  # type: ignore[no-untyped-def]
-    """Put the threads' shares of attention together: softmax over all positions."""
-    d = dims.d_head
-    for h in range(dims.n_heads):
-        largest = top[0, h]
-        for t in range(1, n_threads):
-            largest = largest if not top[t, h] > largest else top[t, h]
-        total = np.float32(0)
-        for t in range(n_threads):
-            total += mass[t, h] * np.float32(math.exp(top[t, h] - largest))
-        for j in range(h * d, (h + 1) * d):
-            z[j] = np.float32(0)
-        for t in range(n_threads):
-            scale = np.float32(math.exp(top[t, h] - largest)) / total
-            for j in range(h * d, (h + 1) * d):
-                z[j] += scale * mixed[t, j]
-
-
-@nb.njit(fastmath=FAST)
 def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ignore[no-untyped-def]
     """Add to y what neurons [first, last) of the layer's list contribute; return the output rows read.
 
@@ -271,7 +214,7 @@ def step(thread, n_threads, like, dims, plan, thresholds, token, position, frequ
         Gates of smaller magnitude are left out; negative for none.
     token, position : int
     frequencies : (d_head // 2,) float32, or (0,) where positions are learned
-    keys, values : (n_layers, n_kv_heads, capacity, d_head) float32
+    keys, values : (n_layers, n_kv_heads, capacity, d_head) float32, or uint16 for bfloat16
     s : State
     """
     d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
@@ -308,7 +251,7 @@ def step(thread, n_threads, like, dims, plan, thresholds, token, position, frequ
         normalise(x, p[LN2_W], p[LN2_B], dims, normed)
         prepare(like, d, normed)
         mine = s.part[thread]
-        mine[:d] = np.float32(0)
+        mine[:] = np.float32(0)
         rows = thread * p[N_ROWS] // n_threads, (thread + 1) * p[N_ROWS] // n_threads
         s.n_used[thread, layer] += ffn(
             like,
@@ -320,7 +263,7 @@ def step(thread, n_threads, like, dims, plan, thresholds, token, position, frequ
             normed,
             s.chosen[thread],
             s.block[thread],
-            mine[:d],
+            mine,
         )
         passed = barrier(s.counter, n_threads, passed)
         for t in range(n_threads):
@@ -341,18 +284,20 @@ def step(thread, n_threads, like, dims, plan, thresholds, token, position, frequ
 def _attention(thread, n_threads, dims, position, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
     """Rotate the queries and attend over this thread's positions; the last thread writes the new one."""
     d, n_q, n_kv = dims.d_head, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
-    q, scale = s.q[thread], np.float32(1 / math.sqrt(dims.d_head))
+    q, turned, scale = s.q[thread], s.z[thread, :n_q], np.float32(1 / math.sqrt(dims.d_head))
     for j in range(n_q):
-        q[j] = s.qkv[j] * scale
+        turned[j] = s.qkv[j] * scale
     if frequencies.size:
         for h in range(dims.n_heads):
-            rotate(q[h * d : (h + 1) * d], s.rotation[thread])
+            rotate(turned[h * d : (h + 1) * d], s.rotation[thread])
+    arrange(keys, d, turned, q)
     n = position + 1
     if thread == n_threads - 1:
         for h in range(dims.n_kv_heads):
-            keys[h, position] = s.qkv[n_q + h * d : n_q + (h + 1) * d]
-            values[h, position] = s.qkv[n_q + n_kv + h * d : n_q + n_kv + (h + 1) * d]
+            key, value = s.qkv[n_q + h * d : n_q + (h + 1) * d], s.qkv[n_q + n_kv + h * d :]
             if frequencies.size:
-                rotate(keys[h, position], s.rotation[thread])
-    attend(thread, q, keys, values, thread * n // n_threads, (thread + 1) * n // n_threads, dims,
+                rotate(key, s.rotation[thread])
+            for j in range(d):
+                keys[h, position, j], values[h, position, j] = narrow(keys, key[j]), narrow(keys, value[j])
+    attend(q, keys, values, thread * n // n_threads, (thread + 1) * n // n_threads, dims,
            s.scores[thread], s.mixed[thread], s.top[thread], s.mass[thread])  # fmt: skip

@@ -63,7 +63,7 @@ class Reading:
     """A prompt read once, densely, for all settings that choose by it."""
 
     def __init__(self, model: Model, ids: list[int], recorders: Sequence[Recorder], backend: str) -> None:
-        self.cache = KVCache(model.config, len(ids))
+        self.cache = model.new_cache(len(ids))
         self.logits = record_all(reader(model, backend), ids, recorders, self.cache)  # (n_vocab,)
 
 

@@ -49,8 +49,8 @@ class Minicore:
 
     def about(self) -> dict[str, Any]:
         """Return what is known of the last run besides its times."""
-        cfg = self.model.config
-        kv_bytes = 2 * 4 * cfg.n_layers * cfg.n_kv_heads * cfg.d_head
+        a_position = self.model.new_cache(1)
+        kv_bytes = a_position.k.nbytes + a_position.v.nbytes
         kv_bytes *= self.stats["prompt_tokens"] + self.stats["new_tokens"]
         known = ("bytes_per_token", "weights_bytes", "core_fraction", "compile_s")
         return {name: self.stats[name] for name in known} | {"kv_bytes": kv_bytes}

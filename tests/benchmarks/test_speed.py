@@ -27,10 +27,10 @@ from minicore.core.rules import GATE
 from minicore.decode.cpu import CpuDecoder
 from minicore.decode.reference import ReferenceDecoder
 from minicore.generate import bytes_per_token
-from minicore.kernels import machine, step
+from minicore.kernels import attention, machine, step
 from minicore.kernels.formats import input_size, prepare, stored
 from minicore.kernels.packed import Packed, round_input
-from minicore.model import KVCache, Model
+from minicore.model import Model
 
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
 D = 576  # SmolLM2-135M's width
@@ -166,29 +166,38 @@ def test_ffn(benchmark, reading, format, rows, way):
 # --- attention ---
 
 
+@nb.njit
+def _arrange(like, d, x, y):
+    attention.arrange(like, d, x, y)
+
+
 @pytest.mark.parametrize("way", ["numba", "numpy"])
-def test_attend(benchmark, reading, way):
-    benchmark.group = "attend"
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+def test_attend(benchmark, reading, format, way):
+    benchmark.group = f"attend {format}"
     n_heads, n_kv_heads, d = 9, 3, 64
-    n = N_BYTES // (2 * 4 * n_kv_heads * d)
     rng = np.random.default_rng(6)
+    n = N_BYTES // (2 * n_kv_heads * d * (4 if format == "float32" else 2))
     q = rng.standard_normal((n_heads, d)).astype(np.float32)
-    k, v = (rng.standard_normal((n_kv_heads, n, d), np.float32) for _ in "kv")
+    k, v = (held(format, rng.standard_normal((n_kv_heads, n, d), np.float32)) for _ in "kv")
+    meant = ops.f32(k), ops.f32(v)
 
     def by_numpy() -> np.ndarray:
-        return ops.attend(ops.attention_pattern(q[None], k)[1], v)[0]
+        return ops.attend(ops.attention_pattern(q[None], meant[0])[1], meant[1])[0]
 
     if way == "numpy":
-        reading(by_numpy, k.nbytes + v.nbytes)
+        reading(by_numpy, meant[0].nbytes + meant[1].nbytes)
         return
     shape, scaled = dims(n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d), (q / np.float32(8)).reshape(-1)
     mixed, z = np.empty((1, q.size), np.float32), np.empty(q.size, np.float32)
     top, mass = np.empty((2, 1, n_heads), np.float32)
-    scores = np.empty((n_heads // n_kv_heads, n + 1), np.float32)
+    scores, arranged = np.empty((n_heads // n_kv_heads, n + 4), np.float32), np.empty_like(scaled)
+    keys, values = stored(k), stored(v)
+    _arrange(keys, d, scaled, arranged)
 
     def call() -> None:
-        step.attend(0, scaled, k, v, 0, n, shape, scores, mixed[0], top[0], mass[0])
-        step.gather(1, shape, mixed, top, mass, z)
+        attention.attend(arranged, keys, values, 0, n, shape, scores, mixed[0], top[0], mass[0])
+        attention.gather(1, shape, mixed, top, mass, z)
 
     call()
     np.testing.assert_allclose(z.reshape(q.shape), by_numpy(), rtol=0, atol=1e-4)
@@ -291,12 +300,12 @@ def test_step(benchmark, reading, models, format, rows, way):
         choice = mc.predict(model, prompt, "gate", beta=0.4)
         assert GATE in choice.parameters(0)
     tokens = np.random.default_rng(9).integers(0, model.config.n_vocab, 4).tolist()
-    reference = ReferenceDecoder(model, KVCache(model.config, 128), choice)
+    reference = ReferenceDecoder(model, model.new_cache(128), choice)
     if way == "numpy":
         reading(lambda: reference.step(tokens[0]), bytes_per_token(model, choice))
         return
     n_threads = int(way.split()[1])
-    decoder = CpuDecoder(model, KVCache(model.config, 128), choice, n_threads=n_threads)
+    decoder = CpuDecoder(model, model.new_cache(128), choice, n_threads=n_threads)
     error = max(relative_error(decoder.step(token), reference.step(token)) for token in tokens)
     # a gate next to the threshold may fall on either side of it, and its neuron's share be there or not
     assert error <= max(BOUNDS[format], 0.02 if rows == "threshold" else 0)

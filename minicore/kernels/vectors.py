@@ -1,0 +1,114 @@
+"""Vectors of sixteen floats in LLVM's own terms, for what Numba's loops do not become by themselves.
+
+Every function here writes code where ``builder`` stands. On a CPU with shorter vectors LLVM splits these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+
+I8, I16, I32, I64, F16, F32 = (
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+    ir.HalfType(),
+    ir.FloatType(),
+)
+LANES = 16
+
+
+def vector(kind: ir.Type, n: int = LANES) -> ir.VectorType:
+    return ir.VectorType(kind, n)
+
+
+def constant(kind: ir.Type, values: Sequence[float]) -> ir.Constant:
+    return ir.Constant(vector(kind, len(values)), list(values))
+
+
+def address(builder: Any, integer: Any) -> Any:
+    """Return an int64 as a pointer to bytes."""
+    return builder.inttoptr(integer, I8.as_pointer())
+
+
+def times(builder: Any, i: Any, k: int) -> Any:
+    return builder.mul(i, ir.Constant(I64, k))
+
+
+def load(builder: Any, kind: ir.Type, pointer: Any, offset: Any) -> Any:
+    """Load a vector or number that lies ``offset`` bytes on, wherever that is aligned."""
+    at = builder.bitcast(builder.gep(pointer, [offset]), kind.as_pointer())
+    return builder.load(at, align=1)
+
+
+def store(builder: Any, value: Any, pointer: Any, offset: Any) -> None:
+    """Store a vector or number ``offset`` bytes on, wherever that is aligned."""
+    at = builder.bitcast(builder.gep(pointer, [offset]), value.type.as_pointer())
+    builder.store(value, at, align=1)
+
+
+def pick(builder: Any, numbers: Any, lanes: Sequence[int], others: Any = None) -> Any:
+    """Return a vector made of the given lanes of one vector, or of two that follow one another."""
+    second = ir.Constant(numbers.type, ir.Undefined) if others is None else others
+    return builder.shuffle_vector(numbers, second, constant(I32, lanes))
+
+
+def splat(builder: Any, number: Any) -> Any:
+    one = builder.insert_element(ir.Constant(vector(number.type), ir.Undefined), number, ir.Constant(I32, 0))
+    return pick(builder, one, [0] * LANES)
+
+
+def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+
+def add_up(builder: Any, v: Any) -> Any:
+    """Return the sum of a vector's floats."""
+    name, kind = f"llvm.vector.reduce.fadd.v{LANES}f32", ir.FunctionType(F32, [F32, v.type])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, [ir.Constant(F32, -0.0), v], fastmath=("reassoc",))
+
+
+def add_up_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Return the sums of four vectors' floats as one short vector, in few steps."""
+    eight, four = range(LANES // 2), [0, 1, 2, 3, 8, 9, 10, 11]
+
+    def halves(first: Any, second: Any, lanes: Sequence[int], apart: int) -> Any:
+        both = [*lanes, *(lane + LANES for lane in lanes)]
+        rest = pick(builder, first, [lane + apart for lane in both], second)
+        return builder.fadd(pick(builder, first, both, second), rest)
+
+    sums = halves(halves(a, b, eight, LANES // 2), halves(c, d, eight, LANES // 2), four, 4)
+    for apart in (2, 1):  # each four lanes belong to one of the vectors
+        sums = builder.fadd(sums, pick(builder, sums, [lane ^ apart for lane in range(LANES)]))
+    return pick(builder, sums, range(0, LANES, 4))
+
+
+def zeros(n: int) -> list[Any]:
+    return [constant(F32, [0.0] * LANES)] * n
+
+
+def fold(
+    builder: Any, n: Any, start: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]
+) -> list[Any]:
+    """Fold ``body(i, values)`` over i in [0, n) and return the last values."""
+    before = builder.block
+    head, inside, after = (builder.append_basic_block(name) for name in ("head", "inside", "after"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    i, values = builder.phi(I64), [builder.phi(first.type) for first in start]
+    builder.cbranch(builder.icmp_signed("<", i, n), inside, after)
+    builder.position_at_end(inside)
+    results = body(i, list(values))
+    step = builder.add(i, ir.Constant(I64, 1))
+    back = builder.block
+    builder.branch(head)
+    firsts = (ir.Constant(I64, 0), *start)
+    for phi, first, later in zip((i, *values), firsts, (step, *results), strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, back)
+    builder.position_at_end(after)
+    return list(values)
