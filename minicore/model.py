@@ -22,7 +22,7 @@ from minicore.checkpoint.tensors import DTYPES
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
-from minicore.kernels.packed import Packed
+from minicore.kernels.packed import FORMATS
 from minicore.tokenizer import Tokenizer, from_source
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Model:
 
         Beside packed weights a float32 cache would soon be most of what a token reads.
         """
-        return KVCache(self.config, capacity, "bfloat16" if isinstance(self.head, Packed) else "float32")
+        return KVCache(self.config, capacity, "bfloat16" if self.dtype in FORMATS else "float32")
 
     def check_ids(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> int64 (n,)
         """Return ids as an array; raise InputError unless they are a non-empty list of the vocabulary."""

@@ -15,6 +15,7 @@ from minicore.kernels import ops as compiled
 from minicore.kernels import step as kernels
 from minicore.kernels import team
 from minicore.kernels.formats import input_size, stored
+from minicore.kernels.memory import settle
 from minicore.kernels.packed import GROUP, Packed, n_groups
 from minicore.model import KVCache, Model
 
@@ -118,6 +119,7 @@ class CpuDecoder:
         if self.cache.length < self.cache.capacity:
             self._run(0)  # what it writes to the cache the next step overwrites
             self.state.n_used[:] = 0
+            settle(len(kernels.step.signatures))
         return time.perf_counter() - began
 
 
