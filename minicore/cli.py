@@ -151,7 +151,13 @@ def eval_quality(args: argparse.Namespace) -> int:
     from minicore.experiments import quality
 
     found = quality.evaluate(
-        load(args), args.texts, args.predictors, args.betas, n_generated=args.generate, **conditions(args)
+        load(args),
+        args.texts,
+        args.predictors,
+        args.betas,
+        n_generated=args.generate,
+        workers=workers(args),
+        **conditions(args),
     )
     if args.json:
         print_json(found)
@@ -588,6 +594,7 @@ def eval_quality_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="also count how many of N greedy tokens come before the first that dense has not",
     )
+    worker_options(parser)
 
 
 def eval_frontier_options(parser: argparse.ArgumentParser) -> None:

@@ -141,11 +141,7 @@ def stream(
     """
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
         raise InputError(f"max_new_tokens is {max_new_tokens!r}, expected 0 or more")
-    advice = model.recommended if predictor is None else {}
-    alpha = advice.get("alpha", 0.4) if alpha is None else alpha
-    beta = advice.get("beta", 0.4) if beta is None else beta
-    layers = advice.get("layers") if layers is None else layers
-    name = predictor or advice.get("predictor", "dense")
+    name, alpha, beta, layers = advised(model, predictor, alpha, beta, layers)
     if seed is not None and seed < 0:
         raise InputError(f"seed is {seed!r}, expected 0 or more")
     recorder = make_recorder(model, name, alpha, beta, layers, seed=seed, **choosing)
@@ -164,6 +160,22 @@ def stream(
         refresh=refresh,
         continuation=None if continuation is None else model.check_ids(continuation).tolist(),
         memory_limit=check_memory_limit(model, memory_limit, refresh),
+    )
+
+
+def advised(
+    model: Model, predictor: str | None, alpha: float | None, beta: Beta | None, layers: Layers
+) -> tuple[str, float, Beta, Layers]:
+    """Return predictor, alpha, beta and layers, what was not said as the checkpoint recommends it.
+
+    A predictor that was named is not the recommended one, and the rest of the advice not for it.
+    """
+    advice = model.recommended if predictor is None else {}
+    return (
+        predictor or advice.get("predictor", "dense"),
+        advice.get("alpha", 0.4) if alpha is None else alpha,
+        advice.get("beta", 0.4) if beta is None else beta,
+        advice.get("layers") if layers is None else layers,
     )
 
 

@@ -128,7 +128,8 @@ def sweep(
         ) as bar,
     ):
         place = {pool.submit(run_alone, function, job, where.threads): i for i, job in enumerate(jobs)}
-        for future in as_completed(place):
+        alone = where.workers == 1 and where.scheduler is None  # then they finish in their order
+        for future in place if alone else as_completed(place):
             yield place[future], future.result()
             bar.update()
 

@@ -22,6 +22,7 @@ from minicore.experiments.frontier import STEP, next_beta, search
 from minicore.experiments.quality import Conditions, Reading, Rows, Setting, grid, study
 from minicore.experiments.statistics import bootstrap, ranks, spearman
 from minicore.experiments.texts import Passage, passages
+from minicore.sweep import Where
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("llama-chat", "llama-gqa", "opt", "gpt2", "qwen2")
@@ -196,7 +197,7 @@ def test_common_prefix_counts_tokens_until_they_part(chat):
 def test_hot_sets_come_from_other_texts_alone(chat):
     fit, measured = draw(chat, 3, seed=7), draw(chat, 1)
     settings = grid(["griffin@others", "static"], [0.3])
-    others, frequency = quality.read_others(chat, fit, settings, conditions(chat), False)
+    others, frequency = quality.read_others(chat, fit, settings, conditions(chat))
     reading = Reading(chat, measured[0], conditions(chat), ["griffin@others", "static"], others, frequency)
     counts = sum(
         mc.token_core(chat.run_with_cache(p.ids)[1]["blocks.0.mlp.hook_post"], 0.4).sum(axis=0) for p in fit
@@ -219,6 +220,14 @@ def test_summary_is_of_the_rows(chat):
     assert core["perplexity"][0] == pytest.approx(np.exp(np.mean([row["nll"] for row in of])))
     assert core["ratio"][0] * core["dense_perplexity"][0] == pytest.approx(core["perplexity"][0])
     assert core["n_passages"] == 6
+
+
+def test_two_processes_measure_the_same(chat, tmp_path):
+    texts, others = draw(chat, 3), draw(chat, 2, seed=9)
+    settings, where = grid(EVERY, [0.3]), conditions(chat)
+    model = quality.reader(chat)
+    one = study(model, texts, settings, where, others)
+    assert study(model, texts, settings, where, others, workers=Where(2)) == one
 
 
 def test_a_stopped_study_goes_on_with_the_same_rows(chat, tmp_path, monkeypatch):

@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minicore import ops
 from minicore.core.neurons import core_from_scores
-from minicore.core.similarity import default_layer, unit
+from minicore.core.similarity import Clusters, default_layer, fit, unit
 from minicore.decode import reader
 from minicore.errors import InputError
 from minicore.experiments.quality import Conditions, Row, Setting, ignore, study
 from minicore.experiments.sts import in_core, read_batch
 from minicore.experiments.texts import Passage, read_text
-from minicore.fitting import fit_clusters, read_labelled
-from minicore.model import Model, prefill
+from minicore.fitting import read_labelled
+from minicore.model import Model, forward
 from minicore.prediction import fingerprint
 
 Array = np.ndarray
@@ -136,8 +137,6 @@ class Material:
         digest = hashlib.sha256()
         for document in self.documents:
             digest.update(json.dumps([document.label, document.ids.tolist()]).encode())
-        for path in self.pairs:
-            digest.update(read_text(path).encode())
         return {
             "model": self.model.name,
             "fingerprint": fingerprint(self.model),
@@ -145,6 +144,12 @@ class Material:
             "texts": digest.hexdigest()[:32],
             "seed": self.seed,
         }
+
+    @cached_property
+    def about_pairs(self) -> dict[str, Any]:
+        """What tells the files of pairs from others."""
+        texts = [read_text(path) for path in self.pairs]
+        return {"pairs": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]}
 
     def bar(self, items: Sequence[T], what: str) -> Iterable[T]:
         """Return the items under a progress bar."""
@@ -239,29 +244,18 @@ class Material:
             settings = [Setting(predictor, beta) for predictor in predictors for beta in betas]
             return study(self.model, passages, settings, conditions, (), None, n_generated, self.progress)
 
-    def fit(self, without: Sequence[str]) -> Any:
+    def fit(self, without: Sequence[str]) -> Clusters:
         """Return clusters by topic of the labelled documents, but for those named."""
-        rest = [document for document in self.labelled if document.name not in without]
-        if not rest:
+        kept = [i for i, document in enumerate(self.labelled) if document.name not in without]
+        if not kept:
             raise InputError("all labelled texts are measured, expected others to fit clusters on")
-        return fit_clusters(
-            self.model,
-            [document.ids.tolist() for document in rest],
-            [str(document.label) for document in rest],
-            alpha=ALPHA,
-            beta=0.4,
-        )
-
-
-def read_hidden(model: Model, ids: Array, hook: Callable[[str, Array], None]) -> None:
-    """Read a document for what its forward pass shows to a tap."""
-    prefill(model, ids, model.new_cache(len(ids)), hook)
+        beta = 0.4
+        sets = np.stack([in_core(self.frequency[i], beta) for i in kept])
+        settings = {"predictor": "stability", "alpha": ALPHA, "beta": beta}
+        return fit(sets, fingerprint(self.model), labels=self.labels[kept].tolist(), settings=settings)
 
 
 def nats(model: Model, ids: Array, tap: Callable[[str, Array], None] = ignore) -> Array:  # (n,) -> (n - 1,)
     """Return what each token after the first costs the model, -log p."""
-    from minicore import ops
-    from minicore.model import forward
-
     logits = ops.log_softmax(forward(model, ids[:-1], model.new_cache(len(ids)), tap))
     return -logits[np.arange(len(ids) - 1), ids[1:]]

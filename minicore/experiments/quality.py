@@ -9,13 +9,12 @@ first token after the prompt is prefill's own and dense under every setting, so 
 from __future__ import annotations
 
 import json
-import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from minicore.experiments.texts import Passage, passages
 from minicore.files import atomic_write
 from minicore.model import PER_NEURON, Model, Tap, forward, prefill
 from minicore.prediction import fingerprint, make_recorder, recorder_tap
+from minicore.sweep import ModelRef, Where, borrow, share, sweep
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -456,6 +456,7 @@ def study(
     rows: Rows | None = None,
     n_generated: int = 0,
     progress: bool = False,
+    workers: Where | None = None,
 ) -> list[Row]:
     """Measure settings on passages; every passage is read once however many settings there are.
 
@@ -474,6 +475,8 @@ def study(
         Tokens to generate greedily for ``common_prefix``; 0 leaves it out.
     progress : bool
         Show a progress bar on stderr if it is a terminal.
+    workers : Where or None
+        What runs it, a passage a job; None is one thread of this process.
 
     Returns
     -------
@@ -486,8 +489,6 @@ def study(
         If a predictor needs other texts and there are none, a passage has another length, or the rows
         are of other conditions.
     """
-    from tqdm import tqdm
-
     for passage in passages:
         if len(passage.ids) != conditions.n_tokens:
             raise InputError(
@@ -496,34 +497,64 @@ def study(
             )
     rows = Rows(conditions) if rows is None else rows
     todo = [(passage, rows.missing(passage, settings, n_generated)) for passage in passages]
-    wanted = list(dict.fromkeys(setting for _, missing in todo for setting in missing))
-    bars = progress and sys.stderr.isatty()
-    others, frequency = read_others(model, fit, wanted, conditions, bars)
-    with tqdm(total=sum(len(missing) for _, missing in todo), unit=" rows", disable=not bars) as bar:
-        for passage, missing in todo:
-            if not missing:
-                continue
-            names = [setting.predictor for setting in missing]
-            reading = Reading(model, passage, conditions, names, others, frequency)
-            done = []
-            for setting in missing:
-                said = {"passage": passage.name, "digest": digest(passage)} | asdict(setting)
-                done.append(said | reading.measure(setting, n_generated))
-                bar.update()
-            rows.add(done)
+    todo = [(passage, missing) for passage, missing in todo if missing]
+    wanted = tuple(dict.fromkeys(setting for _, missing in todo for setting in missing))
+    ref, backend = share(model), "numpy" if model.ops is ops else "cpu"
+    jobs = [
+        Job(ref, backend, passage, missing, conditions, wanted, tuple(fit), n_generated)
+        for passage, missing in todo
+    ]
+    for _, done in sweep(
+        measure_passage, jobs, workers, total=len(passages), unit=" passages", progress=progress
+    ):
+        rows.add(done)
     return summarise(rows.of(passages, settings), settings, conditions.seed)
 
 
+class Job(NamedTuple):
+    """A passage, the settings it is to be measured under, and what those that are fitted read."""
+
+    model: ModelRef
+    backend: str
+    passage: Passage
+    settings: list[Setting]
+    conditions: Conditions
+    wanted: tuple[Setting, ...]  # of all passages
+    fit: tuple[Passage, ...]
+    n_generated: int
+
+
+def measure_passage(job: Job) -> list[Row]:
+    """Return one passage's rows."""
+    model = reader(borrow(job.model), job.backend)
+    others, frequency = fitted(model, job)
+    names = [setting.predictor for setting in job.settings]
+    reading = Reading(model, job.passage, job.conditions, names, others, frequency)
+    said = {"passage": job.passage.name, "digest": digest(job.passage)}
+    return [said | asdict(one) | reading.measure(one, job.n_generated) for one in job.settings]
+
+
+Fitted = tuple[dict[str, Recorder], Array | None]
+_fitted: dict[tuple[Any, ...], Fitted] = {}  # one at a time: what this process read last
+
+
+def fitted(model: Model, job: Job) -> Fitted:
+    """Return :func:`read_others` of a job's texts; the jobs of a study that a process runs read them once."""
+    key = (job.model, job.backend, job.conditions, job.wanted, *map(digest, job.fit))
+    if key not in _fitted:
+        _fitted.clear()
+        _fitted[key] = read_others(model, job.fit, job.wanted, job.conditions)
+    return _fitted[key]
+
+
 def read_others(
-    model: Model, fit: Sequence[Passage], settings: Sequence[Setting], conditions: Conditions, progress: bool
-) -> tuple[dict[str, Recorder], Array | None]:  # second: (n_layers, n_neurons)
+    model: Model, fit: Sequence[Passage], settings: Sequence[Setting], conditions: Conditions
+) -> Fitted:  # the second of the two: (n_layers, n_neurons)
     """Let the predictors that are fitted read the texts that are not measured.
 
     Returns the recorders of the predictors ``name@others``, and the counts for those that ask for a
     frequency; neither needs a reading where no setting wants it.
     """
-    from tqdm import tqdm
-
     named = {setting.predictor: setting.name for setting in settings if setting.source == "others"}
     fitted = any("frequency" in find_predictor(setting.name).given for setting in settings)
     if not named and not fitted:
@@ -532,7 +563,7 @@ def read_others(
         raise InputError("a hot set is fitted on other texts, expected at least one passage to fit on")
     recorders = {predictor: new_recorder(model, name, conditions) for predictor, name in named.items()}
     counts = new_recorder(model, "stability", conditions)
-    for passage in tqdm(fit, desc="other texts", unit=" passages", leave=False, disable=not progress):
+    for passage in fit:
         ids = passage.ids[: model.config.n_ctx]
         prefill(model, ids, model.new_cache(len(ids)), recorder_tap(counts, *recorders.values()))
     frequency = np.zeros((model.config.n_layers, model.config.n_neurons))
@@ -577,6 +608,7 @@ def evaluate(
     backend: str = "auto",
     out: str | PathLike[str] | None = None,
     progress: bool = False,
+    workers: Where | None = None,
     **conditions: Any,
 ) -> dict[str, Any]:
     """Measure predictors at betas on passages of text files: what ``minicore eval quality`` does.
@@ -597,7 +629,9 @@ def evaluate(
         Where to write the report as JSON; the rows of each passage are kept beside it
         (``.rows.jsonl``), so that a stopped run goes on.
     progress : bool
-        Show progress bars on stderr if it is a terminal.
+        Show a progress bar on stderr if it is a terminal.
+    workers : Where or None
+        What runs it, see :func:`study`.
     **conditions
         Of :meth:`Conditions.of`.
 
@@ -611,7 +645,9 @@ def evaluate(
     settings, where = grid(predictors, betas, budget, token_beta), Conditions.of(model, **conditions)
     rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
     measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, seed=where.seed)
-    summary = study(reader(model, backend), measured, settings, where, others, rows, n_generated, progress)
+    summary = study(
+        reader(model, backend), measured, settings, where, others, rows, n_generated, progress, workers
+    )
     return write_report(rows, texts, measured, summary, out)
 
 

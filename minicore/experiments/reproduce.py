@@ -162,6 +162,7 @@ def measure(name: str, material: Material, out: Path, sizes: dict[str, Any]) -> 
     from minicore.plots import paper
 
     key = material.about | {"version": __version__, "settings": settings(name, sizes)}
+    key |= material.about_pairs if name == "table1" else {}
     path = out / f"{name}.json"
     found = read(path, key)
     if found is None:

@@ -192,7 +192,7 @@ def fig11(found: Found) -> Figure:
     drawn = found["drawn"]
     counts = np.array(drawn["counts"])
     n_clusters, n_topics = counts.shape
-    figure = new_figure(13, 0.45 * n_clusters + 1.6)
+    figure = new_figure(12.5, 0.45 * n_clusters + 1.6)
     ax, beside = figure.subplots(1, 2, width_ratios=[n_topics * 0.55, 9.5 - 0.2 * n_topics])
     colours = scale(ax, counts)
     ax.imshow(counts, aspect="auto", **colours)
@@ -202,7 +202,8 @@ def fig11(found: Found) -> Figure:
     ax.set_xticks(range(n_topics), drawn["topics"], rotation=40, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(n_clusters))
     ax.set(ylabel="cluster", title=f"texts by topic, layer {drawn['layer']}")
-    beside.set(ylim=ax.get_ylim(), title="the text nearest to the cluster's centre")
+    beside.set_ylim(ax.get_ylim())
+    beside.set_title("the text nearest to the cluster's centre", loc="left")
     beside.set_axis_off()
     for i, text in enumerate(drawn["texts"]):
         lines = textwrap.fill(text.replace("$", r"\$") + "...", 104)
