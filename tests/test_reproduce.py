@@ -13,7 +13,7 @@ import minicore
 from minicore import InputError, cli, sentence_core
 from minicore.core.neurons import jaccard
 from minicore.experiments import decoding, meaning, page, reproduce, settling, sts
-from minicore.experiments.material import ALPHA, BETA, Material, read_documents, sample_files
+from minicore.experiments.material import ALPHA, BETA, Material, nats, read_documents, sample_files
 from minicore.experiments.verdict import judge
 
 NAME = "minicore-opt-core"
@@ -111,7 +111,8 @@ def test_a_figure_is_numbers_a_table_and_a_picture(made, name):
                 assert [estimate, low, high] == value and low <= estimate <= high
             else:
                 assert row[column] == str(value)
-    picture = np.asarray(Image.open(out / f"{name}.png").convert("L"))
+    with Image.open(out / f"{name}.png") as image:
+        picture = np.asarray(image.convert("L"))
     assert min(picture.shape) > 200 and (picture < 128).mean() > 0.001  # there is something on it
 
 
@@ -140,7 +141,8 @@ def test_a_broken_file_is_measured_anew(model, files, tmp_path):
     (tmp_path / "fig9.png").write_text("of other numbers", "utf-8")
     dict(reproduce.reproduce(["fig9"], model, tmp_path, texts=files))
     assert json.loads((tmp_path / "fig9.json").read_text("utf-8"))["figure"] == "fig9"
-    assert Image.open(tmp_path / "fig9.png").width > 200
+    with Image.open(tmp_path / "fig9.png") as picture:
+        assert picture.width > 200
 
 
 class Links(HTMLParser):
@@ -202,8 +204,16 @@ def test_meaning_is_the_centred_mean_of_the_middle_layer(material):
 def test_keeping_everything_costs_nothing(made):
     ratio = {(row["kept by"], row["fraction"]): row["ratio to dense"] for row in made[1]["fig2"]["table"]}
     np.testing.assert_allclose(ratio["alpha", 1.0], 1, atol=1e-4)  # ReLU: what is not positive is zero
-    np.testing.assert_allclose(ratio["beta", 1.0], 1, atol=0.05)  # but for neurons that are no token's core
     assert ratio["alpha", 0.4][0] > 1.001
+
+
+def test_a_text_is_read_with_its_own_set(material):
+    document, model = material.long(24, 3)[0], material.model
+    lost = settling.read_restricted(model, document, [], [0.4])["beta", 0.4]
+    core = minicore.predict(model, document.ids[:-1].tolist(), "stability", 0.4, 0.4)
+    narrow = nats(model.restrict(core), document.ids)
+    np.testing.assert_allclose(lost, narrow - nats(model, document.ids), atol=1e-3)
+    assert np.abs(lost).max() > 0.01
 
 
 def test_jaccard_of_pairs_of_texts(material, made):
