@@ -74,14 +74,18 @@ def corpus(tmp_path: Path) -> train.Corpus:
     return train.Corpus(tmp_path, "cpu", SHAPE.n_ctx)
 
 
+def test_every_text_begins_with_end_of_text(corpus: train.Corpus) -> None:
+    ids = corpus.batch(np.random.default_rng(0), 8, 0.5)
+    assert ids.shape == (8, 33) and (ids[:, 0] == train.END_ID).all() and ids[:, 1:].any(1).all()
+    assert corpus.prose.any() and corpus.sampled.any()  # the corpus itself is left alone
+
+
 @pytest.mark.parametrize("tuned", [False, True])
 def test_a_run_cut_in_two_gives_the_same_bits(tmp_path: Path, corpus: train.Corpus, tuned: bool) -> None:
     torch.manual_seed(7)
     teacher = opt.OPT(SHAPE) if tuned else None
     trainer = train.Trainer(corpus, "cpu", compiled=False)
-    settings = train.Settings(
-        steps=8, batch=4, warmup=2, window=SHAPE.n_ctx, shortest=4, outside=0.3, end_first=True, shape=SHAPE
-    )
+    settings = train.Settings(steps=8, batch=4, warmup=2, window=SHAPE.n_ctx, outside=0.3, shape=SHAPE)
     whole = trainer.run(settings, teacher)
     out = tmp_path / "run.pt"
     trainer.run(settings, teacher, out, time_limit=0.0, look_every=3)  # stops after step 3

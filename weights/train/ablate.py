@@ -14,13 +14,11 @@ import torch
 from train import Corpus, Settings, Trainer, load, report
 
 VARIANTS = {
-    "mask in the loop, text only": {"kl": 0.0},
-    "+ distillation (0.5)": {"kl": 0.5},
-    "+ outside 0.3": {"kl": 0.5, "outside": 0.3},
-    "outside 1.0 instead": {"kl": 0.5, "outside": 1.0},
-    "outside 0.3, distillation alone": {"kl": 1.0, "outside": 0.3},
-    "outside 0.3, three times the learning rate": {"kl": 0.5, "outside": 0.3, "lr": 3.0},
-    "from scratch, text only": {"kl": 0.0, "ramp": 0.0, "scratch": True, "lr": 3.0},
+    "as before": {},
+    "outside 2": {"outside": 2.0},
+    "from scratch, outside 2": {"outside": 2.0, "scratch": True},
+    "twice the learning rate, outside 2": {"outside": 2.0, "lr": 2.0},
+    "outside 6": {"outside": 6.0},
 }
 
 
@@ -31,10 +29,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--warmup", type=int, default=50)
+    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--warmup", type=int, default=25)
     parser.add_argument("--only", nargs="*", help="names of variants; default: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -45,7 +43,17 @@ def main() -> None:
         args.device,
         compiled=args.device.startswith("cuda"),
     )
-    base = Settings(steps=args.steps, batch=args.batch, warmup=args.warmup, seed=3, shape=teacher.shape)
+    base = Settings(
+        steps=args.steps,
+        batch=args.batch,
+        warmup=args.warmup,
+        seed=3,
+        weight_decay=0.1,
+        outside=0.5,
+        dense_share=0.1,
+        ramp=0.1,
+        shape=teacher.shape,
+    )
     rows = {"teacher": report(teacher, args.data, args.device)}
     print("teacher", rows["teacher"], flush=True)
     for name in args.only or VARIANTS:

@@ -68,8 +68,11 @@ def grouped(documents: list[dict], rng: np.random.Generator, size: int = 4) -> l
 
 
 def windows(ids: np.ndarray, starts: np.ndarray, n_ctx: int = 512) -> np.ndarray:  # -> (n, n_ctx + 1)
+    """Texts as training reads them: id 0, <|endoftext|>, is the first token of each."""
     starts = starts[starts + n_ctx < len(ids)]
-    return ids[starts[:, None] + np.arange(n_ctx + 1)]
+    found = ids[starts[:, None] + np.arange(n_ctx + 1)]
+    found[:, 0] = 0
+    return found
 
 
 def main() -> None:

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from opt import OPT, Shape
 from torch import Tensor
 
+END_ID = 0  # <|endoftext|>, every text's first token
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -35,9 +37,6 @@ class Settings:
     window: int = 512  # tokens of a training text
     sampled_share: float = 0.6  # of a batch's texts; the rest is prose
     # From here on: tuning with the mask; used when there is a teacher or scratch is set.
-    end_first: bool = (
-        False  # the student reads <|endoftext|> as every text's first token; the teacher, the text's own
-    )
     scratch: bool = False  # start from random weights
     kl: float = 0.5  # weight of the teacher's distribution; 1 - kl is the text's own
     outside: float = 0.0  # weight of the share of activations outside the core
@@ -45,10 +44,8 @@ class Settings:
     dense_share: float = 0.25  # of the texts stay dense throughout
     beta_low: float = 0.07  # beta is drawn log-uniformly between the two, and ...
     beta_high: float = 0.7
-    shortest: int = 64  # the earliest split; the latest is 7/8 of the context
-    log_splits: bool = (
-        False  # draw splits log-uniformly rather than uniformly: as many short prompts as long ones
-    )
+    shortest: int = 4  # the earliest split; the latest is 7/8 of the context
+    log_splits: bool = True  # draw splits log-uniformly: as many short prompts as long ones
     ramp: float = (
         0.2  # ... raised to a power growing from 0 to 1 over this share of the steps: from all neurons to few
     )
@@ -68,7 +65,7 @@ class Corpus:
     def batch(
         self, rng: np.random.Generator, n: int, sampled_share: float
     ) -> Tensor:  # -> (n, n_ctx + 1) int64
-        """Prose from anywhere, sampled text from the start of a document on."""
+        """Prose from anywhere, sampled text from the start of a document on; <|endoftext|> first in both."""
         n_sampled = round(n * sampled_share)
         at_prose = rng.integers(0, len(self.prose) - self.n_ctx, n - n_sampled)
         at_sampled = self.starts[rng.integers(0, len(self.starts), n_sampled)]
@@ -77,7 +74,9 @@ class Corpus:
         def take(ids: Tensor, at: np.ndarray) -> Tensor:
             return ids[torch.from_numpy(at).to(ids.device)[:, None] + reach]
 
-        return torch.cat([take(self.prose, at_prose), take(self.sampled, at_sampled)]).long()
+        ids = torch.cat([take(self.prose, at_prose), take(self.sampled, at_sampled)]).long()
+        ids[:, 0] = END_ID
+        return ids
 
 
 def plain_loss(model: OPT, ids: Tensor) -> tuple[Tensor, Tensor]:  # ids (B, T + 1)
@@ -87,19 +86,17 @@ def plain_loss(model: OPT, ids: Tensor) -> tuple[Tensor, Tensor]:  # ids (B, T +
 
 
 def core_loss(
-    model: OPT, teacher: OPT, ids: Tensor, split: Tensor, n_kept: Tensor, weights: Tensor, end_first: bool
+    model: OPT, teacher: OPT | None, ids: Tensor, split: Tensor, n_kept: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """weights (kl, outside, active) -> the loss; cross-entropy with text and teacher, outside, active."""
-    read = ids[:, :-1]
-    if end_first:
-        read = torch.cat([torch.zeros_like(read[:, :1]), read[:, 1:]], 1)
-    logits, outside, active = model.masked(read, split, n_kept)
-    with torch.no_grad():
-        soft = teacher(ids[:, :-1]).float().softmax(-1)
+    logits, outside, active = model.masked(ids[:, :-1], split, n_kept)
     logits = logits.float()
     normaliser = logits.logsumexp(-1)
-    text = (normaliser - logits.gather(-1, ids[:, 1:, None])[..., 0]).mean()
-    taught = (normaliser - (soft * logits).sum(-1)).mean()
+    text = taught = (normaliser - logits.gather(-1, ids[:, 1:, None])[..., 0]).mean()
+    if teacher is not None:
+        with torch.no_grad():
+            soft = teacher(ids[:, :-1]).float().softmax(-1)
+        taught = (normaliser - (soft * logits).sum(-1)).mean()
     loss = (1 - weights[0]) * text + weights[0] * taught + weights[1] * outside + weights[2] * active
     return loss, torch.stack([text, taught, outside, active]).detach()
 
@@ -211,7 +208,9 @@ class Trainer:
                 else:
                     cuts = draw_cuts(rng, s, step / s.steps, self.corpus.n_ctx)
                     split, n_kept = (torch.from_numpy(x).to(self.device) for x in cuts)
-                    loss, parts = self.core_loss(model, teacher, ids, split, n_kept, weights, s.end_first)
+                    loss, parts = self.core_loss(
+                        model, teacher if s.kl else None, ids, split, n_kept, weights
+                    )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in optimisers:
@@ -238,22 +237,15 @@ class Trainer:
 
 
 @torch.no_grad()
-def perplexities(model: OPT, windows: Tensor, n_prompt: int, betas=(0.4, 0.3, 0.2, 0.1)) -> dict[str, float]:
-    """Perplexity of the n_prompt tokens after the prompt, dense and with its core; windows (n, T)."""
-    result = {}
-    for beta in (None, *betas):
-        losses = []
-        for ids in windows[:, : 2 * n_prompt].split(25):
-            split = torch.full((len(ids),), n_prompt if beta else 2 * n_prompt, device=ids.device)
-            n_kept = torch.full((len(ids),), int((beta or 1) * model.shape.n_neurons), device=ids.device)
-            logits, _, _ = model.masked(ids[:, :-1], split, n_kept)
-            losses.append(
-                F.cross_entropy(
-                    logits[:, n_prompt - 1 :].float().transpose(1, 2), ids[:, n_prompt:], reduction="none"
-                )
-            )
-        result["dense" if beta is None else str(beta)] = torch.cat(losses).mean().exp().item()
-    return result
+def losses(model: OPT, windows: Tensor, n_prompt: int, beta: float | None) -> Tensor:  # (n, T) -> (n,)
+    """Mean loss of the n_prompt tokens after each window's prompt, with its core or (None) densely."""
+    result = []
+    for ids in windows[:, : 2 * n_prompt].split(25):
+        split = torch.full((len(ids),), n_prompt if beta else 2 * n_prompt, device=ids.device)
+        n_kept = torch.full((len(ids),), int((beta or 1) * model.shape.n_neurons), device=ids.device)
+        logits = model.masked(ids[:, :-1], split, n_kept)[0][:, n_prompt - 1 :].float()
+        result.append(F.cross_entropy(logits.transpose(1, 2), ids[:, n_prompt:], reduction="none").mean(1))
+    return torch.cat(result)
 
 
 def report(model: OPT, data: Path, device: str) -> str:
@@ -261,19 +253,12 @@ def report(model: OPT, data: Path, device: str) -> str:
     windows = torch.from_numpy(np.load(data / "heldout.npy").astype(np.int64)).to(device)
     source = torch.from_numpy(np.load(data / "heldout.source.npy")).to(device)
     cells = []
-    for name, rows in {
-        "mix": windows,
-        "prose": windows[source == 0],
-        "sampled": windows[source == 1],
-    }.items():
-        p = perplexities(model, rows, 256)
-        cells.append(
-            f"{name} {p['dense']:.3f} " + " ".join(f"{b}:x{p[b] / p['dense']:.3f}" for b in p if b != "dense")
-        )
-    p = perplexities(model, windows, 128)
-    cells.append(
-        f"mix128 {p['dense']:.3f} " + " ".join(f"{b}:x{p[b] / p['dense']:.3f}" for b in p if b != "dense")
-    )
+    for n_prompt in (256, 128):
+        found = {beta: losses(model, windows, n_prompt, beta) for beta in (None, 0.4, 0.3, 0.2, 0.1)}
+        for name, rows in {"mix": source >= 0, "prose": source == 0, "sampled": source == 1}.items():
+            dense = found[None][rows].mean()
+            ratios = (f"{b}:x{(x[rows].mean() - dense).exp():.3f}" for b, x in found.items() if b)
+            cells.append(f"{name} {n_prompt} {dense.exp():.3f} {' '.join(ratios)}")
     return " | ".join(cells)
 
 
