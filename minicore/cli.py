@@ -234,6 +234,7 @@ def cluster_fit(args: argparse.Namespace) -> int:
         seed=args.seed,
         max_tokens=args.max_tokens,
         partial=partial,
+        workers=workers(args),
     )
     clusters.save(args.output)
     partial.unlink(missing_ok=True)
@@ -720,6 +721,7 @@ def cluster_fit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beta", metavar="B", type=float, default=0.4, help="of the sets (default: 0.4)")
     parser.add_argument("--max-tokens", metavar="N", type=int, default=512, help="of a text (default: 512)")
     parser.add_argument("--seed", metavar="S", type=int, default=0, help="of k-means (default: 0)")
+    worker_options(parser)
     json_option(parser)
 
 

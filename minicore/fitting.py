@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from minicore.errors import InputError
 from minicore.files import atomic_write
 from minicore.model import Model
 from minicore.prediction import encode_prompt, fingerprint, make_recorder, record
+from minicore.sweep import ModelRef, Where, borrow, share, sweep
 
 Array = np.ndarray
 
@@ -83,6 +83,7 @@ def fit_clusters(
     seed: int = 0,
     max_tokens: int = 512,
     partial: str | PathLike[str] | None = None,
+    workers: Where | None = None,
 ) -> Clusters:
     """Return clusters of texts by meaning, with the neurons frequent in each (2410.18311 sec. 4.1).
 
@@ -108,6 +109,8 @@ def fit_clusters(
         A longer text counts with its first so many tokens.
     partial : path or None
         Where the work done so far is kept, so that a fit that was cut off goes on where it was.
+    workers : Where or None
+        What reads the texts; None is one thread of this process.
 
     Raises
     ------
@@ -135,14 +138,9 @@ def fit_clusters(
     }
     work = Work(partial, fingerprint(model), settings, texts, config.n_layers)
 
-    def core_of(text: str | Sequence[int]) -> CoreSet:
-        ids = _first_tokens(model, text, max_tokens)
-        record(model, ids, recorder, model.new_cache(len(ids)))
-        core = recorder.core()
-        assert isinstance(core, CoreSet)
-        return core
-
-    sets = work.run(core_of)
+    ref = share(model)
+    jobs = [Job(ref, _plain(text), predictor, alpha, beta, max_tokens) for text in texts[work.n_done :]]
+    sets = work.run(sweep(core_bits, jobs, workers, total=len(texts), unit=" texts", progress=True))
     return similarity.fit(
         sets,
         work.fingerprint,
@@ -153,6 +151,29 @@ def fit_clusters(
         seed=seed,
         settings=settings,
     )
+
+
+class Job(NamedTuple):
+    """A text, and how its core sets are made."""
+
+    model: ModelRef
+    text: str | list[int]
+    predictor: str
+    alpha: float
+    beta: float
+    max_tokens: int
+
+
+def core_bits(job: Job) -> Array:  # -> (n_layers, n_bytes) uint8
+    """Return a text's core sets, a bit a neuron."""
+    model = borrow(job.model)
+    ids, config = _first_tokens(model, job.text, job.max_tokens), model.config
+    recorder = make_recorder(model, job.predictor, job.alpha, job.beta)
+    record(model, ids, recorder, model.new_cache(len(ids)))
+    core = recorder.core()
+    assert isinstance(core, CoreSet)
+    rows = [similarity.core_vector(core.neurons[layer], config.n_neurons) for layer in range(config.n_layers)]
+    return np.packbits(np.stack(rows).astype(bool), axis=1)
 
 
 def _first_tokens(model: Model, text: str | Sequence[int], most: int) -> list[int]:
@@ -191,31 +212,23 @@ class Work:
         if self.path and self.path.exists():
             self._load(self.path)
 
-    def run(self, core_of: Callable[[Any], CoreSet]) -> Array:  # -> (n_texts, n_layers, n_bytes) uint8
-        """Make the sets that are not done yet and return all."""
-        from tqdm import tqdm
+    def run(self, found: Iterable[tuple[int, Array]]) -> Array:  # -> (n_texts, n_layers, n_bytes) uint8
+        """Take the sets of the texts not done yet, in any order, and return all.
 
-        saved = time.monotonic()
-        with tqdm(
-            total=len(self.texts),
-            initial=self.n_done,
-            desc="texts",
-            unit=" texts",
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        ) as bar:
-            try:
-                for i in range(self.n_done, len(self.texts)):
-                    for layer, ids in core_of(self.texts[i]).neurons.items():
-                        mask = similarity.core_vector(ids, self.settings["n_neurons"])
-                        self.sets[i, layer] = np.packbits(mask.astype(bool))
-                    self.n_done = i + 1
-                    bar.update()
-                    if time.monotonic() - saved > SAVE_EVERY:
-                        self._save()
-                        saved = time.monotonic()
-            finally:
-                self._save()  # Ctrl-C and errors lose nothing
+        ``n_done`` texts are kept, those before the first that has not come.
+        """
+        saved, first, ahead = time.monotonic(), self.n_done, set[int]()
+        try:
+            for i, bits in found:
+                self.sets[first + i] = bits
+                ahead.add(first + i)
+                while self.n_done in ahead:
+                    self.n_done += 1
+                if time.monotonic() - saved > SAVE_EVERY:
+                    self._save()
+                    saved = time.monotonic()
+        finally:
+            self._save()  # Ctrl-C and errors lose nothing
         return self.sets
 
     def _meta(self, n_done: int) -> dict[str, str]:

@@ -16,6 +16,7 @@ from minicore.core import similarity
 from minicore.core.similarity import Clusters, elbow, fit, kmeans, unit
 from minicore.fitting import fit_clusters, read_labelled
 from minicore.prediction import fingerprint
+from minicore.sweep import Where
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -219,6 +220,30 @@ def test_another_alpha_than_the_clusters_is_refused(model):
 
 class CutOff(Exception):
     pass
+
+
+def test_two_processes_fit_the_same(model, tmp_path):
+    texts, labels = texts_of(6), list("ababab")
+    one, two = (fit_clusters(model, texts, labels, workers=Where(n)) for n in (1, 2))
+    np.testing.assert_array_equal(one.counts, two.counts)
+    np.testing.assert_array_equal(one.centroids, two.centroids)
+
+
+def test_sets_that_come_in_any_order_are_kept_up_to_the_first_that_is_missing(tmp_path):
+    def work():
+        return fitting.Work(tmp_path / "p", "f", {"n_neurons": 8}, list("abcd"), 1)
+
+    def found():
+        for i in (1, 0, 3):
+            yield i, np.full((1, 1), i + 1, np.uint8)
+        raise CutOff
+
+    with pytest.raises(CutOff):
+        work().run(found())
+    again = work()
+    assert again.n_done == 2 and again.sets.ravel().tolist() == [1, 2, 0, 0]
+    rest = [(1, np.full((1, 1), 4, np.uint8)), (0, np.full((1, 1), 3, np.uint8))]
+    assert again.run(iter(rest)).ravel().tolist() == [1, 2, 3, 4]
 
 
 def test_a_fit_that_was_cut_off_goes_on_where_it_was(model, tmp_path, monkeypatch):
