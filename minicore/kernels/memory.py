@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Hashable
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,8 @@ COMPILER = "libllvmlite"  # LLVM, of which loading cached code reads some 70 MB
 DONTNEED = 4  # madvise's number on Linux
 
 
-def settle(n_compiled: int) -> None:
-    """Give back freed heap, and the pages of LLVM's own file if so many functions were not there before.
+def settle(kernel: Hashable) -> None:
+    """Give back freed heap, and the pages of LLVM's own file if that kernel was loaded for the first time.
 
     Pages that were never written are the file's: the next use reads them again. Where the system is not
     Linux with glibc nothing happens.
@@ -21,11 +22,11 @@ def settle(n_compiled: int) -> None:
     libc = ctypes.CDLL(None)
     if MAPS.exists() and hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-        _drop_compiler(n_compiled)
+        _drop_compiler(kernel)
 
 
 @cache
-def _drop_compiler(n_compiled: int) -> None:
+def _drop_compiler(kernel: Hashable) -> None:
     libc = ctypes.CDLL(None)
     for start, end in clean_pages(MAPS.read_text(encoding="utf-8"), COMPILER):
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED)
