@@ -195,7 +195,7 @@ def test_meaning_is_the_centred_mean_of_the_middle_layer(material):
         material.model.run_with_cache(document.ids, "blocks.2.hook_resid_post")[1]["blocks.2.hook_resid_post"]
         for document in documents
     ]
-    centre = np.mean([x[1:].mean(axis=0) for x in states], axis=0)
+    centre = np.mean([x[1:8].mean(axis=0) for x in states], axis=0)
     for (_, vectors), x in zip(read, states, strict=True):
         np.testing.assert_allclose(vectors[8], x[1:8].mean(axis=0) - centre, atol=1e-4)
     np.testing.assert_allclose(np.sum([vectors[20] for _, vectors in read], axis=0), 0, atol=1e-4)

@@ -276,11 +276,12 @@ def read_growing(
     """Return each text's counts (n_layers, n_neurons) and meaning (d_model,) by length.
 
     Meaning is the mean over tokens of the residual stream after the middle block, less the mean of that
-    over the texts; the first token, where models park what has no place elsewhere, is left out.
+    over the texts at the same length: what all texts share, positions included, has no meaning. The first
+    token, where models park what has no place elsewhere, is left out.
     """
     layers, wanted = range(material.model.config.n_layers), sorted(set(lengths))
     hook = f"blocks.{len(layers) // 2}.hook_resid_post"
-    read, centre = [], []
+    counts, vectors = [], []
     for document in material.bar(documents, "texts"):
         chunks: list[Array] = []
 
@@ -288,12 +289,12 @@ def read_growing(
             if name == hook:
                 chunks.append(x.copy())
 
-        counts = counts_at(material.model, document.ids, list(layers), ALPHA, wanted, tap)
+        counts.append(counts_at(material.model, document.ids, list(layers), ALPHA, wanted, tap))
         running = np.cumsum(np.concatenate(chunks)[1:], axis=0, dtype=np.float64)
-        read.append((counts, {n: running[n - 2] / (n - 1) for n in wanted if n > 1}))
-        centre.append(running[-1] / len(running))
-    mean = np.mean(centre, axis=0)
-    return [(counts, {n: vector - mean for n, vector in vectors.items()}) for counts, vectors in read]
+        vectors.append({n: running[n - 2] / (n - 1) for n in wanted if n > 1})
+    centre = {n: np.mean([one[n] for one in vectors], axis=0) for n in vectors[0]}
+    meaning = [{n: vector - centre[n] for n, vector in one.items()} for one in vectors]
+    return list(zip(counts, meaning, strict=True))
 
 
 def by_layer(material: Material, a: Array, b: Array) -> list[float]:  # (n_layers, n_neurons) twice
