@@ -248,6 +248,10 @@ def test_clusters_of_perfect_sets_are_the_topics(material, monkeypatch):
     assert (counts == np.diag(counts.sum(axis=0))).all()
 
 
+def test_a_layer_without_activity_has_no_topics(material):
+    assert meaning.topics_found(material, np.zeros((len(material.labels), 8)), 1) == (0, 0, 0)
+
+
 def test_every_file_of_pairs_is_tested_in_turn(made, model, pairs):
     table = made[1]["table1"]["table"]
     assert [row["file"] for row in table] == ["a.tsv", "b.tsv", "c.tsv"]

@@ -50,9 +50,12 @@ def word_vectors(material: Material) -> Array:  # -> (n_labelled, n_words) float
 def topics_found(material: Material, vectors: Array, n_seeds: int) -> tuple[float, float, float]:
     """Return how well k-means finds the topics: the adjusted Rand index, its mean and range over seeds.
 
-    A bootstrap over texts would put copies of a text into one cluster and find too much.
+    A bootstrap over texts would put copies of a text into one cluster and find too much. Where fewer vectors
+    differ than there are topics, as in a layer without a positive activation, nothing is found.
     """
     k = len(topic_names(material))
+    if len(np.unique(vectors, axis=0)) < k:
+        return 0.0, 0.0, 0.0
     found = [rand_index(material.labels, kmeans(vectors, k, material.seed + i)) for i in range(n_seeds)]
     return float(np.mean(found)), min(found), max(found)
 

@@ -92,8 +92,11 @@ def fig3(found: Found) -> Figure:
             )
         ax.set(xlabel="tokens added", ylabel="similarity", ylim=(min(0, ax.get_ylim()[0]), 1.02))
         ax.set_title(title)
-        add_legend(ax, loc="lower right" if column == "meaning" else "best")
         open_frame(ax)
+    handles, labels = axes[0].get_legend_handles_labels()
+    above.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=ink(axes[0])
+    )
     draw_coordinates(drawn["points"], drawn["marks"], "PCA", axes[2])
     axes[2].set_title(f"one text's set, layer {drawn['layer']}")
     grids = below.subplots(1, len(drawn["lengths"]))
