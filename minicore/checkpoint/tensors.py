@@ -28,6 +28,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 PACKED = tuple(FORMATS)
 CHUNK = 1 << 18  # elements a piece: its few copies stay in the CPU's caches, and memory stays flat
+LINE = 64  # bytes of a cache line, at which parameters begin
 READERS = 4  # threads at most: each holds a few copies of a piece
 
 NEIGHBOURS = 1 << 21  # bytes: a huge page, the most that the system maps at a touch
@@ -227,13 +228,11 @@ def load(
     shapes = config.shapes()
     params: dict[str, Any] = {}
 
+    empty = _allocate(shapes, dtype)
+
     def read(name: str) -> Array | Packed:
-        tensor, place, shape = tensors[where[name].name], where[name], shapes[name]
-        if len(shape) > 1 and dtype in PACKED:
-            return _pack(dtype, shape, tensor, place, config.d_head)
-        # One array a parameter, allocated whole: large ones get huge pages, which decoding likes.
-        whole = np.empty(shape, DTYPES[dtype] if len(shape) > 1 else np.float32)
-        _fill(whole, tensor, place, config.d_head)
+        tensor, place, whole = tensors[where[name].name], where[name], empty[name]
+        (_pack if isinstance(whole, Packed) else _fill)(whole, tensor, place, config.d_head)
         return whole
 
     # NumPy lets go of the interpreter while it converts, so threads share the work.
@@ -258,20 +257,39 @@ def check_dtype(dtype: str) -> None:
         raise unknown("dtype", dtype, (*DTYPES, *PACKED))
 
 
-def _pack(dtype: str, shape: tuple[int, ...], tensor: Tensor, place: Place, d_head: int) -> Packed:
+def _allocate(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Any]:
+    """Return memory for all parameters in one piece: being large it gets huge pages, which decoding likes."""
+
+    def n_bytes(shape: tuple[int, ...]) -> int:
+        if len(shape) > 1 and dtype in PACKED:
+            return Packed.nbytes_of(dtype, shape)
+        return math.prod(shape) * (DTYPES[dtype].itemsize if len(shape) > 1 else 4)
+
+    sizes = {name: n_bytes(shape) for name, shape in shapes.items()}
+    memory = np.empty(sum(size + -size % LINE for size in sizes.values()) + LINE, np.uint8)
+    at, params = -memory.ctypes.data % LINE, {}
+    for name, shape in shapes.items():
+        raw = memory[at : at + sizes[name]]
+        if len(shape) > 1 and dtype in PACKED:
+            params[name] = Packed(dtype, (shape[0], math.prod(shape[1:])), raw)
+        else:
+            params[name] = raw.view(DTYPES[dtype] if len(shape) > 1 else np.float32).reshape(shape)
+        at += sizes[name] + -sizes[name] % LINE
+    return params
+
+
+def _pack(packed: Packed, tensor: Tensor, place: Place, d_head: int) -> None:
     """Read and round a matrix: piece by piece where the file has its rows in order, else by way of a copy."""
-    packed = Packed.empty(dtype, shape)
     if place != Place(place.name):
-        whole = np.empty(shape, np.float32)
+        whole = np.empty(packed.shape, np.float32)
         _fill(whole, tensor, place, d_head)
         packed.write(0, whole)
-        return packed
-    step = max(1, CHUNK // shape[1])
-    for start in range(0, shape[0], step):
-        stop = min(start + step, shape[0])
+        return
+    step = max(1, CHUNK // packed.shape[1])
+    for start in range(0, len(packed), step):
+        stop = min(start + step, len(packed))
         packed.write(start, _checked(tensor, _convert(tensor.rows(start, stop), np.dtype(np.float32))))
         tensor.release(start, stop)
-    return packed
 
 
 def _checked(tensor: Tensor, piece: Array) -> Array:
