@@ -267,7 +267,8 @@ def _allocate(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, An
 
     sizes = {name: n_bytes(shape) for name, shape in shapes.items()}
     memory = np.empty(sum(size + -size % LINE for size in sizes.values()) + LINE, np.uint8)
-    at, params = -memory.ctypes.data % LINE, {}
+    params: dict[str, Any] = {}
+    at = -memory.ctypes.data % LINE
     for name, shape in shapes.items():
         raw = memory[at : at + sizes[name]]
         if len(shape) > 1 and dtype in PACKED:
