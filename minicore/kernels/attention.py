@@ -228,11 +228,38 @@ def _one_head(k, v, q, h, d, scores, mixed, top, mass):  # type: ignore[no-untyp
             mine[j] += s[p] * widen(v[p, j])
 
 
+@intrinsic
+def _largest(typingctx: Any, numbers: Any, n: Any) -> Any:
+    """Return the largest of 32 n floats at an address; a plain loop would go one by one for NaN's sake."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = address(builder, args[0])
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        def body(i: Any, tops: list[Any]) -> list[Any]:
+            at = times(builder, i, 128)
+            pair = [
+                load(builder, vector(F32), pointer, builder.add(at, ir.Constant(I64, k))) for k in (0, 64)
+            ]
+            return [larger(new, top) for new, top in zip(pair, tops, strict=True)]
+
+        low = [constant(F32, [float("-inf")] * LANES)] * 2
+        top = larger(*fold(builder, args[1], low, body))
+        for apart in (8, 4, 2, 1):
+            top = larger(top, pick(builder, top, [lane ^ apart for lane in range(LANES)]))
+        return builder.extract_element(top, ir.Constant(I32, 0))
+
+    return types.float32(types.int64, types.int64), codegen
+
+
 @nb.njit(fastmath=FAST)
 def _exponentials(s):  # type: ignore[no-untyped-def]  # (n,) in place -> float32, float32
     """Replace scores by their exponentials over the largest one's; return that score and the sum."""
-    largest, mass = s[0], np.float32(0)
-    for p in range(s.size):
+    n, mass = s.size // (2 * LANES), np.float32(0)
+    largest = _largest(s.ctypes.data, n)
+    for p in range(2 * LANES * n, s.size):
         largest = largest if not s[p] > largest else s[p]
     for p in range(s.size):
         s[p] = exp(s[p] - largest)
