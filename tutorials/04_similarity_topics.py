@@ -84,7 +84,7 @@ def nearest(overlap):  # (n, n) -> bool (n,): whether each text's nearest other 
 def overlaps(has):  # bool (n, n_things) -> (n, n): shared over involved things of every two rows
     shared = has.astype(np.float32) @ has.T.astype(np.float32)
     size = has.sum(axis=1)
-    return shared / (size[:, None] + size[None] - shared)
+    return shared / np.maximum(size[:, None] + size[None] - shared, 1)
 
 
 def masks(sets, n):  # lists of ids -> bool (n_sets, n)
@@ -198,6 +198,9 @@ from minicore.core.similarity import core_vector, kmeans, unit
 
 for layer in range(n_layers):
     vectors = unit(np.stack([core_vector(core.neurons[layer], core.n_neurons) for core in cores]))
+    if len(np.unique(vectors, axis=0)) < len(topics):
+        print(f"layer {layer}: the sets are too much alike to be clustered")
+        continue
     found = kmeans(vectors, k=len(topics), seed=0)
     print(f"layer {layer}: adjusted Rand index {adjusted_rand_score(labels, found):.2f} (1: the topics)")
 

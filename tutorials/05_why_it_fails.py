@@ -102,9 +102,8 @@ def activations(model, ids):  # -> (n_layers, n_tokens, n_neurons)
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 for mark, (name, model) in zip("os", models.items(), strict=True):
-    active = np.stack(
-        [activations(model, one.ids) > 0 for one in passage]
-    )  # passages, layers, tokens, neurons
+    active = np.stack([activations(model, one.ids) > 0 for one in passage])
+    # (n_passages, n_layers, n_tokens, n_neurons)
     ever = np.logical_or.accumulate(active, axis=2).mean(axis=(0, 1, 3))
     axes[0].plot(np.arange(1, len(ever) + 1), ever, label=name)
     print(
@@ -117,7 +116,8 @@ for mark, (name, model) in zip("os", models.items(), strict=True):
         core = mc.predict(model, one.ids[:64], "stability", 0.4, 0.2)
         rest = np.square(a[:, 65:], dtype=np.float64)
         kept = [rest[i][:, core.neurons[i]].sum() for i in range(n_layers)]
-        outside.append(1 - np.array(kept) / rest.sum(axis=(1, 2)))
+        whole = np.maximum(rest.sum(axis=(1, 2)), 1e-30)  # a layer may be silent
+        outside.append((whole - kept) / whole)
     axes[1].plot(range(n_layers), np.mean(outside, axis=0), mark + "-", label=name)
 axes[0].set(xlabel="tokens read", ylabel="neurons active so far", ylim=(0, 1))
 axes[1].set(xlabel="layer", ylabel="energy outside the prompt's core", ylim=(0, None), xticks=range(n_layers))
