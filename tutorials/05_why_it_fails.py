@@ -171,7 +171,7 @@ ax = plots.bars(
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Which layer hurts most? Restrict one layer at a time (`layers=[i]`) at beta 0.2 and draw the ratios
+# **1.** Which layer hurts most? Restrict one layer at a time (`layers=[i]`) at beta 0.2 and draw the losses
 # of both models.
 
 # %%
@@ -193,8 +193,14 @@ for name, model in models.items():
             fit_passages=0,
             layers=[layer],
         )["settings"]
-        hurt[name].append(found[0]["ratio"][0])
-ax = plots.bars(hurt, [f"layer {i}" for i in range(n_layers)], "perplexity over dense")
+        hurt[name].append(np.log(found[0]["ratio"][0]))
+figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+x = np.arange(n_layers)
+for shift, (name, lost) in zip((-0.2, 0.2), hurt.items(), strict=True):
+    ax.bar(x + shift, lost, 0.38, label=name)
+ax.axhline(0, color="gray", linewidth=1)
+ax.set(xlabel="the layer restricted", ylabel="nats lost a token", xticks=x)
+_ = ax.legend(frameon=False)
 
 # %% [markdown]
 # **2.** Is it enough that the *continuation* is read sparsely, or does the loss grow from token to token?

@@ -113,7 +113,7 @@ assert np.array_equal(mine, mc.predict(model, ids, "often-and-strong", beta=0.2,
 # how much is the price of one set for many tokens.
 
 # %%
-names = ["stability", "often-and-strong", "griffin", "random", "griffin@continuation"]
+names = ["stability", "often-and-strong", "griffin", "griffin@continuation", "random"]
 study = quality.evaluate(
     model,
     ["data/topics.jsonl"],
@@ -128,6 +128,8 @@ figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 plots.quality_curves(study["settings"], ax=axes[0])
 plots.quality_curves([row for row in study["settings"] if row["predictor"] != "random"], ax=axes[1])
 axes[0].get_legend().remove()
+axes[0].set_title("with random, at the top", fontsize=10)
+axes[1].set_title("without random", fontsize=10)
 for row in study["settings"]:
     if row["beta"] == 0.1:
         estimate, low, high = row["ratio"]
