@@ -45,6 +45,9 @@ def main(checkpoint: str, weights: str) -> None:
         if not options:
             assert out["token_ids"] == minicore.load(checkpoint).generate(prompt, max_new_tokens=n).token_ids
 
+    run(command, "explore", prompt, "-m", checkpoint, "-n", str(n), "-o", "page.html")
+    assert prompt.split()[-1] in Path("page.html").read_text(encoding="utf-8")
+
     for shipped in sorted(Path(weights).glob("minicore-opt*/config.json")):
         name = shipped.parent.name
         assert sys.prefix in run(command, "info", name), f"{name} is not part of the wheel"

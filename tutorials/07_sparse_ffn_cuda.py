@@ -178,9 +178,10 @@ if recorded.exists():
         row["name"].replace(" a ", "\na ").replace("one ", "one\n").replace("core ", "core\n")
         for row in steps
     ]
-    plots.bars({"time": [row["microseconds"][1] for row in steps]}, names, "microseconds", ax=axes[0])
+    middle = [row["microseconds"][1] for row in steps]
+    plots.bars({"time": middle}, names, "microseconds", ax=axes[0])
     plots.bars({"speed": [row["gb_per_s"] for row in steps]}, names, "GB/s", ax=axes[1])
-    axes[0].set_yscale("log")
+    axes[0].set(yscale="log", ylim=(min(middle) / 3, max(middle) * 3))
     axes[1].axhline(reading["gb_per_s"], color="gray", linestyle="--", linewidth=1)
     axes[1].text(-0.45, reading["gb_per_s"], "reading alone", va="bottom", fontsize=8)
     _ = axes[1].set_ylim(0, 1.15 * max(row["gb_per_s"] for row in found["rungs"]))
