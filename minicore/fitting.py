@@ -117,6 +117,14 @@ def fit_clusters(
     InputError
         If an option is out of range, there are too few texts, or ``partial`` holds work on other texts,
         settings or another model.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> texts = ["Bread needs flour, water, salt and yeast.", "The judge asked for the verdict."]
+    >>> fit_clusters(model, texts, ["cooking", "law"]).names
+    ['cooking', 'law']
     """
     recorder = make_recorder(model, predictor, alpha, beta)
     if recorder.row.scores is None or not recorder.row.records or recorder.row.limit:

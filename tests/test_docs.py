@@ -27,6 +27,7 @@ PUBLIC = [
     *(getattr(minicore.CoreSet, name) for name in ("jaccard", "overlap", "recall", "save")),
     *(getattr(Tokenizer, name) for name in ("encode", "pieces")),
     explore,
+    fit_clusters,
 ]
 
 
