@@ -130,9 +130,9 @@ for ax in axes:
 # there spoils the input of all others, which none of them has ever seen in training. Exercise 1 measures
 # layer by layer what that costs.
 #
-# The models of the paper are 500 times as large: 32 layers or more of 16384 neurons, each a smaller part of
-# a wider stream. They may bear what a small one does not. This notebook measures instead of believing; do
-# the same on yours.
+# The models of the paper are hundreds of times as large: 32 layers or more of 11008 neurons or more, each a
+# smaller part of a wider stream. They may bear what a small one does not. This notebook measures instead of
+# believing; do the same on yours.
 #
 # ## What training for it does
 #
