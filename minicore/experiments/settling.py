@@ -180,12 +180,10 @@ def fig3(
         ),
         "drawn": {
             "lengths": list(lengths),
-            "n_neurons": material.model.config.n_neurons,
             "counts": [counts[n][material.layer].tolist() for n in lengths],
             "marks": marks,
             "points": project(path, "pca").tolist(),
             "layer": material.layer,
-            "text": documents[0].name,
         },
     }
 
@@ -260,7 +258,6 @@ def fig12(material: Material, *, n_tokens: int = 300, n_texts: int = 8) -> dict[
             "layers": material.three_layers,
             "counts": [read[0][layer].tolist() for layer in material.three_layers],
             "n_tokens": n_tokens,
-            "text": documents[0].name,
         },
     }
 
