@@ -211,7 +211,7 @@ def open_frame(ax: Axes) -> None:
 def plain_log(axis: Axis) -> None:
     """Write plain numbers at the ticks of a logarithmic axis, more of them where it spans little."""
     low, high = axis.get_view_interval()
-    if high < 4 * low:  # at most one of 1, 2 and 5 would be in it
+    if high < 8 * low:  # few of 1, 2 and 5 would be in it
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
     else:
