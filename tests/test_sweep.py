@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -161,6 +162,30 @@ def test_a_dask_cluster_gives_the_same_to_the_bit_and_outlives_a_worker(cluster,
     dying = [(n, str(tmp_path)) for n in range(8)]
     assert dict(sweep(die_once, dying, where)) == {n: n * n for n in range(8)}
     assert (tmp_path / "died").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_of_a_task_goes_on_when_one_of_two_dask_workers_is_killed(cluster, tmp_path):
+    import minicore
+    from minicore.tasks.run import evaluate
+
+    model = minicore.load(GOLDEN / "llama-chat")
+    lines = [{"question": f"who saw bird {i}", "answer": ["a bird"]} for i in range(40)]
+    data = tmp_path / "q.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = model, "openqa", [data], ["dense", "stability", "griffin"], [0.2, 0.4]
+    whole, out = evaluate(*said), tmp_path / "out"
+
+    def kill_one() -> None:
+        wait_until(lambda: (out / "answers.jsonl").exists() and (out / "answers.jsonl").stat().st_size > 2000)
+        os.kill(cluster.workers[0].process.process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    assert evaluate(*said, where=Where(scheduler=cluster.scheduler_address), out=out) == whole
+    killer.join()
+    rows = Journal(out / "answers.jsonl", whole["conditions"]).rows
+    assert len(rows) == 40 * 5 == len({(row["example"], row["predictor"], row["beta"]) for row in rows})
 
 
 # --- models ---
