@@ -218,6 +218,14 @@ def test_every_format_is_read(tmp_path, task, name, content, references):
     assert found.fields and all(found.fields.values())
 
 
+def test_an_empty_document_of_xsum_is_one(tmp_path, model):
+    path = write(tmp_path / "x.jsonl", {"document": "", "summary": "Pictures of Lagos."})
+    (found,) = readers.read("summary", [path])
+    put = Prompts.read("summary")
+    assert model.tokenizer.decode(put.ids(model, found, 0)[0]).startswith("Document: \nSummary")
+    assert put.floors([found]) == [""]
+
+
 def test_squads_own_file_is_read(tmp_path):
     path = tmp_path / "dev.json"
     path.write_text(json.dumps(SQUAD, indent=1), encoding="utf-8")
