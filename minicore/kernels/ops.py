@@ -104,7 +104,7 @@ def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads,
     return y
 
 
-@nb.njit(nogil=True, cache=True, fastmath=FAST)
+@nb.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def causal_softmax(thread, n_threads, n, scores, scale, pattern):  # type: ignore[no-untyped-def]
     """Scale and mask rows of (n_heads, n_q, n_kv) scores and write their softmax; n is n_heads * n_q."""
     n_q, n_kv = scores.shape[1], scores.shape[2]

@@ -104,7 +104,7 @@ def normalise(x, w_address, b_address, dims, out):  # type: ignore[no-untyped-de
             out[j] += b[j]
 
 
-@nb.njit(fastmath=FAST)
+@nb.njit(fastmath=FAST, error_model="numpy")  # a check for zero at each division would forbid vectors
 def activate(x, code):  # type: ignore[no-untyped-def]  # (n,), int -> in place
     """Replace x by its activation; NaN stays NaN."""
     if code == RELU:

@@ -31,6 +31,7 @@ from minicore import bench, report
 from minicore.errors import InputError
 from minicore.kernels import bandwidth
 
+PASSES = 3  # over the array whose reading measures bandwidth
 HERE = Path(__file__).parent
 REFERENCE = "Transformers float32"  # whose text the others' are compared with
 CORE, SOME = {"predictor": "stability", "beta": 0.4}, {"layers": "6:27"}
@@ -162,6 +163,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     model = str(names.pull(args.model, progress=True)) if args.model in names.KNOWN else args.model
     if not Path(model).is_file():
         raise InputError(f"{model} is no GGUF file, which llama.cpp needs")
+    if args.processor_time:
+        if args.threads != [1]:
+            raise InputError("--processor-time says how fast one thread is, expected --threads 1")
+        os.environ[engines.PROCESSOR_TIME] = "1"  # workers inherit it
     wanted = {name: row for name, row in CONTESTANTS.items() if not args.only or chosen(name, args.only)}
     if not wanted:
         raise InputError(f"--only {','.join(args.only)} names none of {', '.join(CONTESTANTS)}")
@@ -191,6 +196,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             "new_tokens": args.new_tokens,
             "rounds": args.rounds,
             "threads": args.threads,
+            "clock": "processor" if args.processor_time else "wall",
         },
         "skipped": skipped,
         "runs": runs,
@@ -223,7 +229,9 @@ def rounds(
         ) as bar:
             for round_ in range(args.rounds + 1):  # the first does not count: it compiles, maps and fills
                 for name, n_prompt in (plan[i] for i in rng.permutation(len(plan))):
-                    read = bandwidth.bandwidth(memory, n_threads)
+                    began = engines.now()
+                    bandwidth.bandwidth(memory, n_threads, PASSES)
+                    read = memory.nbytes * PASSES / (engines.now() - began)
                     row = wanted[name]
                     got = workers[process_of(row)].ask(
                         do="run", ids=ids[:n_prompt], n_new=args.new_tokens, settings=row.settings
@@ -370,6 +378,8 @@ def table(results: Results) -> Iterator[str]:
     yield f"{said['model']} on {found['machine']['cpu']}, {found['machine']['cores']} cores"
     yield f"({', '.join(found['machine']['flags'])}; {about})"
     yield f"load average {load_['before']:.1f} before, {load_['after']:.1f} after"
+    if said.get("clock") == "processor":
+        yield "seconds are the processor's, not the clock's: other work ran beside"
     for name, why in found["skipped"].items():
         yield f"{name} was skipped: {why}"
     for n_threads in said["threads"]:
@@ -571,6 +581,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="print the tables of a run written before"
+    )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="count processor seconds, for one thread on a machine that others use too",
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
