@@ -138,7 +138,7 @@ def explore(args: argparse.Namespace) -> int:
 
     prompts = [read_prompt(prompt) for prompt in (args.prompt, args.other) if prompt is not None]
     model = load(args)
-    announce_compilation(check_backend(args.backend))
+    announce_compilation(check_backend(args.backend, model.dtype)[0])
     names = "alpha beta layers max_new_tokens chat backend".split()
     page = make_page(model, prompts, **{name: getattr(args, name) for name in names})
     with atomic_write(args.output) as part:
@@ -428,7 +428,7 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
         type=n_bytes,
         help="hold no more while decoding; needs a model that `minicore pack` wrote",
     )
-    core.add_argument("--backend", metavar="B", help="numpy, cpu or auto (default: auto)")
+    core.add_argument("--backend", metavar="B", help="numpy, cpu, cuda or auto (default: auto)")
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
         "-n", "--max-new-tokens", metavar="N", type=int, help="tokens to generate at most (default: 128)"
@@ -469,7 +469,9 @@ def explore_options(parser: argparse.ArgumentParser) -> None:
         help="of a layer's neurons kept when the page opens; it has a slider",
     )
     parser.add_argument("--layers", metavar="6:27", help="the layers shown, a Python slice (default: all)")
-    parser.add_argument("--backend", metavar="B", default="auto", help="numpy, cpu or auto (default: auto)")
+    parser.add_argument(
+        "--backend", metavar="B", default="auto", help="numpy, cpu, cuda or auto (default: auto)"
+    )
     parser.add_argument(
         "-n", "--max-new-tokens", metavar="N", type=int, default=48, help="to continue with (default: 48)"
     )
@@ -513,7 +515,9 @@ def study_options(parser: argparse.ArgumentParser, predictors: list[str], passag
     """Add what the commands that measure predictors on texts have in common."""
     parser.add_argument("texts", metavar="TEXTS", nargs="+", help="plain text files, or JSON lines (.jsonl)")
     model_options(parser)
-    parser.add_argument("--backend", metavar="B", default="auto", help="numpy, cpu or auto (default: auto)")
+    parser.add_argument(
+        "--backend", metavar="B", default="auto", help="numpy, cpu, cuda or auto (default: auto)"
+    )
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--predictors",

@@ -121,9 +121,10 @@ def stream(
         What predictors read besides: ``gamma``, ``token_beta``, ``budget``, ``clusters``, ``embedding``,
         ``calibration``, ``window``, ``wanted``; see :func:`minicore.prediction.make_recorder`.
     backend : str
-        ``numpy``, ``cpu`` or ``auto``.
+        ``numpy``, ``cpu``, ``cuda`` or ``auto`` (``cuda`` where there is a GPU for it, else ``cpu``).
     temperature, top_k, top_p, seed
-        See :class:`Sampler`; temperature 0 is greedy.
+        See :class:`Sampler`; temperature 0 is greedy. Without ``top_k`` and ``top_p`` a GPU draws tokens
+        itself, from the same distribution but not with the same luck.
     stop : str or list of str or None
         Texts that end the generation; they are not part of it.
     chat : bool
@@ -132,7 +133,8 @@ def stream(
         Go on past end-of-sequence tokens.
     memory_limit : int or None
         Bytes the process may hold while it decodes. The FFN weights of a mapped model (`minicore pack`) are
-        read once by prefill, layer by layer, and given back; only the core neurons' rows are copied.
+        read once by prefill, layer by layer, and given back; only the core neurons' rows are copied. With
+        backend ``cuda`` these are bytes on the GPU, which gets the core neurons' rows and never the others.
 
     Raises
     ------
@@ -155,11 +157,13 @@ def stream(
         raise InputError("stop is an empty text, expected at least one character")
     ids = encode_prompt(model, prompt, chat)
     eos = () if ignore_eos else model.eos_ids
+    chosen, why = check_backend(backend, model.dtype)
     return Stream(
-        *(model, ids, recorder, sampler, check_backend(backend), max_new_tokens, stops, eos),
+        *(model, ids, recorder, sampler, chosen, max_new_tokens, stops, eos),
+        why_backend=why,
         refresh=refresh,
         continuation=None if continuation is None else model.check_ids(continuation).tolist(),
-        memory_limit=check_memory_limit(model, memory_limit, refresh),
+        memory_limit=check_memory_limit(model, memory_limit, refresh, chosen),
     )
 
 
@@ -179,13 +183,15 @@ def advised(
     )
 
 
-def check_memory_limit(model: Model, memory_limit: int | None, refresh: int | None) -> int | None:
+def check_memory_limit(
+    model: Model, memory_limit: int | None, refresh: int | None, backend: str
+) -> int | None:
     """Return the limit; raise InputError if decoding cannot be held to it."""
     if memory_limit is None:
         return None
     if memory_limit < 1:
         raise InputError(f"memory_limit is {memory_limit!r}, expected a number of bytes above 0")
-    if model.mapping is None:
+    if model.mapping is None and backend != "cuda":
         raise InputError(
             f"memory_limit needs a mapped model, expected {model.source} packed by `minicore pack`"
         )
@@ -225,9 +231,10 @@ class Stream:
         refresh: int | None = None,
         continuation: list[int] | None = None,
         memory_limit: int | None = None,
+        why_backend: str | None = None,
     ) -> None:
         self.model, self.ids, self.recorder, self.sampler = model, ids, recorder, sampler
-        self.backend, self.stops, self.eos = backend, stops, frozenset(eos)
+        self.backend, self.why_backend, self.stops, self.eos = backend, why_backend, stops, frozenset(eos)
         self.max_new_tokens, self.memory_limit = int(max_new_tokens), memory_limit
         self.token_ids: list[int] = []
         self.core: Choice | None = None
@@ -311,6 +318,9 @@ class Stream:
                 began = time.perf_counter()
                 decoder = self._decoder(cache)
                 self.seconds["compile_s"] += time.perf_counter() - began
+                if self._device_chooses(decoder):
+                    yield from self._chosen_by(decoder, token, min(self.max_new_tokens, room))
+                    return
             began = time.perf_counter()
             if self.refresh and len(self.token_ids) % self.refresh == 0:
                 logits = self._choose_anew(cache, decoder)
@@ -334,6 +344,28 @@ class Stream:
         self.seconds["predict_s"] += time.perf_counter() - began
         return logits
 
+    def _device_chooses(self, decoder: Any) -> bool:
+        """Say whether tokens can be chosen where the logits are, so that nobody waits for this process."""
+        plain_draw = self.sampler.top_k is None and self.sampler.top_p is None
+        return self.backend == "cuda" and not decoder.reference and plain_draw and not self.refresh
+
+    def _chosen_by(self, decoder: Any, token: int, most: int) -> Iterator[int]:
+        """Yield the tokens that a device chooses itself, until the end or until there are so many."""
+        seed = int(self.sampler.rng.integers(1 << 31))
+        began = time.perf_counter()
+        try:
+            for chosen in decoder.run(token, most - len(self.token_ids), self.sampler.temperature, seed):
+                self.seconds["decode_s"] += time.perf_counter() - began
+                if chosen in self.eos:
+                    self.stop_reason = "eos"
+                    return
+                self.token_ids.append(chosen)
+                yield chosen
+                began = time.perf_counter()
+            self.stop_reason = "length" if most == self.max_new_tokens else "context"
+        finally:
+            self.n_read, self.n_steps = decoder.n_used, decoder.n_steps
+
     def _decoder(self, cache: KVCache) -> Decoder:
         """Return the decoder: over row lists, or over copies of the core rows if memory is limited."""
         if self.memory_limit is None:
@@ -341,7 +373,7 @@ class Stream:
         if not isinstance(self.core, CoreSet):
             raise InputError(f"memory_limit needs a core set, and {self.recorder.predictor} chose none")
         narrow = self.reader.restrict(self.core)
-        held = resident_bytes()
+        held = device_bytes(narrow, cache) if self.backend == "cuda" else resident_bytes()
         if held > self.memory_limit:
             raise InputError(
                 f"memory_limit is {self.memory_limit} bytes, but {held} are held with "
@@ -358,6 +390,7 @@ class Stream:
     def _choose_anew(self, cache: KVCache, decoder: Decoder) -> Array:  # -> (n_vocab,)
         """Read the last tokens densely, the new one among them, and decode with what they predict."""
         ids, window = self.ids + self.token_ids, self.recorder.window
+        decoder.flush()
         if window is None:  # add to what is recorded the tokens that were read sparsely
             cache.length = len(ids) - min(self.refresh or 1, len(self.token_ids))
         else:
@@ -403,6 +436,7 @@ class Stream:
         return {
             "model": model.name,
             "backend": self.backend,
+            "why_backend": self.why_backend,
             "dtype": model.dtype,
             "predictor": recorder.predictor,
             "predictor_used": recorder.used,
@@ -473,6 +507,13 @@ def _read_first(core: Choice | None, layer: int, gated: bool) -> tuple[str, ...]
         return ()
     inputs = ("mlp.w_in", "mlp.b_in")
     return (("mlp.w_gate", "mlp.b_gate") if gated else inputs) + (inputs if core.kind == "top" else ())
+
+
+def device_bytes(model: Model, cache: KVCache) -> int:
+    """Return the bytes that a GPU holds of a model, possibly a restricted one, and its kv cache."""
+    rest = sum(w.nbytes for name, w in model.params.items() if not name.startswith("blocks."))
+    blocks = sum(w.nbytes for block in model.blocks for w in block.values())
+    return rest + blocks + cache.k.nbytes + cache.v.nbytes
 
 
 def resident_bytes() -> int:

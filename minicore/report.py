@@ -23,6 +23,8 @@ def summary(stats: dict[str, Any]) -> str:
     ]
     if stats["compile_s"] >= 0.1:
         parts.append(f"kernels ready in {stats['compile_s']:.1f} s")
+    if stats["why_backend"]:
+        parts.append(f"not on the GPU: {stats['why_backend']}")
     if stats["why"]:
         parts.append(f"{stats['predictor']} chose {stats['predictor_used']} ({stats['why']})")
     if stats["stop_reason"] == "context":

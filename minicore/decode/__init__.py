@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from minicore.core.rules import Choice
-from minicore.errors import unknown
+from minicore.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from minicore.model import KVCache, Model
 
-BACKENDS = ("numpy", "cpu")
+BACKENDS = ("numpy", "cpu", "cuda")
 
 
 class Decoder(Protocol):
@@ -24,7 +24,11 @@ class Decoder(Protocol):
         ...
 
     def use(self, core: Choice | None) -> None:
-        """Decode with this choice from the next step on; None is all neurons."""
+        """Decode with this choice, behind what the kv cache holds, from now on; None is all neurons."""
+        ...
+
+    def flush(self) -> None:
+        """Make the kv cache hold what steps have read."""
         ...
 
     def step(self, token_id: int) -> np.ndarray:  # -> (n_vocab,) float32
@@ -32,22 +36,39 @@ class Decoder(Protocol):
         ...
 
 
-def check_backend(backend: str) -> str:
-    """Return the backend's own name (``auto`` is ``cpu``), or raise InputError with the nearest names."""
+def check_backend(backend: str, dtype: str = "float32") -> tuple[str, str | None]:
+    """Return the backend's own name, and why ``auto`` did not take the GPU that is there.
+
+    ``auto`` is ``cuda`` where a GPU can be used for weights of this dtype, else ``cpu``.
+
+    Raises
+    ------
+    InputError
+        If the backend is unknown, with the nearest names, or cannot be used here.
+    """
     if backend not in (*BACKENDS, "auto"):
         raise unknown("backend", backend, (*BACKENDS, "auto"))
-    return "cpu" if backend == "auto" else backend
+    if backend not in ("cuda", "auto"):
+        return backend, None
+    from minicore.decode import gpu
+
+    why = gpu.trouble(dtype)
+    if backend == "cuda" and why:
+        raise InputError(f"backend cuda: {why}")
+    if backend == "cuda" or (gpu.ask().there and not why):
+        return "cuda", None
+    return "cpu", why if gpu.ask().there else None
 
 
 def reader(model: Model, backend: str = "auto") -> Model:
-    """Return the model as a backend reads prompts with it: the same, its maths compiled for ``cpu``.
+    """Return the model as a backend reads prompts with it: but for ``numpy``, with its maths compiled.
 
     Raises
     ------
     InputError
         If the backend is unknown.
     """
-    if check_backend(backend) == "numpy":
+    if check_backend(backend, model.dtype)[0] == "numpy":
         return model
     from minicore.kernels import ops
 
@@ -66,17 +87,22 @@ def make_decoder(model: Model, cache: KVCache, core: Choice | None = None, backe
     core : CoreSet, TokenRule or None
         Neurons to decode with, or how each token chooses its own; None is all.
     backend : str
-        ``numpy`` (the reference), ``cpu`` (Numba) or ``auto``.
+        ``numpy`` (the reference), ``cpu`` (Numba), ``cuda`` (an NVIDIA GPU) or ``auto``.
 
     Raises
     ------
     InputError
-        If the backend is unknown or the core set is another model's.
+        If the backend is unknown or cannot be used, or the core set is another model's.
     """
-    if check_backend(backend) == "numpy":
+    backend, _ = check_backend(backend, model.dtype)
+    if backend == "numpy":
         from minicore.decode.reference import ReferenceDecoder
 
         return ReferenceDecoder(model, cache, core)
+    if backend == "cuda":
+        from minicore.decode.cuda import CudaDecoder
+
+        return CudaDecoder(model, cache, core)
     from minicore.decode.cpu import CpuDecoder
 
     return CpuDecoder(model, cache, core)

@@ -77,6 +77,9 @@ class CpuDecoder:
                 self.thresholds[layer] = core.parameters(layer).get(GATE, -1)
         self.state.n_used[:] = 0
 
+    def flush(self) -> None:
+        """Do nothing: steps write to the kv cache itself."""
+
     @property
     def n_used(self) -> Array:  # (n_layers,)
         """Output rows read since the last :meth:`use`, added up over steps."""

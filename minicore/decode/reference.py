@@ -21,6 +21,9 @@ class ReferenceDecoder:
         self.model = self.whole.restrict(core)
         self.n_used = np.zeros(self.whole.config.n_layers, np.int64)
 
+    def flush(self) -> None:
+        """Do nothing: steps write to the kv cache itself."""
+
     def step(self, token_id: int) -> np.ndarray:  # -> (n_vocab,) float32
         """Read one token into the kv cache and return the logits after it."""
         return forward(self.model, np.array([token_id]), self.cache, self._count)[0]

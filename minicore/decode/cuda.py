@@ -1,0 +1,357 @@
+"""The GPU decoder: weights, kv cache, position and token live on the device; a launch decodes many tokens."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from minicore import ops
+from minicore.config import ModelConfig
+from minicore.core.rules import GATE, Choice, TokenRule
+from minicore.decode.reference import ReferenceDecoder
+from minicore.errors import InputError
+from minicore.kernels import cuda as kernels
+from minicore.kernels.step import ACTIVATION_CODES
+from minicore.model import KVCache, Model
+
+Array = np.ndarray
+
+AT_ONCE = 32  # tokens of one launch
+
+
+def allocate(n: int, dtype: type) -> Any:  # -> (n,) on the device
+    """Return device memory, or raise InputError if there is too little."""
+    from numba import cuda
+
+    n_bytes = n * np.dtype(dtype).itemsize
+    if not kernels.SIMULATED:
+        free, total = cuda.current_context().get_memory_info()
+        if n_bytes > free:
+            raise InputError(
+                f"backend cuda needs {n_bytes} bytes more, but of the GPU's {total} only {free} are free; "
+                "expected a smaller dtype, a smaller model or a memory_limit with a core set"
+            )
+    return cuda.device_array(n, dtype)
+
+
+def threads_for(cfg: ModelConfig, n_blocks: int) -> int:
+    """Return the threads of a block: a warp a neuron if they go round, 8 warps at least and 16 at most."""
+    return 32 * min(max(-(-cfg.n_neurons // n_blocks), 8), 16)
+
+
+class Arena:
+    """Rows and vectors in one device array, each at a 16-byte unit: first reserved, then filled.
+
+    A row is filled up with zeros to whole units.
+    """
+
+    def __init__(self, bfloat16: bool) -> None:
+        self.bfloat16, self.units = bfloat16, 0
+        self.pieces: list[tuple[int, Array]] = []
+
+    def reserve(self, n_rows: int, n: int, wide: bool = False) -> int:
+        """Return where n_rows rows of n numbers will lie; wide ones are float32 whatever the arena is of."""
+        at, per_unit = self.units, 8 if self.bfloat16 and not wide else 4
+        self.units += n_rows * -(-n // per_unit)
+        return at
+
+    def put(self, *ws: Array | None) -> int:
+        """Reserve room for matrices or vectors that :meth:`filled` copies; return where, -1 for none."""
+        places = []
+        for w in ws:
+            if w is not None:
+                vector = w.ndim == 1
+                places.append(self.reserve(1 if vector else len(w), w.shape[-1], wide=vector))
+                self.pieces.append((places[-1], w))
+        return places[0] if places else -1
+
+    def filled(self) -> Any:
+        """Return the device array with everything put into it."""
+        array = allocate(4 * max(self.units, 1), np.uint32)
+        for at, w in self.pieces:
+            bits = as_units(w, self.bfloat16 and w.ndim > 1)
+            array[4 * at : 4 * at + bits.size].copy_to_device(bits)
+        self.pieces.clear()
+        return array
+
+
+def as_units(w: Array, bfloat16: bool) -> Array:  # (m, n) or (n,) -> uint32 (4 * units,)
+    """Return the bits of rows filled up to whole 16-byte units."""
+    rows = np.atleast_2d(w)
+    rows = rows.view(np.uint16) if bfloat16 else rows.astype(np.float32, copy=False)
+    per_unit = 8 if bfloat16 else 4
+    if rows.shape[1] % per_unit:
+        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % per_unit)))
+    return np.ascontiguousarray(rows).reshape(-1).view(np.uint32)
+
+
+def _put_fixed(arena: Arena, block: dict[str, Array]) -> list[int]:
+    """Put a block but for its FFN into an arena; return where its parts lie, in the order of the layout."""
+    get = block.get
+    return [
+        *(arena.put(get("ln1.w")), arena.put(get("ln1.b"))),
+        arena.put(*(get(f"attn.w_{name}") for name in "qkv")),
+        arena.put(*(get(f"attn.b_{name}") for name in "qkv")),
+        *(arena.put(get(name)) for name in ("attn.w_o", "attn.b_o", "ln2.w", "ln2.b", "mlp.b_out")),
+    ]
+
+
+def _put_ffn(arena: Arena, block: dict[str, Array]) -> list[int]:
+    """Put a block's FFN into an arena, ``w_out`` transposed; return its row of the plan."""
+    names, n = ("mlp.w_in", "mlp.b_in", "mlp.w_gate", "mlp.b_gate"), len(block["mlp.w_in"])
+    places = [*(arena.put(block.get(name)) for name in names), arena.put(block["mlp.w_out"].T)]
+    return [*places, n, -(-n // (8 if arena.bfloat16 else 4)), 0]
+
+
+class Weights:
+    """A model on the device.
+
+    Attributes
+    ----------
+    fixed, ffn : device arrays
+        Everything but the FFNs, and these; ``w_out`` is transposed.
+    layout : tuple of N_LAYOUT ints
+    ffn_plan : (n_layers, N_FFN) int64
+        Where things lie in them, in 16-byte units.
+    """
+
+    def __init__(self, model: Model) -> None:
+        cfg = model.config
+        self.bfloat16 = model.dtype == "bfloat16"
+        fixed, ffn, params = Arena(self.bfloat16), Arena(self.bfloat16), model.params
+        layers = [_put_fixed(fixed, block) for block in model.blocks]
+        to_next = fixed.units // cfg.n_layers  # all layers are alike
+        rest = [fixed.put(params.get(name)) for name in ("embed", "pos_embed", "ln_f.w", "ln_f.b")]
+        rest.append(rest[0] if cfg.tied_head else fixed.put(model.head))
+        self.layout = (*layers[0], *rest, to_next)
+        self.ffn_plan = np.array([_put_ffn(ffn, block) for block in model.blocks], np.int64)
+        self.fixed, self.ffn = fixed.filled(), ffn.filled()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return int(self.fixed.nbytes + self.ffn.nbytes)
+
+
+class CudaDecoder:
+    """Decodes on an NVIDIA GPU.
+
+    Attributes
+    ----------
+    compile_s : float
+        Seconds spent on getting machine code.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: KVCache,
+        core: Choice | None,
+        n_blocks: int | None = None,
+        n_threads: int | None = None,
+    ) -> None:
+        from numba import cuda
+
+        cfg = model.config
+        self.model, self.cache, self.weights = model, cache, weights_of(model)
+        if n_blocks is None:
+            n_blocks = 1 if kernels.SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
+            n_blocks = min(n_blocks, cfg.d_model)  # every block must write in every exchange of d_model words
+        self.shape = kernels.Shape(
+            n_layers=cfg.n_layers,
+            d_model=cfg.d_model,
+            n_heads=cfg.n_heads,
+            n_kv_heads=cfg.n_kv_heads,
+            d_head=cfg.d_head,
+            n_neurons=cfg.n_neurons,
+            n_vocab=cfg.n_vocab,
+            position_offset=cfg.position_offset,
+            layer_norm=cfg.norm == "layernorm",
+            eps=cfg.norm_eps,
+            activation=ACTIVATION_CODES[cfg.activation],
+            gated=cfg.gated,
+            rope=cfg.positions == "rope",
+            bfloat16=self.weights.bfloat16,
+            layout=self.weights.layout,
+            n_blocks=n_blocks,
+            n_threads=n_threads or (2 if kernels.SIMULATED else threads_for(cfg, n_blocks)),
+        )
+        self.keys, self.values = allocate(cache.k.size, np.float32), allocate(cache.v.size, np.float32)
+        rope = cfg.positions == "rope"
+        self.frequencies = cuda.to_device(ops.rope_frequencies(cfg) if rope else np.zeros(1, np.float32))
+        self.words = cuda.to_device(np.zeros(2 * self.shape.n_words(), np.uint32))
+        self.logits = cuda.device_array(cfg.n_vocab, np.float32)
+        self.chain = cuda.to_device(np.zeros(1, np.int32))
+        self.used = cuda.to_device(np.zeros(cfg.n_layers, np.int64))
+        self.tokens = [cuda.mapped_array(AT_ONCE, np.int32) for _ in range(2)]
+        self.rows, self.epoch = CoreRows(self.weights), 1
+        self.use(core)
+        self.kernel, self.compile_s = self._compiled()
+
+    def use(self, core: Choice | None) -> None:
+        """Decode with this choice, and with what the kv cache holds, from the next step on."""
+        from numba import cuda
+
+        top = isinstance(core, TokenRule) and core.kind == "top"
+        self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
+        self.model.check_choice(core)
+        self.ffn_plan = cuda.to_device(self.rows.gather(self.shape, core).reshape(-1))
+        thresholds = np.full(self.shape.n_layers, -1, np.float32)
+        if isinstance(core, TokenRule):
+            for layer in range(self.shape.n_layers):
+                thresholds[layer] = core.parameters(layer).get(GATE, -1)
+        self.thresholds = cuda.to_device(thresholds)
+        self.keys.copy_to_device(self.cache.k.reshape(-1))
+        self.values.copy_to_device(self.cache.v.reshape(-1))
+        self.used.copy_to_device(np.zeros(self.shape.n_layers, np.int64))
+        self.n_steps = 0
+
+    def flush(self) -> None:
+        """Make the kv cache in host memory hold what steps have read."""
+        if not self.reference:
+            self.keys.copy_to_host(self.cache.k.reshape(-1))
+            self.values.copy_to_host(self.cache.v.reshape(-1))
+
+    @property
+    def n_used(self) -> Array:  # (n_layers,)
+        """Activations that were not zero since the last :meth:`use`, added up over steps."""
+        return self.reference.n_used if self.reference else self.used.copy_to_host()
+
+    def step(self, token_id: int) -> Array:  # -> (n_vocab,) float32
+        """Read one token into the kv cache and return the logits after it."""
+        if self.reference:
+            return self.reference.step(token_id)
+        self.begin(token_id)
+        self.launch(1, self.tokens[0])
+        return self.logits.copy_to_host()
+
+    def begin(self, token_id: int) -> None:
+        """Say which token the next launch reads first; later ones go on by themselves."""
+        self.chain.copy_to_device(np.array([token_id], np.int32))
+
+    def run(self, token_id: int, n: int, temperature: float = 0.0, seed: int = 0) -> Iterator[int]:
+        """Read a token and yield the n chosen after it, one by one, while the device goes on with the next.
+
+        Parameters
+        ----------
+        token_id, n : int
+        temperature : float
+            0 takes the largest logit, above it the device draws from the softmax of logits / temperature.
+        seed : int
+            Of these draws, which are a function of seed, position and logits.
+        """
+        from numba import cuda
+
+        self.begin(token_id)
+        under_way: deque[tuple[Any, Any, int]] = deque()
+        for i, first in enumerate(range(0, n, AT_ONCE)):
+            tokens, size, done = self.tokens[i % len(self.tokens)], min(AT_ONCE, n - first), cuda.event()
+            self.launch(size, tokens, temperature, seed)
+            done.record()
+            under_way.append((done, tokens, size))
+            if len(under_way) == len(self.tokens):
+                yield from _finished(*under_way.popleft())
+        while under_way:
+            yield from _finished(*under_way.popleft())
+
+    def launch(self, n: int, tokens: Any, temperature: float = 0.0, seed: int = 0) -> None:
+        """Read n tokens, each chosen after the one before, into the device's tokens[:n]; wait for nothing."""
+        if self.cache.length + n > self.cache.capacity:
+            raise InputError(
+                f"{self.cache.length + n} tokens do not fit the kv cache's {self.cache.capacity} positions"
+            )
+        self.kernel(*self._arguments(n, tokens, temperature, seed))
+        self.cache.length += n
+        self.n_steps += n
+        self.epoch += n
+
+    def _arguments(self, n: int, tokens: Any, temperature: float, seed: int) -> tuple[Any, ...]:
+        w, position = self.weights, self.cache.length
+        return (
+            *(w.fixed, w.ffn, self.rows.array, self.ffn_plan, self.thresholds, self.frequencies),
+            *(self.keys, self.values, self.words, self.chain, self.logits, tokens, self.used),
+            *(np.int64(n), np.int64(position), np.int64(self.epoch), np.float32(temperature), np.int64(seed)),
+        )
+
+    def _compiled(self) -> tuple[Any, float]:
+        """Return the kernel, ready to be called, and the seconds that took."""
+        began = time.perf_counter()
+        step = kernels.make_step(self.shape)
+        n_bytes = 4 * self.shape.shared_floats(self.cache.capacity)[-1]
+        if not kernels.SIMULATED:
+            step = step.specialize(*self._arguments(1, self.tokens[0], 0.0, 0))
+            allow_shared(step, n_bytes)
+        self.step_kernel = step
+        return step[self.shape.n_blocks, self.shape.n_threads, 0, n_bytes], time.perf_counter() - began
+
+
+def _finished(done: Any, tokens: Any, n: int) -> list[int]:
+    """Wait for a launch and return its tokens."""
+    done.synchronize()
+    return [int(token) for token in tokens[:n]]
+
+
+def allow_shared(kernel: Any, n_bytes: int) -> None:
+    """Let a block of a compiled kernel have more shared memory than the 48 KB it gets unasked."""
+    from numba.cuda.cudadrv.driver import binding, driver
+
+    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    for compiled in kernel.overloads.values():
+        function = compiled._codelibrary.get_cufunc()
+        driver.cuKernelSetAttribute(attribute, n_bytes, function.handle, function.device.id)
+
+
+_uploaded: WeakKeyDictionary[Model, Weights] = WeakKeyDictionary()
+
+
+def weights_of(model: Model) -> Weights:
+    """Return a model's weights on the device, uploaded once."""
+    if model not in _uploaded:
+        _uploaded[model] = Weights(model)
+    return _uploaded[model]
+
+
+class CoreRows:
+    """Copies of core neurons' rows, in memory that is kept from one choice to the next while it suffices."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights, self.array = weights, allocate(4, np.uint32)
+
+    def gather(self, shape: kernels.Shape, core: Choice | None) -> Array:  # -> (n_layers, N_FFN)
+        """Copy a choice's rows and return the plan of the FFNs."""
+        from numba import cuda
+
+        source, plan, arena = self.weights.ffn_plan, self.weights.ffn_plan.copy(), Arena(shape.bfloat16)
+        chosen = core.neurons if core else {}
+        for layer, ids in chosen.items():
+            _reserve_rows(arena, plan[layer], len(ids), shape)
+        if 4 * arena.units > self.array.size:
+            self.array = None  # its memory is free before more is asked for
+            self.array = allocate(4 * arena.units, np.uint32)
+        for layer, ids in chosen.items():
+            kernels.compact[self._grid(shape)](
+                *(self.weights.ffn, self.array, cuda.to_device(ids.astype(np.int64))),
+                *(cuda.to_device(source[layer]), cuda.to_device(plan[layer])),
+                *(shape.d_model, shape.chunks(shape.d_model), shape.bfloat16),
+            )
+        return plan
+
+    def _grid(self, shape: kernels.Shape) -> tuple[int, int]:
+        return shape.n_blocks, shape.n_threads
+
+
+def _reserve_rows(arena: Arena, plan: Array, n: int, shape: kernels.Shape) -> None:  # (N_FFN,)
+    """Reserve room for n neurons of a layer and write where to the layer's row of the plan."""
+    for column in (kernels.W_IN, kernels.W_GATE):
+        if plan[column] >= 0:
+            plan[column] = arena.reserve(n, shape.d_model)
+    for column in (kernels.B_IN, kernels.B_GATE):
+        if plan[column] >= 0:
+            plan[column] = arena.reserve(1, n, wide=True)
+    plan[kernels.W_OUT] = arena.reserve(shape.d_model, n)
+    plan[kernels.N_ROWS :] = n, shape.chunks(n), 1

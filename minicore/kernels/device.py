@@ -1,0 +1,279 @@
+"""What a GPU kernel is made of: 16-byte loads, words that carry their own arrival, sums over a warp.
+
+Blocks of one kernel hand numbers to one another in words of 8 bytes: the number and a tag, written by one
+store. Whoever needs a word reads it until the tag is the one it waits for, so that no barrier and no fence
+lies between two phases, only the way to the L2 cache and back.
+
+Under Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1) the same names are plain Python: a warp is one thread,
+and a kernel one block.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.core import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+LANES = 1 if SIMULATED else 32
+SPINS = 1 << 22  # polls of a word, some seconds: whoever waits longer waits for ever, and stops the kernel
+ALL = 0xFFFFFFFF
+
+
+def device(function: Any) -> Any:
+    """Make a function part of kernels; a simulated one stays what it is."""
+    return function if SIMULATED else cuda.jit(function, device=True, forceinline=True)
+
+
+if SIMULATED:
+
+    def as_float(bits: Any) -> Any:
+        """Return the float32 of these bits."""
+        return np.uint32(bits).view(np.float32)
+
+    def load16(arena: Any, i: int, there: bool) -> tuple[Any, ...]:
+        """Return the four uint32 of 16-byte unit i of read-only memory; zeros unless it is there."""
+        return tuple(np.uint32(arena[4 * i + k]) if there else np.uint32(0) for k in range(4))
+
+    def load4(x: Any, i: int, there: bool) -> tuple[Any, ...]:
+        """Return the four float32 of 16-byte unit i of memory that other blocks write; zeros unless there."""
+        return tuple(np.float32(x[4 * i + k]) if there else np.float32(0) for k in range(4))
+
+    def get(x: Any, i: int) -> Any:
+        """Return x[i], i not negative: without the check for that."""
+        return x[i]
+
+    def let(x: Any, i: int, value: Any) -> None:
+        """Write x[i], i not negative."""
+        x[i] = value
+
+    def four(x: Any, i: int) -> tuple[Any, ...]:
+        """Return x[i] to x[i + 3] of shared memory, i a multiple of 4."""
+        return x[i], x[i + 1], x[i + 2], x[i + 3]
+
+    def rsqrt(x: Any) -> Any:
+        """Return 1 over the root of x."""
+        return np.float32(1) / np.sqrt(x)
+
+    def put(words: Any, i: int, value: Any, tag: Any) -> None:
+        """Write word i: a float32 and its tag."""
+        words[2 * i], words[2 * i + 1] = np.float32(value).view(np.uint32), tag
+
+    def take2(words: Any, i: int) -> tuple[Any, ...]:
+        """Return words 2 i and 2 i + 1: value, tag, value, tag."""
+        a, b = words[4 * i], words[4 * i + 2]
+        return as_float(a), words[4 * i + 1], as_float(b), words[4 * i + 3]
+
+    def prefetch(arena: Any, i: int) -> None:
+        """Bring the line with 16-byte unit i on its way to the L2 cache."""
+
+    def stop() -> None:
+        """End the kernel with an error."""
+        raise RuntimeError("a word never came")
+
+else:
+    from llvmlite import ir  # type: ignore[import-untyped]
+    from numba.core import types
+    from numba.cuda.extending import intrinsic
+
+    I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+    def _address(context: Any, builder: Any, array_type: Any, array: Any, i: Any, size: int) -> Any:
+        data = context.make_array(array_type)(context, builder, array).data
+        at = builder.mul(i, I64(size))
+        return builder.add(builder.ptrtoint(data, I64), at)
+
+    def _asm(builder: Any, returns: Any, text: str, constraints: str, args: list[Any], effect: bool) -> Any:
+        function = ir.FunctionType(returns, [a.type for a in args])
+        return builder.call(ir.InlineAsm(function, text, constraints, side_effect=effect), args)
+
+    def _tuple(context: Any, builder: Any, kind: Any, struct: Any, n: int) -> Any:
+        return context.make_tuple(builder, kind, [builder.extract_value(struct, k) for k in range(n)])
+
+    @intrinsic
+    def as_float(typingctx, bits):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.bitcast(args[0], F32)
+
+        return types.float32(types.uint32), code
+
+    @intrinsic
+    def load16(typingctx, arena, i, there):  # type: ignore[no-untyped-def]
+        kind = types.UniTuple(types.uint32, 4)
+
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            at = _address(context, builder, signature.args[0], args[0], args[1], 16)
+            text = (
+                "{ .reg .pred p; setp.ne.b32 p, $5, 0; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0;"
+                "mov.b32 $3, 0; @p ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4]; }"
+            )
+            four = ir.LiteralStructType([I32] * 4)
+            ok = builder.zext(args[2], I32)
+            out = _asm(builder, four, text, "=&r,=&r,=&r,=&r,l,r", [at, ok], False)
+            return _tuple(context, builder, kind, out, 4)
+
+        return kind(arena, types.int64, types.boolean), code
+
+    @intrinsic
+    def load4(typingctx, x, i, there):  # type: ignore[no-untyped-def]
+        kind = types.UniTuple(types.float32, 4)
+
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            at = _address(context, builder, signature.args[0], args[0], args[1], 16)
+            text = (
+                "{ .reg .pred p; setp.ne.b32 p, $5, 0; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0;"
+                "mov.b32 $3, 0; @p ld.global.cg.v4.f32 {$0, $1, $2, $3}, [$4]; }"
+            )
+            four = ir.LiteralStructType([F32] * 4)
+            ok = builder.zext(args[2], I32)
+            out = _asm(builder, four, text, "=&f,=&f,=&f,=&f,l,r", [at, ok], True)
+            return _tuple(context, builder, kind, out, 4)
+
+        return kind(x, types.int64, types.boolean), code
+
+    def _element(context: Any, builder: Any, array_type: Any, array: Any, i: Any) -> Any:
+        return builder.gep(context.make_array(array_type)(context, builder, array).data, [i])
+
+    @intrinsic
+    def get(typingctx, x, i):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.load(_element(context, builder, signature.args[0], args[0], args[1]))
+
+        return x.dtype(x, types.int64), code
+
+    @intrinsic
+    def let(typingctx, x, i, value):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            builder.store(args[2], _element(context, builder, signature.args[0], args[0], args[1]))
+            return context.get_dummy_value()
+
+        return types.none(x, types.int64, x.dtype), code
+
+    @intrinsic
+    def four(typingctx, x, i):  # type: ignore[no-untyped-def]
+        kind = types.UniTuple(types.float32, 4)
+
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            at = _element(context, builder, signature.args[0], args[0], args[1])
+            loaded = builder.load(builder.bitcast(at, ir.VectorType(F32, 4).as_pointer()), align=16)
+            each = [builder.extract_element(loaded, ir.IntType(32)(k)) for k in range(4)]
+            return context.make_tuple(builder, kind, each)
+
+        return kind(x, types.int64), code
+
+    @intrinsic
+    def rsqrt(typingctx, x):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return _asm(builder, F32, "rsqrt.approx.f32 $0, $1;", "=f,f", [args[0]], False)
+
+        return types.float32(types.float32), code
+
+    @intrinsic
+    def put(typingctx, words, i, value, tag):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            at = _address(context, builder, signature.args[0], args[0], args[1], 8)
+            text = "{ .reg .b64 t; mov.b64 t, {$1, $2}; st.relaxed.gpu.global.b64 [$0], t; }"
+            bits = builder.bitcast(args[2], I32)
+            _asm(builder, ir.VoidType(), text, "l,r,r,~{memory}", [at, bits, args[3]], True)
+            return context.get_dummy_value()
+
+        return types.none(words, types.int64, types.float32, types.uint32), code
+
+    @intrinsic
+    def take2(typingctx, words, i):  # type: ignore[no-untyped-def]
+        kind = types.Tuple((types.float32, types.uint32, types.float32, types.uint32))
+
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            at = _address(context, builder, signature.args[0], args[0], args[1], 16)
+            text = (
+                "{ .reg .b64 s, t; ld.relaxed.gpu.global.v2.b64 {s, t}, [$4];"
+                "mov.b64 {$0, $1}, s; mov.b64 {$2, $3}, t; }"
+            )
+            four = ir.LiteralStructType([F32, I32, F32, I32])
+            out = _asm(builder, four, text, "=f,=r,=f,=r,l,~{memory}", [at], True)
+            return _tuple(context, builder, kind, out, 4)
+
+        return kind(words, types.int64), code
+
+    @intrinsic
+    def prefetch(typingctx, arena, i):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            at = _address(context, builder, signature.args[0], args[0], args[1], 16)
+            _asm(builder, ir.VoidType(), "prefetch.global.L2 [$0];", "l", [at], True)
+            return context.get_dummy_value()
+
+        return types.none(arena, types.int64), code
+
+    @intrinsic
+    def stop(typingctx):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            _asm(builder, ir.VoidType(), "trap;", "", [], True)
+            return context.get_dummy_value()
+
+        return types.none(), code
+
+
+@cuda.jit(device=True)
+def settle():  # type: ignore[no-untyped-def]
+    """Let all of a simulated block arrive: its threads are too slow to poll. On a GPU this is nothing."""
+    if SIMULATED:
+        cuda.syncthreads()
+
+
+@device
+def complete(words, i, pair, tag):  # type: ignore[no-untyped-def]  # -> float32, float32
+    """Return the values of a pair of words that was read; read it again until it has this tag."""
+    a, tag_a, b, tag_b = pair
+    spins = 0
+    while tag_a != tag or tag_b != tag:
+        spins += 1
+        if spins > SPINS:
+            stop()
+        a, tag_a, b, tag_b = take2(words, i)
+    return a, b
+
+
+@device
+def take(words, i, tag):  # type: ignore[no-untyped-def]  # -> float32, float32
+    """Wait for words 2 i and 2 i + 1 with this tag and return their values."""
+    return complete(words, i, take2(words, i), tag)
+
+
+@device
+def group_sum(x, width):  # type: ignore[no-untyped-def]
+    """Return the sum of x over neighbouring lanes, so many at a time; each of them gets it."""
+    offset = width >> 1
+    while offset > 0:
+        x += cuda.shfl_xor_sync(ALL, x, offset)
+        offset >>= 1
+    return x
+
+
+@device
+def warp_sum(x):  # type: ignore[no-untyped-def]
+    """Return the sum of x over the lanes of a warp."""
+    return group_sum(x, LANES)
+
+
+@device
+def warp_max(x):  # type: ignore[no-untyped-def]
+    """Return the largest x of a warp."""
+    offset = LANES >> 1
+    while offset > 0:
+        x = max(x, cuda.shfl_xor_sync(ALL, x, offset))
+        offset >>= 1
+    return x
+
+
+@device
+def warp_best(score, at):  # type: ignore[no-untyped-def]  # float32, int32 -> the same
+    """Return a warp's largest score and where it is; of equal ones the first."""
+    offset = LANES >> 1
+    while offset > 0:
+        other, other_at = cuda.shfl_xor_sync(ALL, score, offset), cuda.shfl_xor_sync(ALL, at, offset)
+        if other > score or (other == score and other_at < at):
+            score, at = other, other_at
+        offset >>= 1
+    return score, at

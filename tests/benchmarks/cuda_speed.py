@@ -1,0 +1,214 @@
+"""Speed on an NVIDIA GPU, a row a line of docs/cuda.md: shapes of SmolLM2-135M and OPT-6.7B, random weights.
+
+Usage: python tests/benchmarks/cuda_speed.py [--transformers] [--json FILE]
+
+Weights are drawn on the device, because speed does not depend on their values; nothing is said about quality.
+With --transformers the same shape of SmolLM2 is timed with Transformers' generate, plain and with a static
+cache and torch.compile, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from minicore.config import ModelConfig
+from minicore.core.neurons import CoreSet
+from minicore.model import KVCache, Model
+
+SMOL = ModelConfig(
+    *("llama", 30, 576, 9, 3, 64, 1536, 49152, 8192, "rmsnorm", 1e-5, "silu", True, "rope"), rope_theta=1e5
+)
+OPT = ModelConfig(
+    *("opt", 32, 4096, 32, 32, 128, 16384, 50272, 2048, "layernorm", 1e-5, "relu", False, "learned", 2),
+    **dict.fromkeys(("qkv_bias", "attn_out_bias", "mlp_bias"), True),
+)
+ROUNDS = 5
+
+
+class Drawn:
+    """A parameter that exists on the device alone: here it has a shape."""
+
+    dtype = "bfloat16"
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape, self.ndim = shape, len(shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def T(self) -> Drawn:
+        return Drawn(self.shape[::-1])
+
+
+def drawn(config: ModelConfig) -> Model:
+    """Return a model in bfloat16 whose weights are drawn on the device, 0.002 to 0.004 in magnitude."""
+    from numba import cuda
+
+    from minicore.decode import cuda as decoder
+
+    @cuda.jit
+    def draw(bits):
+        i = cuda.grid(1)
+        while i < bits.shape[0]:
+            mixed = (i * 2654435761 + 12345) & 0xFFFFFFFF
+            mixed = ((mixed ^ (mixed >> 15)) * 2246822519) & 0xFFFFFFFF
+            bits[i] = (mixed & 0x807F807F) | 0x3B003B00
+            i += cuda.gridsize(1)
+
+    def filled(arena):
+        bits = decoder.allocate(4 * arena.units, np.uint32)
+        draw[1024, 256](bits)
+        return bits
+
+    model = object.__new__(Model)
+    model.config, model.params = config, {name: Drawn(shape) for name, shape in config.shapes().items()}
+    model.blocks = [{} for _ in range(config.n_layers)]
+    for name, w in model.params.items():
+        if name.startswith("blocks."):
+            _, layer, short = name.split(".", 2)
+            model.blocks[int(layer)][short] = w
+    model.head = model.params["embed"]
+    with mock.patch.object(decoder.Arena, "filled", filled):
+        decoder.weights_of(model)
+    return model
+
+
+def core_set(config: ModelConfig, layers: range) -> CoreSet:
+    """Return 40% of the neurons, drawn."""
+    rng, n = np.random.default_rng(0), round(0.4 * config.n_neurons)
+    ids = {layer: np.sort(rng.permutation(config.n_neurons)[:n]) for layer in layers}
+    return CoreSet(ids, config.n_neurons, config.n_layers)
+
+
+def bytes_read(config: ModelConfig, core: CoreSet | None, positions: float) -> float:
+    """Return the bytes of bfloat16 weights and float32 keys and values that a token reads."""
+    shapes = config.shapes()
+    total = 2.0 * config.n_vocab * config.d_model
+    for name, shape in shapes.items():
+        if name.startswith("blocks.") and len(shape) == 2:
+            layer = int(name.split(".")[1])
+            kept = len(core.neurons[layer]) if core and layer in core.neurons and "mlp" in name else shape[0]
+            total += 2.0 * kept * shape[1]
+    return total + positions * config.n_layers * 2 * 4 * config.n_kv_heads * config.d_head
+
+
+def copy_rate() -> float:
+    """Return the bytes a second of a copy on the device, read and written."""
+    from numba import cuda
+
+    a, b = (cuda.device_array(1 << 28, np.uint32) for _ in range(2))
+    seconds = []
+    for _ in range(ROUNDS):
+        cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(5):
+            b.copy_to_device(a)
+        cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 5 * 2 * a.nbytes / statistics.median(seconds)
+
+
+def seconds_a_token(decoder, context: int, n: int) -> list[float]:
+    """Return seconds a token of decoding n behind a context, of every round but a first."""
+    rates = []
+    for _ in range(ROUNDS + 1):
+        decoder.cache.length = context
+        began = time.perf_counter()
+        for _ in decoder.run(5, n):
+            pass
+        rates.append((time.perf_counter() - began) / n)
+    return rates[1:]
+
+
+def measure() -> dict:
+    """Return the report."""
+    from numba import cuda
+
+    from minicore.decode.cuda import CudaDecoder
+
+    rate = copy_rate()
+    report = {"gpu": cuda.get_current_device().name, "copy_gb_per_s": rate / 1e9, "rows": []}
+    for name, config, contexts in (("SmolLM2-135M", SMOL, (64, 2048)), ("OPT-6.7B", OPT, (64,))):
+        model, n = drawn(config), 256 if config is SMOL else 64
+        cache = KVCache(config, min(max(contexts) + n, config.n_ctx))
+        cache.k[:] = np.random.default_rng(0).standard_normal(cache.k.shape, dtype=np.float32)
+        cache.v[:], cache.length = cache.k, contexts[0]
+        decoder = CudaDecoder(model, cache, None)
+        report[f"compile_s {name}"] = decoder.compile_s
+        choices = {"dense": None, "core 0.4": core_set(config, range(config.n_layers))}
+        if config is OPT:
+            choices["core 0.4 of layers 6-26"] = core_set(config, range(6, 27))
+        for context in contexts:
+            for choice, core in choices.items():
+                decoder.use(core)
+                seconds = seconds_a_token(decoder, context, n)
+                read = bytes_read(config, core, context + n / 2)
+                report["rows"].append(
+                    row_of(f"{name}, {choice}, {context} + {n} tokens", seconds, read, rate)
+                )
+        del decoder, model
+    return report
+
+
+def row_of(name: str, seconds: list[float], read: float, rate: float) -> dict:
+    """Return a line of the table."""
+    median = statistics.median(seconds)
+    print(
+        f"{name:58} {1 / median:8.0f} tokens/s  {1e6 * median:7.0f} us  {read / median / 1e9:6.0f} GB/s"
+        f"  {read / rate / median:5.0%} of the copy's",
+        flush=True,
+    )
+    return {"what": name, "tokens_per_s": 1 / median, "seconds": seconds, "bytes": read}
+
+
+def transformers() -> dict:
+    """Return tokens/s of Transformers: generate, and generate with a static cache and compiled steps."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        *(49152, 576, 1536, 30, 9, 3), max_position_embeddings=8192, tie_word_embeddings=True,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().eval()
+    ids = torch.randint(0, 49152, (1, 64), device="cuda")
+    report = {}
+    for name in ("generate", "generate, static cache, torch.compile"):
+        options = {"do_sample": False, "max_new_tokens": 256, "min_new_tokens": 256}
+        if name != "generate":
+            options["cache_implementation"] = "static"  # Transformers then compiles the decode step itself
+        began = time.perf_counter()
+        for _ in range(1 if name == "generate" else 2):
+            model.generate(ids, **options | {"max_new_tokens": 256})
+        warm = time.perf_counter() - began
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        model.generate(ids, **options)
+        torch.cuda.synchronize()
+        report[name] = 256 / (time.perf_counter() - began)
+        print(f"Transformers {name}: {report[name]:.0f} tokens/s (warm-up {warm:.0f} s)", flush=True)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--transformers", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    report = transformers() if args.transformers else measure()
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1))
+    if not args.transformers:
+        print(f"{report['gpu']}, device copy {report['copy_gb_per_s']:.0f} GB/s read and written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The GPU decoder: the same tests on a GPU (`pytest -m cuda`) and, from one test, in Numba's simulator."""
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minicore as mc
+from minicore.cli import main
+from minicore.core.neurons import CoreSet
+from minicore.core.rules import TokenRule
+from minicore.decode import check_backend, gpu, make_decoder
+from minicore.errors import InputError
+from minicore.generate import device_bytes
+from minicore.model import KVCache, prefill
+
+GOLDEN = Path(__file__).parent / "golden"
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
+MODELS = [("llama-gqa", "float32"), ("opt", "bfloat16"), ("gpt2", "float32"), ("qwen2", "bfloat16")]
+MODELS = MODELS[:2] if SIMULATED else MODELS
+N_READ, N_NEW = 9, 2
+
+if SIMULATED:
+    sys.setswitchinterval(2e-5)  # a simulated block is threads that wait for one another
+
+
+# --- on a GPU ---
+
+
+@pytest.fixture(scope="module", params=MODELS, ids="-".join)
+def model(request):
+    if why := gpu.trouble(request.param[1]):
+        pytest.skip(why)
+    return mc.load(GOLDEN / request.param[0], request.param[1])
+
+
+def choices(config):
+    """All neurons, a core set of some layers, a core set of odd sizes, and gates inside it."""
+    rng = np.random.default_rng(1)
+    n = config.n_neurons
+    some = CoreSet({0: np.sort(rng.permutation(n)[: n // 2])}, n, config.n_layers)
+    odd = CoreSet(
+        {i: np.sort(rng.permutation(n)[: n // 3 * 2 - i | 1]) for i in range(config.n_layers)},
+        n,
+        config.n_layers,
+    )
+    gates = TokenRule("gate", dict.fromkeys(range(config.n_layers), 0.02), n, config.n_layers, odd)
+    return [None, some, odd, gates]
+
+
+def prefilled(model, ids):
+    cache = KVCache(model.config, len(ids) + N_NEW)
+    prefill(model, np.asarray(ids), cache)
+    return cache
+
+
+def near(got, expected):
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.cuda
+def test_decoding_is_the_references(model):
+    ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ + N_NEW)
+    cache = prefilled(model, ids[:N_READ])
+    decoder = make_decoder(model, cache, None, "cuda")
+    for choice in choices(model.config):
+        reference = make_decoder(model, prefilled(model, ids[:N_READ]), choice, "numpy")
+        cache.length = N_READ
+        decoder.use(choice)
+        for token in ids[N_READ:]:
+            near(decoder.step(int(token)), reference.step(int(token)))
+        decoder.flush()
+        np.testing.assert_allclose(cache.k, reference.cache.k, atol=1e-4)
+        np.testing.assert_allclose(cache.v, reference.cache.v, atol=1e-4)
+        if (
+            model.config.activation != "gelu_tanh"
+        ):  # there a tiny activation rounds to zero on one of them alone
+            np.testing.assert_array_equal(decoder.n_used, reference.n_used)
+
+
+@pytest.mark.cuda
+def test_tokens_chosen_on_the_device_are_those_chosen_step_by_step(model):
+    ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ)
+    cache = prefilled(model, ids)
+    decoder = make_decoder(model, cache, None, "cuda")
+    chosen = list(decoder.run(1, N_NEW))
+    cache.length, token = N_READ, 1
+    for expected in chosen:
+        token = int(decoder.step(token).argmax())
+        assert token == expected
+    drawn = []
+    for _ in range(2):
+        cache.length = N_READ
+        drawn.append(list(decoder.run(1, N_NEW, 0.8, seed=7)))
+    assert drawn[0] == drawn[1] and all(0 <= token < model.config.n_vocab for token in drawn[0])
+
+
+@pytest.mark.cuda
+def test_draws_have_the_probabilities_of_the_softmax(model):
+    if model.config.family != "llama" or SIMULATED:
+        pytest.skip("once is enough, and the simulator takes minutes")
+    ids, temperature, n = [1, 2, 3, 4], 1.5, 2000
+    cache = prefilled(model, ids)
+    decoder = make_decoder(model, cache, None, "cuda")
+    logits = decoder.step(5).astype(np.float64) / temperature
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    counts = np.zeros(len(p))
+    for seed in range(n):
+        cache.length = len(ids)
+        counts[next(iter(decoder.run(5, 1, temperature, seed)))] += 1
+    assert np.abs(counts / n - p).max() <= 5 * np.sqrt(p.max() / n)
+
+
+@pytest.mark.cuda
+def test_generating_is_the_cpus(model):
+    ids = np.random.default_rng(2).integers(0, model.config.n_vocab, N_READ).tolist()
+    same = {"max_new_tokens": 4, "ignore_eos": True}
+    for options in ({}, {"predictor": "griffin", "beta": 0.5}, {"predictor": "griffin", "refresh": 2}):
+        expected = mc.Model.generate(model, ids, backend="numpy", **same, **options)
+        got = mc.Model.generate(model, ids, backend="cuda", **same, **options)
+        assert got.token_ids == expected.token_ids
+        assert (got.stats["backend"], got.stats["stop_reason"]) == ("cuda", "length")
+        assert got.stats["core_fraction"] == expected.stats["core_fraction"]
+
+
+@pytest.mark.cuda
+def test_memory_limit_holds_the_core_rows_alone(model):
+    ids = np.random.default_rng(2).integers(0, model.config.n_vocab, N_READ).tolist()
+    options = {"predictor": "griffin", "beta": 0.25, "max_new_tokens": N_NEW, "ignore_eos": True}
+    expected = model.generate(ids, backend="numpy", **options)
+    narrow = device_bytes(model.restrict(expected.core), KVCache(model.config, N_READ + N_NEW))
+    assert narrow < device_bytes(model, KVCache(model.config, N_READ + N_NEW))
+    got = model.generate(ids, backend="cuda", memory_limit=narrow, **options)
+    assert got.token_ids == expected.token_ids
+    with pytest.raises(InputError, match="memory_limit is"):
+        model.generate(ids, backend="cuda", memory_limit=narrow - 1, **options)
+
+
+# --- anywhere ---
+
+
+def test_the_simulator_runs_the_tests_above():
+    if importlib.util.find_spec("numba_cuda") is None:
+        pytest.skip("numba-cuda is not installed")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", __file__],
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0 and "passed" in run.stdout, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+def test_several_blocks_of_warps_agree_with_the_reference():
+    for package in ("numba_cuda", "greenlet"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    script, *checkpoints = Path(__file__).with_name("cuda_grid.py"), GOLDEN / "llama-gqa", GOLDEN / "opt"
+    run = subprocess.run(
+        [sys.executable, script, *checkpoints],
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(GOLDEN.parents[1])},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+
+
+class Driver:
+    """A CUDA driver that says what it is told to."""
+
+    def __init__(self, code: int, version: int) -> None:
+        self.code, self.version = code, version
+
+    def cuInit(self, flags: int) -> int:
+        return self.code
+
+    def cuDriverGetVersion(self, number: object) -> int:
+        ctypes.cast(number, ctypes.POINTER(ctypes.c_int))[0] = self.version
+        return 0
+
+
+@pytest.fixture
+def asked_anew(monkeypatch):
+    monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
+    ask = gpu.ask
+    ask.cache_clear()
+    yield monkeypatch
+    ask.cache_clear()
+
+
+def no_library(name):
+    raise OSError(name)
+
+
+@pytest.mark.parametrize(
+    ("driver", "packages", "there", "said"),
+    [
+        (no_library, {}, False, "no NVIDIA driver was found"),
+        (lambda name: Driver(100, 13000), {}, False, "finds no GPU"),
+        (lambda name: Driver(0, 11080), {}, True, "supports CUDA 11.8, expected 12.0"),
+        (lambda name: Driver(0, 13000), {"spec": None}, True, "numba-cuda is not installed"),
+        (lambda name: Driver(0, 13000), {"numpy": "2.5.1"}, True, "NumPy 2.5.1 is too new"),
+        (lambda name: Driver(0, 13000), {"device": "no libnvvm"}, True, "cannot use the GPU (no libnvvm)"),
+    ],
+)
+def test_every_reason_is_a_sentence(asked_anew, capsys, driver, packages, there, said):
+    asked_anew.setattr(ctypes, "CDLL", driver)
+    asked_anew.setattr(importlib.util, "find_spec", lambda name: packages.get("spec", object()))
+    asked_anew.setattr(gpu, "version", lambda name: "0.30.4")
+    asked_anew.setattr(gpu.np, "__version__", packages.get("numpy", "2.4.6"))
+    why = packages.get("device")
+    asked_anew.setattr(gpu, "_device", lambda: why and f"numba-cuda cannot use the GPU ({why})")
+    assert check_backend("auto") == ("cpu", gpu.ask().trouble if there else None)
+    with pytest.raises(InputError, match="backend cuda: ") as error:
+        check_backend("cuda")
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert main(["generate", "a b", "-m", str(GOLDEN / "llama-chat"), "--backend", "cuda"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and said in err
+
+
+def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(asked_anew):
+    asked_anew.setattr(gpu, "ask", lambda: gpu.Answer(True, None))
+    assert check_backend("auto") == ("cuda", None) == check_backend("cuda")
+    assert check_backend("cpu") == ("cpu", None)
+    backend, why = check_backend("auto", "int8")
+    assert backend == "cpu" and "int8" in why
+    with pytest.raises(InputError, match="int8"):
+        check_backend("cuda", "int8")
+
+
+def test_falling_back_is_said(asked_anew, capsys):
+    asked_anew.setattr(gpu, "ask", lambda: gpu.Answer(True, "the driver sleeps"))
+    model = mc.load(GOLDEN / "llama-gqa")
+    assert model.generate([1, 2, 3], max_new_tokens=2).stats["why_backend"] == "the driver sleeps"
+    assert main(["generate", "a b", "-m", str(GOLDEN / "llama-chat"), "-n", "2"]) == 0
+    assert "not on the GPU: the driver sleeps" in capsys.readouterr().err
+
+
+def test_without_a_driver_nothing_of_cuda_is_imported():
+    code = (
+        "import ctypes, sys\n"
+        "def none(*a): raise OSError\n"
+        "ctypes.CDLL = none\n"
+        "from minicore.decode import check_backend\n"
+        "assert check_backend('auto') == ('cpu', None)\n"
+        "assert not [m for m in sys.modules if m.startswith(('numba', 'cuda'))]"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_ENABLE_CUDASIM"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_packages_named_are_those_installed():
+    if importlib.util.find_spec("numba_cuda") is None:
+        assert "not installed" in gpu._packages()
+    else:
+        assert importlib.metadata.version("numba-cuda")
