@@ -206,16 +206,16 @@ class CudaDecoder:
             for layer in range(self.shape.n_layers):
                 thresholds[layer] = core.parameters(layer).get(GATE, -1)
         self.thresholds = cuda.to_device(thresholds)
-        self.keys.copy_to_device(self.cache.k.reshape(-1))
-        self.values.copy_to_device(self.cache.v.reshape(-1))
+        self.keys.copy_to_device(self.cache.k.astype(np.float32, copy=False).reshape(-1))
+        self.values.copy_to_device(self.cache.v.astype(np.float32, copy=False).reshape(-1))
         self.used.copy_to_device(np.zeros(self.shape.n_layers, np.int64))
         self.n_steps = 0
 
     def flush(self) -> None:
         """Make the kv cache in host memory hold what steps have read."""
         if not self.reference:
-            self.keys.copy_to_host(self.cache.k.reshape(-1))
-            self.values.copy_to_host(self.cache.v.reshape(-1))
+            self.cache.k[:] = self.keys.copy_to_host().reshape(self.cache.k.shape)
+            self.cache.v[:] = self.values.copy_to_host().reshape(self.cache.v.shape)
 
     @property
     def n_used(self) -> Array:  # (n_layers,)
