@@ -920,7 +920,7 @@ def make_step(shape: Shape) -> Any:
             chain[0] = token
 
     most = 65536 // shape.n_threads // 8 * 8  # registers: one block fills a multiprocessor
-    options: dict[str, Any] = {} if SIMULATED else {"max_registers": min(most, 255), "cache": True}
+    options: dict[str, Any] = {} if SIMULATED else {"max_registers": min(most, 255)}
     return cuda.jit(step, **options)
 
 
