@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from minicore.model import Model
 
-CONNECT = 10  # seconds that a Dask scheduler has to answer
+CONNECT = 10  # seconds that a Dask scheduler has to answer, and an idle process to end
 ATTEMPTS = 3  # how often a job may take its worker with it before the sweep gives up
 
 
@@ -181,14 +181,13 @@ class Processes(ThreadPoolExecutor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes, those in the middle of a job too."""
         self.closing = True
-        if cancel_futures:
-            super().shutdown(wait=False, cancel_futures=True)
-            for worker in self.workers:
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        for worker in self.workers:
+            if cancel_futures and worker.busy:
                 worker.process.kill()
         super().shutdown(wait=True)
         for worker in self.workers:
-            worker.pipe.close()
-            worker.process.join()
+            worker.end()
 
 
 class Worker:
@@ -200,12 +199,22 @@ class Worker:
         self.process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
+        self.busy = False
 
     def call(self, *task: Any) -> tuple[bool, Any]:
         """Return whether it went well, and the result or the exception; EOFError if the process ended."""
+        self.busy = True
         self.pipe.send(task)
         good, value = self.pipe.recv()
+        self.busy = False
         return good, value
+
+    def end(self) -> None:
+        """Let the process end by itself, which an idle one does at once."""
+        self.pipe.close()
+        self.process.join(CONNECT)
+        self.process.kill()
+        self.process.join()
 
 
 def _serve(pipe: Connection) -> None:

@@ -92,6 +92,19 @@ def test_two_workers_are_two_other_processes_that_end_with_the_sweep():
             os.kill(pid, 0)
 
 
+def test_nothing_is_left_behind(tmp_path):
+    """No process, and none of the semaphores that Python complains of when it ends."""
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.replace("10_000", "4"))
+    done = subprocess.run(
+        [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "rows.jsonl")],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_no_jobs_need_no_workers():
     assert list(sweep(square, [], Where(2))) == []
 
