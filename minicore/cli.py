@@ -1131,8 +1131,10 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def announce_compilation(backend: str) -> None:
-    """Say that the first run compiles, once: the kernels are kept on disk after it."""
-    if backend == "cpu":
+    """Say what is waited for: the CPU's kernels are compiled once and kept on disk, the GPU's every time."""
+    if backend == "cuda":
+        note("compiling the GPU's kernel for this model's shape, which takes some ten seconds")
+    if backend in ("cpu", "cuda"):
         from minicore.decode import cpu
 
         if not cpu.kernels_cached():

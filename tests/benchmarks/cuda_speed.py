@@ -135,7 +135,12 @@ def measure() -> dict:
     from minicore.decode.cuda import CudaDecoder
 
     rate = copy_rate()
-    report = {"gpu": cuda.get_current_device().name, "copy_gb_per_s": rate / 1e9, "rows": []}
+    name = cuda.get_current_device().name
+    report = {
+        "gpu": name.decode() if isinstance(name, bytes) else name,
+        "copy_gb_per_s": rate / 1e9,
+        "rows": [],
+    }
     for name, config, contexts in (("SmolLM2-135M", SMOL, (64, 2048)), ("OPT-6.7B", OPT, (64,))):
         model, n = drawn(config), 256 if config is SMOL else 64
         cache = KVCache(config, min(max(contexts) + n, config.n_ctx))
