@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from minicore.kernels import FAST
 from minicore.kernels.integer import DOTS, ROWS, half, has_vnni
-from minicore.kernels.machine import view1
+from minicore.kernels.machine import prefetch, view1
 from minicore.kernels.packed import FORMATS, GROUP, HALF, Packed
 
 Array = np.ndarray
@@ -41,6 +41,11 @@ def axpy4(like: Any, w: int, m: int, d: int, rows: Array, a: Array, y: Array) ->
 
 def widen_row(like: Any, w: int, m: int, d: int, i: int, y: Array) -> None:
     """Write row i of the m x d matrix at address w to y as float32."""
+    raise NotImplementedError("compiled code only")
+
+
+def prefetch_row(like: Any, w: int, m: int, d: int, i: int) -> None:
+    """Have row i of the m x d matrix at address w fetched, to be read soon."""
     raise NotImplementedError("compiled code only")
 
 
@@ -127,6 +132,13 @@ def _widen_row(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
             y[j] = widen(row[j])
 
     return code
+
+
+@overload(prefetch_row)
+def _prefetch_row(like, w, m, d, i):  # type: ignore[no-untyped-def]
+    if not _is_plain(like):
+        return None
+    return lambda like, w, m, d, i: prefetch(w + i * d * like.itemsize, d * like.itemsize)
 
 
 @overload(prepare)
@@ -249,6 +261,22 @@ def _row_of(format_bytes, format_scales, w, m, d, i):  # type: ignore[no-untyped
     """Return the addresses of row i's bytes and scales."""
     groups = (d + GROUP - 1) // GROUP
     return w + i * groups * format_bytes, w + m * groups * format_bytes + i * groups * 2 * format_scales
+
+
+@overload(prefetch_row)
+def _prefetch_packed(like, w, m, d, i):  # type: ignore[no-untyped-def]
+    format = _format_of(like)
+    if format is None:
+        return None
+    n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
+
+    def code(like, w, m, d, i):  # type: ignore[no-untyped-def]
+        codes, scales = _row_of(n_bytes, n_scales, w, m, d, i)
+        groups = (d + GROUP - 1) // GROUP
+        prefetch(codes, groups * n_bytes)
+        prefetch(scales, groups * 2 * n_scales)
+
+    return code
 
 
 @overload(axpy4)

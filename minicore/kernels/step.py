@@ -20,7 +20,7 @@ import numpy as np
 
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
-from minicore.kernels.formats import axpy4, dot, narrow, prepare, widen_row
+from minicore.kernels.formats import axpy4, dot, narrow, prefetch_row, prepare, widen_row
 from minicore.kernels.machine import barrier, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
@@ -155,11 +155,12 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
         n = min(BLOCK, last - start)
         for r in range(n):
             chosen[r] = rows[start + r] if p[ROWS] else start + r
-        _activations(like, w, b, m, d, n, chosen, x, a)
+        soon = p[W_IN] if dims.gated else p[W_OUT]
+        _activations(like, w, b, m, d, n, chosen, x, a, soon if p[ROWS] else 0)
         activate(a[:n], dims.activation)
         if dims.gated:
             n = _compress(threshold, n, chosen, a)
-            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up)
+            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up, p[W_OUT] if p[ROWS] else 0)
             for r in range(n):
                 a[r] *= up[r]
             threshold_left = np.float32(0)
@@ -172,14 +173,23 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
         for r in range(n, n + -n % 4):  # four rows at a time: y is passed over a quarter as often
             chosen[r], a[r] = chosen[n - 1], np.float32(0)
         for r in range(0, n, 4):
+            if p[ROWS]:
+                for i in range(start + BLOCK + r, min(start + BLOCK + r + 4, last)):
+                    prefetch_row(like, w, m, d, rows[i])
             axpy4(like, p[W_OUT], m, d, chosen[r : r + 4], a[r : r + 4], y)
     return n_used
 
 
 @nb.njit(fastmath=FAST)
-def _activations(like, w, b, m, d, n, chosen, x, a):  # type: ignore[no-untyped-def]
-    """Write rows chosen[:n] of ``w @ x + b`` to a[:n]."""
+def _activations(like, w, b, m, d, n, chosen, x, a, soon):  # type: ignore[no-untyped-def]
+    """Write rows chosen[:n] of ``w @ x + b`` to a[:n].
+
+    Rows that lie apart are not foreseen by the CPU: ``soon`` is the address of the matrix of which the same
+    rows are read next, or 0.
+    """
     for r in range(n):
+        if soon:
+            prefetch_row(like, soon, m, d, chosen[r])
         a[r] = dot(like, w, m, d, chosen[r], x)
     if b:
         bias = view1(b, m, a)
