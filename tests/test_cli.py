@@ -15,6 +15,7 @@ import pytest
 
 import minicore
 from minicore import cli, report
+from minicore.cli import commands
 from minicore.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -102,7 +103,7 @@ def test_ctrl_c_keeps_what_was_printed(capsys, monkeypatch, model):
     """The interrupt falls on the fourth piece; three are on stdout, the summary on stderr."""
     whole = model.generate(PROMPT, max_new_tokens=40)
     pushed = []
-    printer = cli.print_piece
+    printer = commands.print_piece
 
     def interrupt_on_the_fourth(piece: str) -> None:
         if len(pushed) == 3:
@@ -110,7 +111,7 @@ def test_ctrl_c_keeps_what_was_printed(capsys, monkeypatch, model):
         pushed.append(piece)
         printer(piece)
 
-    monkeypatch.setattr(cli, "print_piece", interrupt_on_the_fourth)
+    monkeypatch.setattr(commands, "print_piece", interrupt_on_the_fourth)
     code, out, err = run(capsys, "generate", PROMPT, "-m", CHECKPOINT, "-n", 40)
     assert code == 130
     assert out.startswith("".join(pushed)) and whole.text.startswith(out.rstrip("\n"))
