@@ -47,7 +47,9 @@ def main(checkpoint: str, weights: str) -> None:
             assert out["token_ids"] == minicore.load(checkpoint).generate(prompt, max_new_tokens=n).token_ids
 
     run(command, "explore", prompt, "-m", checkpoint, "-n", str(n), "-o", "page.html")
-    assert prompt.split()[-1] in Path("page.html").read_text(encoding="utf-8")
+    page = Path("page.html").read_text(encoding="utf-8")
+    told = json.loads(page.split('<script id="data" type="application/json">')[1].split("</script>")[0])
+    assert "".join(told["prompts"][0]["pieces"]) == prompt
 
     for shipped in sorted(Path(weights).glob("minicore-opt*/config.json")):
         name = shipped.parent.name
