@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     Whatever goes wrong in the block, Ctrl-C and a full disk included, ``path`` is untouched and the
     temporary file is removed.
     """
+    import tempfile  # it costs 20 ms of an import
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -7,8 +7,10 @@ from hypothesis import settings
 
 from minicore.errors import InputError
 
-# Examples are not timed: the first one of a test may compile kernels or read a model.
-settings.register_profile("minicore", deadline=None)
+# Examples are not timed: the first one of a test may compile kernels or read a model. They are the same in
+# every run, so that a check says the same twice; `pytest --hypothesis-profile=search` looks for new ones.
+settings.register_profile("minicore", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=1000)
 settings.load_profile("minicore")
 
 

