@@ -331,9 +331,10 @@ class Stream:
     def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
         """Read the prompt into the cache, choose the neurons and return the logits after the prompt."""
         began = time.perf_counter()
-        self.reader = reader(self.model, self.backend)
-        if self.memory_limit is not None:
-            self.reader = self.reader.frugal()
+        if self.memory_limit is None:
+            self.reader = reader(self.model, self.backend)
+        else:  # the host reads, from weights that it gives back
+            self.reader = reader(self.model, "cpu" if self.backend == "cuda" else self.backend).frugal()
         self.seconds["compile_s"] = time.perf_counter() - began
         self._foresee()
         began = time.perf_counter()

@@ -59,22 +59,52 @@ class KVCache:
     def __init__(self, cfg: ModelConfig, capacity: int, dtype: str = "float32") -> None:
         if capacity > cfg.n_ctx:
             raise InputError(f"{capacity} tokens do not fit the model's context of {cfg.n_ctx}")
-        shape = (cfg.n_layers, cfg.n_kv_heads, capacity, cfg.d_head)
-        self.k, self.v = np.zeros(shape, DTYPES[dtype]), np.zeros(shape, DTYPES[dtype])
+        self.shape = (cfg.n_layers, cfg.n_kv_heads, capacity, cfg.d_head)
+        self._k, self._v = np.zeros(self.shape, DTYPES[dtype]), np.zeros(self.shape, DTYPES[dtype])
         self.length = 0
+        self.device: Any = None  # the same on a GPU, once it is used there
+
+    @property
+    def k(self) -> Array:
+        """Keys; what a GPU has written is fetched first."""
+        self._fetch()
+        return self._k
+
+    @property
+    def v(self) -> Array:
+        """Values, likewise."""
+        self._fetch()
+        return self._v
+
+    def _fetch(self) -> None:
+        if self.device is not None:
+            self.device.fetch(self._k, self._v)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether keys and values are rounded to bfloat16."""
+        return self._k.dtype != np.float32
 
     @property
     def capacity(self) -> int:
         """Positions there is room for."""
-        return self.k.shape[2]
+        return self.shape[2]
+
+    def check_room(self, n: int) -> None:
+        """Raise InputError unless there is room for n positions more."""
+        if self.length + n > self.capacity:
+            raise InputError(
+                f"{self.length + n} tokens do not fit the {self.capacity} positions of the kv cache"
+            )
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         # (n, n_kv_heads, d_head) twice -> (n_kv_heads, length + n, d_head) twice
         """Write a layer's new keys and values behind the old ones and return all of them."""
         end = self.length + len(k)
-        self.k[layer, :, self.length : end] = k.transpose(1, 0, 2)
-        self.v[layer, :, self.length : end] = v.transpose(1, 0, 2)
-        return self.k[layer, :, :end], self.v[layer, :, :end]
+        keys, values = self.k[layer], self.v[layer]
+        keys[:, self.length : end] = k.transpose(1, 0, 2)
+        values[:, self.length : end] = v.transpose(1, 0, 2)
+        return keys[:, :end], values[:, :end]
 
 
 class Model:
@@ -100,6 +130,8 @@ class Model:
     ops : module
         Where the forward pass takes its maths from: :mod:`minicore.ops`, or compiled functions of the
         same names.
+    on_device : object or None
+        What reads prompts in its place, on a GPU (:class:`minicore.decode.cuda_prefill.Reader`).
 
     Examples
     --------
@@ -121,6 +153,7 @@ class Model:
                 self.blocks[int(layer)][short] = w
         self.head = self.params["embed" if self.config.tied_head else "head"]
         self.ops: ModuleType = ops
+        self.on_device: Any = None
         self.gives_back = False
 
     def __repr__(self) -> str:
@@ -176,7 +209,7 @@ class Model:
         if core is None:
             return self
         narrow = object.__new__(Model)
-        narrow.__dict__ = self.__dict__ | {"blocks": list(self.blocks)}
+        narrow.__dict__ = self.__dict__ | {"blocks": list(self.blocks), "on_device": None}
         for layer, ids in core.neurons.items():
             block = self.blocks[layer]
             narrow.blocks[layer] = block | {name: block[name][ids] for name in PER_NEURON if name in block}
@@ -205,7 +238,7 @@ class Model:
     def using(self, ops: ModuleType) -> Model:
         """Return the same model with its maths taken from another module."""
         other = object.__new__(Model)
-        other.__dict__ = self.__dict__ | {"ops": ops}
+        other.__dict__ = self.__dict__ | {"ops": ops, "on_device": None}
         return other
 
     def save(self, directory: str | PathLike[str]) -> None:
@@ -391,7 +424,12 @@ def _ignore(name: str, value: Array) -> None:
 
 
 def prefill(model: Model, ids: Array, cache: KVCache, tap: Tap = _ignore) -> Array:  # (n,) -> (n_vocab,)
-    """Read a prompt chunk by chunk into the cache and return the logits after its last token."""
+    """Read a prompt chunk by chunk into the cache and return the logits after its last token.
+
+    On a GPU if the model is read there, unless the tap wants more than recorders do.
+    """
+    if model.on_device is not None and (tap is _ignore or hasattr(tap, "watched")):
+        return model.on_device.read(ids, cache, tap, getattr(tap, "watched", ()))
     hidden = np.empty(0)
     for chunk in _chunks(ids):
         hidden = hidden_states(model, chunk, cache, tap)
@@ -405,10 +443,7 @@ def forward(model: Model, ids: Array, cache: KVCache, tap: Tap = _ignore) -> Arr
 
 def hidden_states(model: Model, ids: Array, cache: KVCache, tap: Tap) -> Array:  # (n,) -> (n, d_model)
     """Return the residual stream after the last block; the cache grows by n positions."""
-    if cache.length + len(ids) > cache.capacity:
-        raise InputError(
-            f"{cache.length + len(ids)} tokens do not fit the {cache.capacity} positions of the kv cache"
-        )
+    cache.check_room(len(ids))
     positions = np.arange(cache.length, cache.length + len(ids))
     x = embed(model, ids, positions, tap)
     for layer in range(model.config.n_layers):

@@ -202,20 +202,31 @@ def make_recorder(
     return recorder
 
 
-def recorder_tap(*recorders: Recorder) -> Tap:
-    """Return the tap that hands a forward pass's FFN activations to recorders."""
-    watched: dict[str, list[tuple[Recorder, int, str]]] = {}
-    for recorder in recorders:
-        for layer in recorder.recording.layers:
-            for reads in recorder.recording.reads:
-                hook = f"blocks.{layer}.{recorder.hooks[reads]}"
-                watched.setdefault(hook, []).append((recorder, layer, reads))
+class RecorderTap:
+    """Hands a forward pass's FFN activations to recorders.
 
-    def tap(name: str, value: Array) -> None:
-        for recorder, layer, reads in watched.get(name, ()):
+    Attributes
+    ----------
+    watched : dict of str to list
+        The names of the tensors that recorders want, and who does.
+    """
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self.watched: dict[str, list[tuple[Recorder, int, str]]] = {}
+        for recorder in recorders:
+            for layer in recorder.recording.layers:
+                for reads in recorder.recording.reads:
+                    hook = f"blocks.{layer}.{recorder.hooks[reads]}"
+                    self.watched.setdefault(hook, []).append((recorder, layer, reads))
+
+    def __call__(self, name: str, value: Array) -> None:
+        for recorder, layer, reads in self.watched.get(name, ()):
             recorder.update(layer, value, reads)
 
-    return tap
+
+def recorder_tap(*recorders: Recorder) -> Tap:
+    """Return the tap that hands a forward pass's FFN activations to recorders."""
+    return RecorderTap(recorders)
 
 
 def record(model: Model, ids: Sequence[int], recorder: Recorder, cache: KVCache) -> Array:  # -> (n_vocab,)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -87,6 +88,25 @@ STATISTICS: dict[str, Statistic] = {
 }
 
 
+class Elsewhere(Protocol):
+    """Activations (n_tokens, n_neurons) in another memory, which are summed up there."""
+
+    ndim: int
+    shape: tuple[int, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, tokens: slice) -> Elsewhere: ...
+
+    def suspicious(self) -> Array:
+        """Return them if there may be NaN or infinity among them, else an empty array."""
+        ...
+
+    def adder(self, name: str) -> Callable[[Array, Any, float], Array]:
+        """Return what adds them to a statistic, with the arguments and results of its own function."""
+        ...
+
+
 class Recording:
     """The statistics of a prompt so far, layer by layer.
 
@@ -142,7 +162,8 @@ class Recording:
         self.at_mark: dict[int, dict[int, dict[str, Array]]] = {mark: {} for mark in self.marks}
         self._seen = {(layer, reads): 0 for layer in self.layers for reads in self.reads}
 
-    def update(self, layer: int, a: Array, reads: str = "post") -> None:  # (n_tokens, n_neurons)
+    def update(self, layer: int, a: Array | Elsewhere, reads: str = "post") -> None:
+        # (n_tokens, n_neurons)
         """Add one chunk's activations of one layer.
 
         Raises
@@ -157,9 +178,10 @@ class Recording:
                 f"activations of layer {layer} have shape {a.shape}, expected (n_tokens, {self.n_neurons})"
             )
         seen = self._seen[layer, reads]
-        if not np.isfinite(a).all():
-            bad = int(np.isfinite(a).all(axis=1).argmin())
-            kind = "NaN" if np.isnan(a[bad]).any() else "infinity"
+        here = a if isinstance(a, np.ndarray) else a.suspicious()
+        if not np.isfinite(here).all():
+            bad = int(np.isfinite(here).all(axis=1).argmin())
+            kind = "NaN" if np.isnan(here[bad]).any() else "infinity"
             raise InputError(f"activations of layer {layer} hold {kind}, first in token {seen + bad}")
         self._seen[layer, reads] = seen + len(a)
         a = a[max(self.first - seen, 0) :]
@@ -174,7 +196,8 @@ class Recording:
     def _of(self, reads: str) -> list[str]:
         return [name for name in self.names if STATISTICS[name].reads == reads]
 
-    def _add(self, layer: int, a: Array, reads: str) -> None:
+    def _add(self, layer: int, a: Array | Elsewhere, reads: str) -> None:
         totals = self.totals[layer]
         for name in self._of(reads):
-            totals[name] = self.adders[name](totals[name], a, self.alpha)
+            add = self.adders[name] if isinstance(a, np.ndarray) else a.adder(name)
+            totals[name] = add(totals[name], a, self.alpha)

@@ -61,19 +61,25 @@ def check_backend(backend: str, dtype: str = "float32") -> tuple[str, str | None
 
 
 def reader(model: Model, backend: str = "auto") -> Model:
-    """Return the model as a backend reads prompts with it: but for ``numpy``, with its maths compiled.
+    """Return the model as a backend reads prompts with it: compiled but for ``numpy``, on a GPU for ``cuda``.
 
     Raises
     ------
     InputError
-        If the backend is unknown.
+        If the backend is unknown or cannot be used.
     """
-    if check_backend(backend, model.dtype)[0] == "numpy":
+    chosen = check_backend(backend, model.dtype)[0]
+    if chosen == "numpy":
         return model
     from minicore.kernels import ops
 
     ops.compile_all()
-    return model.using(ops)
+    read = model.using(ops)
+    if chosen == "cuda":
+        from minicore.decode.cuda_prefill import Reader
+
+        read.on_device = Reader(model)
+    return read
 
 
 def make_decoder(model: Model, cache: KVCache, core: Choice | None = None, backend: str = "auto") -> Decoder:

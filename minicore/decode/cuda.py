@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -138,6 +139,38 @@ class Weights:
         return int(self.fixed.nbytes + self.ffn.nbytes)
 
 
+class DeviceCache:
+    """A kv cache's keys and values on the device, float32 in the order of the cache's.
+
+    Attributes
+    ----------
+    newer : bool
+        Whether they hold what the cache in host memory does not.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        size = math.prod(cache.shape)
+        self.keys, self.values, self.newer = allocate(size, np.float32), allocate(size, np.float32), False
+
+    def fetch(self, k: Array, v: Array) -> None:  # (n_layers, n_kv_heads, capacity, d_head) twice
+        """Bring them to host memory if they are newer; who asks may write there, so they no longer are."""
+        if self.newer:
+            self.newer = False
+            k[:] = self.keys.copy_to_host().reshape(k.shape)
+            v[:] = self.values.copy_to_host().reshape(v.shape)
+
+
+def on_device(cache: KVCache) -> DeviceCache:
+    """Return a kv cache on the device, copied there unless that is where it was written."""
+    if cache.device is None:
+        cache.device = DeviceCache(cache)
+    held: DeviceCache = cache.device
+    if cache.length and not held.newer:
+        held.keys.copy_to_device(cache.k.astype(np.float32, copy=False).reshape(-1))
+        held.values.copy_to_device(cache.v.astype(np.float32, copy=False).reshape(-1))
+    return held
+
+
 class CudaDecoder:
     """Decodes on an NVIDIA GPU.
 
@@ -181,7 +214,6 @@ class CudaDecoder:
             n_blocks=n_blocks,
             n_threads=n_threads or (2 if kernels.SIMULATED else threads_for(cfg, n_blocks)),
         )
-        self.keys, self.values = allocate(cache.k.size, np.float32), allocate(cache.v.size, np.float32)
         rope = cfg.positions == "rope"
         self.frequencies = cuda.to_device(ops.rope_frequencies(cfg) if rope else np.zeros(1, np.float32))
         self.words = cuda.to_device(np.zeros(2 * self.shape.n_words(), np.uint32))
@@ -206,16 +238,12 @@ class CudaDecoder:
             for layer in range(self.shape.n_layers):
                 thresholds[layer] = core.parameters(layer).get(GATE, -1)
         self.thresholds = cuda.to_device(thresholds)
-        self.keys.copy_to_device(self.cache.k.astype(np.float32, copy=False).reshape(-1))
-        self.values.copy_to_device(self.cache.v.astype(np.float32, copy=False).reshape(-1))
+        self.held = on_device(self.cache)
         self.used.copy_to_device(np.zeros(self.shape.n_layers, np.int64))
         self.n_steps = 0
 
     def flush(self) -> None:
-        """Make the kv cache in host memory hold what steps have read."""
-        if not self.reference:
-            self.cache.k[:] = self.keys.copy_to_host().reshape(self.cache.k.shape)
-            self.cache.v[:] = self.values.copy_to_host().reshape(self.cache.v.shape)
+        """Do nothing: a kv cache fetches from the device what it is asked for."""
 
     @property
     def n_used(self) -> Array:  # (n_layers,)
@@ -266,6 +294,7 @@ class CudaDecoder:
                 f"{self.cache.length + n} tokens do not fit the kv cache's {self.cache.capacity} positions"
             )
         self.kernel(*self._arguments(n, tokens, temperature, seed))
+        self.held.newer = True
         self.cache.length += n
         self.n_steps += n
         self.epoch += n
@@ -274,7 +303,7 @@ class CudaDecoder:
         w, position = self.weights, self.cache.length
         return (
             *(w.fixed, w.ffn, self.rows.array, self.ffn_plan, self.thresholds, self.frequencies),
-            *(self.keys, self.values, self.words, self.chain, self.logits, tokens, self.used),
+            *(self.held.keys, self.held.values, self.words, self.chain, self.logits, tokens, self.used),
             *(np.int64(n), np.int64(position), np.int64(self.epoch), np.float32(temperature), np.int64(seed)),
         )
 

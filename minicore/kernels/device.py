@@ -33,6 +33,10 @@ if SIMULATED:
         """Return the float32 of these bits."""
         return np.uint32(bits).view(np.float32)
 
+    def as_bits(x: Any) -> Any:
+        """Return the bits of a float32."""
+        return np.float32(x).view(np.uint32)
+
     def load16(arena: Any, i: int, there: bool) -> tuple[Any, ...]:
         """Return the four uint32 of 16-byte unit i of read-only memory; zeros unless it is there."""
         return tuple(np.uint32(arena[4 * i + k]) if there else np.uint32(0) for k in range(4))
@@ -66,6 +70,13 @@ if SIMULATED:
         a, b = words[4 * i], words[4 * i + 2]
         return as_float(a), words[4 * i + 1], as_float(b), words[4 * i + 3]
 
+    def mma(a: Any, b: Any, c: Any) -> Any:
+        """Return c plus 16 x 16 bfloat16 times 16 x 8, shared out to a warp's lanes as the PTX ISA says.
+
+        A lane has 4, 2 and 4 registers of them: words of two bfloat16, and float32.
+        """
+        raise NotImplementedError("a simulated warp is one thread")
+
     def prefetch(arena: Any, i: int) -> None:
         """Bring the line with 16-byte unit i on its way to the L2 cache."""
 
@@ -98,6 +109,29 @@ else:
             return builder.bitcast(args[0], F32)
 
         return types.float32(types.uint32), code
+
+    @intrinsic
+    def as_bits(typingctx, x):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.bitcast(args[0], I32)
+
+        return types.uint32(types.float32), code
+
+    @intrinsic
+    def mma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+        kind = types.UniTuple(types.float32, 4)
+
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            text = (
+                "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3},"
+                "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+            )
+            each = [builder.extract_value(args[i], k) for i, n in enumerate((4, 2, 4)) for k in range(n)]
+            four = ir.LiteralStructType([F32] * 4)
+            out = _asm(builder, four, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", each, True)
+            return _tuple(context, builder, kind, out, 4)
+
+        return kind(types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2), kind), code
 
     @intrinsic
     def load16(typingctx, arena, i, there):  # type: ignore[no-untyped-def]
