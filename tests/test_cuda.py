@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 
 import minicore as mc
+from minicore import ops
 from minicore.cli import main
 from minicore.core.neurons import CoreSet
+from minicore.core.recording import STATISTICS, Recording
 from minicore.core.rules import TokenRule
-from minicore.decode import check_backend, gpu, make_decoder
+from minicore.decode import check_backend, gpu, make_decoder, reader
 from minicore.errors import InputError
 from minicore.generate import device_bytes
 from minicore.model import KVCache, prefill
+from minicore.prediction import make_recorder, record
 
 GOLDEN = Path(__file__).parent / "golden"
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
-MODELS = [("llama-gqa", "float32"), ("opt", "bfloat16"), ("gpt2", "float32"), ("qwen2", "bfloat16")]
-MODELS = MODELS[:2] if SIMULATED else MODELS
+MODELS = [("llama-gqa", "float32"), ("opt", "bfloat16"), ("llama-gqa", "int8"), ("opt", "int8")]
+MODELS += [] if SIMULATED else [("gpt2", "float32"), ("qwen2", "bfloat16"), ("gpt2", "int8")]
 N_READ, N_NEW = 9, 2
 
 if SIMULATED:
@@ -55,13 +58,18 @@ def choices(config):
 
 
 def prefilled(model, ids):
-    cache = KVCache(model.config, len(ids) + N_NEW)
+    cache = model.new_cache(len(ids) + N_NEW)
     prefill(model, np.asarray(ids), cache)
     return cache
 
 
-def near(got, expected):
-    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+def near(model, got, expected):
+    """Assert equality up to rounding; where inputs are rounded, now and then one falls the other way."""
+    off, largest = np.abs(ops.f32(got) - ops.f32(expected)), np.abs(ops.f32(expected)).max()
+    if model.dtype == "int8":
+        assert np.median(off) <= 1e-4 * largest and off.max() <= 0.05 * largest
+    else:
+        assert off.max() <= 1e-4 * largest
 
 
 @pytest.mark.cuda
@@ -74,13 +82,12 @@ def test_decoding_is_the_references(model):
         cache.length = N_READ
         decoder.use(choice)
         for token in ids[N_READ:]:
-            near(decoder.step(int(token)), reference.step(int(token)))
+            near(model, decoder.step(int(token)), reference.step(int(token)))
         decoder.flush()
-        np.testing.assert_allclose(cache.k, reference.cache.k, atol=1e-4)
-        np.testing.assert_allclose(cache.v, reference.cache.v, atol=1e-4)
-        if (
-            model.config.activation != "gelu_tanh"
-        ):  # there a tiny activation rounds to zero on one of them alone
+        near(model, cache.k, reference.cache.k)
+        near(model, cache.v, reference.cache.v)
+        # tanh-GELU rounds a tiny activation to zero on one of them alone, and int8 an input the other way
+        if model.config.activation != "gelu_tanh" and model.dtype != "int8":
             np.testing.assert_array_equal(decoder.n_used, reference.n_used)
 
 
@@ -120,6 +127,8 @@ def test_draws_have_the_probabilities_of_the_softmax(model):
 
 @pytest.mark.cuda
 def test_generating_is_the_cpus(model):
+    if model.dtype == "int8":
+        pytest.skip("a rounding the other way may choose another token")
     ids = np.random.default_rng(2).integers(0, model.config.n_vocab, N_READ).tolist()
     same = {"max_new_tokens": 4, "ignore_eos": True}
     for options in ({}, {"predictor": "griffin", "beta": 0.5}, {"predictor": "griffin", "refresh": 2}):
@@ -131,9 +140,91 @@ def test_generating_is_the_cpus(model):
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("chunk", [4, 512])
+def test_prompts_are_read_as_the_reference_reads_them(model, chunk, monkeypatch):
+    """Whatever the chunks; decoding goes on with the keys and values that lie on the device."""
+    from minicore.decode import cuda_prefill
+
+    monkeypatch.setattr(cuda_prefill, "CHUNK", chunk)
+    ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ + 1)
+    caches = [model.new_cache(N_READ + 1) for _ in range(2)]
+    expected = prefill(model, ids[:-1], caches[0])
+    near(model, prefill(reader(model, "cuda"), ids[:-1], caches[1]), expected)
+    assert caches[1].device.newer
+    decoder = make_decoder(model, caches[1], None, "cuda")
+    assert caches[1].device.newer  # not copied back and forth
+    near(model, decoder.step(int(ids[-1])), make_decoder(model, caches[0], None, "numpy").step(int(ids[-1])))
+    near(model, caches[1].k, caches[0].k)
+    near(model, caches[1].v, caches[0].v)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("settings", [{}, {"window": 5}, {"layers": "1:2"}], ids=str)
+def test_a_core_set_is_chosen_from_what_the_device_counted(model, settings):
+    if model.dtype == "int8" or (settings and model.config.family != "llama"):
+        pytest.skip("once is enough")
+    ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ)
+    for predictor in ("stability", "magnitude", "griffin", "gate", "coreinfer-code"):
+        recorders = [make_recorder(model, predictor, 0.4, 0.3, **settings) for _ in range(2)]
+        for recorder, backend in zip(recorders, ("numpy", "cuda"), strict=True):
+            record(reader(model, backend), ids, recorder, KVCache(model.config, N_READ))
+        expected, got = (recorder.recording.totals for recorder in recorders)
+        for layer, totals in expected.items():
+            for name, total in totals.items():
+                # activations differ in their last bits, so here and there two of them change places
+                off = np.abs(got[layer][name] - total).sum()
+                assert off <= (1e-5 if name == "relative_energy" else 0.02) * np.abs(total).sum(), name
+
+
+@pytest.fixture(scope="module")
+def rows():
+    if why := gpu.trouble("float32"):
+        pytest.skip(why)
+    from numba import cuda
+
+    from minicore.decode.cuda_prefill import Rows
+
+    def make(a, bad=False):
+        return Rows(cuda.to_device(a.reshape(-1)), a.shape[1], cuda.to_device(np.array([bad], np.int32)))
+
+    return make
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", STATISTICS)
+def test_the_same_activations_give_the_same_sums(rows, name):
+    rng = np.random.default_rng(3)
+    a = rng.standard_normal((7, 33)).astype(np.float32)
+    a[1] = np.round(a[1])  # equal values, zeros among them
+    a[2], a[3], a[4] = 0, -np.abs(a[3]), 1
+    statistic = STATISTICS[name]
+    for alpha in (0.05, 0.4, 1.0):
+        expected, got = (np.zeros(statistic.shape(33, alpha), statistic.dtype) for _ in range(2))
+        for part in (slice(0, 3), slice(3, 3), slice(3, 7)):
+            expected = statistic.add(expected, a[part], alpha)
+            got = rows(a)[part].adder(name)(got, rows(a)[part], alpha)
+        if name == "relative_energy":  # a token's energy is a sum in another order
+            np.testing.assert_allclose(got, expected, rtol=1e-14)
+        else:
+            np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.cuda
+def test_nan_among_activations_on_the_device_is_an_error(rows):
+    a = np.ones((3, 8), np.float32)
+    a[1, 5] = np.nan
+    recorder = Recording(["counts"], [2], 8)
+    with pytest.raises(InputError, match="layer 2 hold NaN, first in token 1"):
+        recorder.update(2, rows(a, bad=True))
+    recorder.update(2, rows(np.ones((3, 8), np.float32), bad=True))  # the NaN was another layer's
+
+
+@pytest.mark.cuda
 def test_memory_limit_holds_the_core_rows_alone(model):
     ids = np.random.default_rng(2).integers(0, model.config.n_vocab, N_READ).tolist()
     options = {"predictor": "griffin", "beta": 0.25, "max_new_tokens": N_NEW, "ignore_eos": True}
+    if model.dtype == "int8":
+        pytest.skip("a rounding the other way may choose another neuron")
     expected = model.generate(ids, backend="numpy", **options)
     narrow = device_bytes(model.restrict(expected.core), KVCache(model.config, N_READ + N_NEW))
     assert narrow < device_bytes(model, KVCache(model.config, N_READ + N_NEW))
@@ -163,6 +254,18 @@ def test_several_blocks_of_warps_agree_with_the_reference():
     script, *checkpoints = Path(__file__).with_name("cuda_grid.py"), GOLDEN / "llama-gqa", GOLDEN / "opt"
     run = subprocess.run(
         [sys.executable, script, *checkpoints],
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(GOLDEN.parents[1])},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+
+
+def test_tensor_cores_get_what_the_ptx_isa_says():
+    for package in ("numba_cuda", "greenlet"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    run = subprocess.run(
+        [sys.executable, Path(__file__).with_name("cuda_tiles.py")],
         env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(GOLDEN.parents[1])},
         capture_output=True, text=True,
     )  # fmt: skip
@@ -227,10 +330,10 @@ def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(asked_anew):
     asked_anew.setattr(gpu, "ask", lambda: gpu.Answer(True, None))
     assert check_backend("auto") == ("cuda", None) == check_backend("cuda")
     assert check_backend("cpu") == ("cpu", None)
-    backend, why = check_backend("auto", "int8")
-    assert backend == "cpu" and "int8" in why
-    with pytest.raises(InputError, match="int8"):
-        check_backend("cuda", "int8")
+    backend, why = check_backend("auto", "int4")
+    assert backend == "cpu" and "int4" in why
+    with pytest.raises(InputError, match="int4"):
+        check_backend("cuda", "int4")
 
 
 def test_falling_back_is_said(asked_anew, capsys):

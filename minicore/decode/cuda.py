@@ -17,12 +17,14 @@ from minicore.core.rules import GATE, Choice, TokenRule
 from minicore.decode.reference import ReferenceDecoder
 from minicore.errors import InputError
 from minicore.kernels import cuda as kernels
+from minicore.kernels.packed import Packed, n_groups
 from minicore.kernels.step import ACTIVATION_CODES
 from minicore.model import KVCache, Model
 
 Array = np.ndarray
 
 AT_ONCE = 32  # tokens of one launch
+SHIFTS = {"float32": 2, "bfloat16": 3, "int8": 4}  # 1 << shift numbers take 16 bytes
 
 
 def allocate(n: int, dtype: type) -> Any:  # -> (n,) on the device
@@ -48,50 +50,81 @@ def threads_for(cfg: ModelConfig, n_blocks: int) -> int:
 class Arena:
     """Rows and vectors in one device array, each at a 16-byte unit: first reserved, then filled.
 
-    A row is filled up with zeros to whole units.
+    A row is filled up with zeros to whole units. An int8 row's scales lie behind its codes.
     """
 
-    def __init__(self, bfloat16: bool) -> None:
-        self.bfloat16, self.units = bfloat16, 0
-        self.pieces: list[tuple[int, Array]] = []
+    def __init__(self, dtype: str) -> None:
+        self.shift, self.units = SHIFTS[dtype], 0
+        self.pieces: list[tuple[int, Any, bool]] = []
 
     def reserve(self, n_rows: int, n: int, wide: bool = False) -> int:
         """Return where n_rows rows of n numbers will lie; wide ones are float32 whatever the arena is of."""
-        at, per_unit = self.units, 8 if self.bfloat16 and not wide else 4
-        self.units += n_rows * -(-n // per_unit)
+        at = self.units
+        self.units += n_rows * kernels.row_chunks(n, 2 if wide else self.shift)
         return at
 
-    def put(self, *ws: Array | None) -> int:
+    def reserve_columns(self, n_rows: int, n: int) -> int:
+        """Return where n_rows rows of a transposed matrix of n neurons will lie."""
+        at = self.units
+        scales = 2 * n_groups(n_rows) if self.shift == 4 else 0
+        self.units += (n_rows + scales) * self.column_chunks(n)
+        return at
+
+    def column_chunks(self, n: int) -> int:
+        """Return the units of a row of a transposed matrix; int8's scales lie behind all rows."""
+        return -(-n >> self.shift)
+
+    def put(self, *ws: Any) -> int:
         """Reserve room for matrices or vectors that :meth:`filled` copies; return where, -1 for none."""
         places = []
         for w in ws:
             if w is not None:
-                vector = w.ndim == 1
+                vector = len(w.shape) == 1
                 places.append(self.reserve(1 if vector else len(w), w.shape[-1], wide=vector))
-                self.pieces.append((places[-1], w))
+                self.pieces.append((places[-1], w, False))
         return places[0] if places else -1
+
+    def put_columns(self, w: Any) -> int:
+        """Reserve room for a matrix (n_neurons, d_model), to be transposed, and return where."""
+        at = self.reserve_columns(w.shape[1], len(w))
+        self.pieces.append((at, w, True))
+        return at
 
     def filled(self) -> Any:
         """Return the device array with everything put into it."""
         array = allocate(4 * max(self.units, 1), np.uint32)
-        for at, w in self.pieces:
-            bits = as_units(w, self.bfloat16 and w.ndim > 1)
+        for at, w, transposed in self.pieces:
+            bits = columns_as_units(w) if transposed else as_units(w)
             array[4 * at : 4 * at + bits.size].copy_to_device(bits)
         self.pieces.clear()
         return array
 
 
-def as_units(w: Array, bfloat16: bool) -> Array:  # (m, n) or (n,) -> uint32 (4 * units,)
+def as_units(w: Array | Packed) -> Array:  # (m, n) or (n,) -> uint32 (4 * units,)
     """Return the bits of rows filled up to whole 16-byte units."""
-    rows = np.atleast_2d(w)
-    rows = rows.view(np.uint16) if bfloat16 else rows.astype(np.float32, copy=False)
-    per_unit = 8 if bfloat16 else 4
-    if rows.shape[1] % per_unit:
-        rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % per_unit)))
-    return np.ascontiguousarray(rows).reshape(-1).view(np.uint32)
+    if isinstance(w, Packed):
+        return _joined(w.codes.reshape(len(w), -1), w.scales.reshape(len(w), -1))
+    return _joined(np.atleast_2d(w))
 
 
-def _put_fixed(arena: Arena, block: dict[str, Array]) -> list[int]:
+def columns_as_units(w: Array | Packed) -> Array:  # (n, m) -> uint32 (4 * units,)
+    """Return the bits of a matrix's columns; int8's scales, a row for 64 columns, lie behind all of them."""
+    if not isinstance(w, Packed):
+        return as_units(w.T)
+    codes = _joined(w.codes.reshape(len(w), -1)[:, : w.shape[1]].T)
+    scales = w.scales.reshape(len(w), -1).T
+    return np.concatenate([codes, _joined(np.pad(scales, ((0, 0), (0, -len(w) % 16))))])
+
+
+def _joined(*parts: Array) -> Array:  # (m, ...) each -> uint32 (4 * units,)
+    """Return rows of several parts, each part filled up with zeros to whole units."""
+    rows = [np.ascontiguousarray(part).view(np.uint8) for part in parts]
+    rows = [np.pad(row, ((0, 0), (0, -row.shape[1] % 16))) if row.shape[1] % 16 else row for row in rows]
+    whole = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+    return whole.reshape(-1).view(np.uint32)
+
+
+def _put_fixed(arena: Arena, block: dict[str, Any]) -> list[int]:
     """Put a block but for its FFN into an arena; return where its parts lie, in the order of the layout."""
     get = block.get
     return [
@@ -102,11 +135,11 @@ def _put_fixed(arena: Arena, block: dict[str, Array]) -> list[int]:
     ]
 
 
-def _put_ffn(arena: Arena, block: dict[str, Array]) -> list[int]:
+def _put_ffn(arena: Arena, block: dict[str, Any]) -> list[int]:
     """Put a block's FFN into an arena, ``w_out`` transposed; return its row of the plan."""
     names, n = ("mlp.w_in", "mlp.b_in", "mlp.w_gate", "mlp.b_gate"), len(block["mlp.w_in"])
-    places = [*(arena.put(block.get(name)) for name in names), arena.put(block["mlp.w_out"].T)]
-    return [*places, n, -(-n // (8 if arena.bfloat16 else 4)), 0]
+    places = [*(arena.put(block.get(name)) for name in names), arena.put_columns(block["mlp.w_out"])]
+    return [*places, n, arena.column_chunks(n), 0]
 
 
 class Weights:
@@ -123,8 +156,8 @@ class Weights:
 
     def __init__(self, model: Model) -> None:
         cfg = model.config
-        self.bfloat16 = model.dtype == "bfloat16"
-        fixed, ffn, params = Arena(self.bfloat16), Arena(self.bfloat16), model.params
+        self.dtype, self.shift = model.dtype, SHIFTS[model.dtype]
+        fixed, ffn, params = Arena(self.dtype), Arena(self.dtype), model.params
         layers = [_put_fixed(fixed, block) for block in model.blocks]
         to_next = fixed.units // cfg.n_layers  # all layers are alike
         rest = [fixed.put(params.get(name)) for name in ("embed", "pos_embed", "ln_f.w", "ln_f.b")]
@@ -209,7 +242,9 @@ class CudaDecoder:
             activation=ACTIVATION_CODES[cfg.activation],
             gated=cfg.gated,
             rope=cfg.positions == "rope",
-            bfloat16=self.weights.bfloat16,
+            bfloat16=self.weights.dtype == "bfloat16",
+            int8=self.weights.dtype == "int8",
+            rounded=cache.rounds,
             layout=self.weights.layout,
             n_blocks=n_blocks,
             n_threads=n_threads or (2 if kernels.SIMULATED else threads_for(cfg, n_blocks)),
@@ -355,10 +390,10 @@ class CoreRows:
         """Copy a choice's rows and return the plan of the FFNs."""
         from numba import cuda
 
-        source, plan, arena = self.weights.ffn_plan, self.weights.ffn_plan.copy(), Arena(shape.bfloat16)
+        source, plan, arena = self.weights.ffn_plan, self.weights.ffn_plan.copy(), Arena(self.weights.dtype)
         chosen = core.neurons if core else {}
         for layer, ids in chosen.items():
-            _reserve_rows(arena, plan[layer], len(ids), shape)
+            _reserve_rows(arena, plan[layer], len(ids), shape.d_model)
         if 4 * arena.units > self.array.size:
             self.array = None  # its memory is free before more is asked for
             self.array = allocate(4 * arena.units, np.uint32)
@@ -366,7 +401,7 @@ class CoreRows:
             kernels.compact[self._grid(shape)](
                 *(self.weights.ffn, self.array, cuda.to_device(ids.astype(np.int64))),
                 *(cuda.to_device(source[layer]), cuda.to_device(plan[layer])),
-                *(shape.d_model, shape.chunks(shape.d_model), shape.bfloat16),
+                *(shape.d_model, shape.chunks(shape.d_model), arena.shift - 2),
             )
         return plan
 
@@ -374,13 +409,13 @@ class CoreRows:
         return shape.n_blocks, shape.n_threads
 
 
-def _reserve_rows(arena: Arena, plan: Array, n: int, shape: kernels.Shape) -> None:  # (N_FFN,)
+def _reserve_rows(arena: Arena, plan: Array, n: int, d_model: int) -> None:  # (N_FFN,)
     """Reserve room for n neurons of a layer and write where to the layer's row of the plan."""
     for column in (kernels.W_IN, kernels.W_GATE):
         if plan[column] >= 0:
-            plan[column] = arena.reserve(n, shape.d_model)
+            plan[column] = arena.reserve(n, d_model)
     for column in (kernels.B_IN, kernels.B_GATE):
         if plan[column] >= 0:
             plan[column] = arena.reserve(1, n, wide=True)
-    plan[kernels.W_OUT] = arena.reserve(shape.d_model, n)
-    plan[kernels.N_ROWS :] = n, shape.chunks(n), 1
+    plan[kernels.W_OUT] = arena.reserve_columns(d_model, n)
+    plan[kernels.N_ROWS :] = n, arena.column_chunks(n), 1

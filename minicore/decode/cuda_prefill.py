@@ -12,6 +12,7 @@ from minicore.core.recording import GATE_SHIFT, STATISTICS
 from minicore.decode.cuda import allocate, on_device, weights_of
 from minicore.kernels import cuda as layout
 from minicore.kernels import prefill as kernels
+from minicore.kernels.packed import n_groups
 from minicore.kernels.step import ACTIVATION_CODES
 from minicore.model import KVCache, Model, Tap
 
@@ -132,11 +133,10 @@ class Reader:
         self.frequencies = cuda.to_device(ops.rope_frequencies(cfg) if rope else np.zeros(1, np.float32))
         self.bad = cuda.to_device(np.zeros(1, np.int32))
         self.buffers: dict[str, tuple[Any, Any]] = {}
-        self.shift = 3 if self.weights.bfloat16 else 2
         self.tensor_cores = False
         if not layout.SIMULATED:
             capability = tuple(cuda.get_current_device().compute_capability)
-            self.tensor_cores = self.weights.bfloat16 and capability >= TENSOR_CORES
+            self.tensor_cores = self.weights.dtype == "bfloat16" and capability >= TENSOR_CORES
             self.read(np.zeros(1, np.int64), KVCache(cfg, 1))  # compiled outside anybody's timing
 
     def read(
@@ -173,14 +173,20 @@ class Reader:
 
     def _product(
         self, x: Any, arena: Any, at: int, biases: Any, b: int, y: Any, n: int, k: int, m: int, *,
-        add: bool = False, steps: tuple[int, int] | None = None,
+        add: bool = False, steps: tuple[int, int] | None = None, transposed: bool = False,
     ) -> None:  # fmt: skip
-        """Multiply rows by a matrix, or by two that lie some units apart, as their biases do."""
+        """Multiply rows by a matrix, or by two that lie some units apart, as their biases do.
+
+        Rows are rounded first if the matrix is int8, unless it is the transposed one.
+        """
+        int8 = self.weights.dtype == "int8"
+        if int8 and not transposed:
+            kernels.round_rows[_blocks(n * n_groups(k)), BLOCK](x, n, k)
         grid = _blocks(m, kernels.TILE), _blocks(n, kernels.TILE), 2 if steps else 1
         if self.tensor_cores and k % 8 == 0:
             kernel = kernels.make_tensor_product()[grid, 4 * kernels.LANES]
         else:
-            kernel = kernels.make_product(self.shift)[grid, kernels.THREADS]
+            kernel = kernels.make_product(self.weights.shift, int8 and transposed)[grid, kernels.THREADS]
         kernel(x, arena, int(at), biases, int(b), y, n, k, m, *map(int, steps or (0, 0)), add)
 
     def _embed(self, ids: Array, first: int) -> None:  # (n,)
@@ -190,7 +196,7 @@ class Reader:
         kernels.embed[len(ids), TOKEN](
             *(self.weights.fixed, cuda.to_device(ids), self._buffer("x", len(ids) * d)),
             *(places[layout.EMBED], places[layout.POS_EMBED], first + cfg.position_offset),
-            *(d, -(-d // (1 << self.shift)), self.weights.bfloat16),
+            *(d, layout.row_chunks(d, self.weights.shift), self.weights.shift),
         )
 
     def _place(self, column: int, layer: int) -> int:
@@ -246,8 +252,8 @@ class Reader:
         for k, name in enumerate(("hook_post", "hook_gate")):
             if tap and (full := f"blocks.{layer}.mlp.{name}") in watched:
                 tap(full, Rows(hidden[k * n * m : (k + 1) * n * m], m, self.bad))  # type: ignore[arg-type]
-        b_out = self._place(layout.B_OUT, layer)
-        self._product(hidden, ffn, plan[layout.W_OUT], self.weights.fixed, b_out, x, n, m, d, add=True)
+        w, b = plan[layout.W_OUT], self._place(layout.B_OUT, layer)
+        self._product(hidden, ffn, w, self.weights.fixed, b, x, n, m, d, add=True, transposed=True)
 
     def _logits(self, n: int) -> Array:  # -> (n_vocab,)
         """Return the logits after the last of n tokens."""

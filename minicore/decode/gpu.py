@@ -14,7 +14,7 @@ import numpy as np
 
 DRIVER = 12000  # CUDA 12.0
 CAPABILITY = (7, 0)  # Volta: threads of a warp that wait one by one
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "int8")
 EXTRA = "expected `pip install 'minicore-lm[cuda12]'` (or cuda13)"
 
 
@@ -76,5 +76,5 @@ def trouble(dtype: str) -> str | None:
     if answer := ask().trouble:
         return answer
     if dtype not in DTYPES:
-        return f"the GPU's kernels read {' and '.join(DTYPES)} weights, this model's are {dtype}"
+        return f"the GPU's kernels read {', '.join(DTYPES)} weights, this model's are {dtype}"
     return None

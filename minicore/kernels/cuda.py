@@ -29,11 +29,16 @@ from minicore.kernels.device import (
     ALL,
     LANES,
     SIMULATED,
+    as_bits,
     as_float,
+    as_half,
+    cached16,
     complete,
     device,
+    dp4a,
     four,
     get,
+    group_max,
     group_sum,
     let,
     load4,
@@ -48,6 +53,7 @@ from minicore.kernels.device import (
     warp_max,
     warp_sum,
 )
+from minicore.kernels.packed import GROUP
 from minicore.kernels.step import RELU, SILU
 
 # where things lie in their arenas, in 16-byte units, -1 for what a model does not have: in the first layer
@@ -60,6 +66,14 @@ N_FFN = 8
 AHEAD_BYTES = 12 << 20  # layers up to this size are brought to the L2 cache one layer ahead
 MAX_SPLIT_BITS = 3  # a head's positions are cut into 8 shares at most
 SPLIT = 128  # and none of fewer positions than half of this
+
+
+def row_chunks(n: int, shift: int) -> int:
+    """Return how many 16-byte chunks a row of n numbers takes, 1 << shift each; int8's scales follow them."""
+    if shift < 4:
+        return -(-n >> shift)
+    groups = -(-n // GROUP)
+    return groups * (GROUP // 16) + -(-groups // 8)
 
 
 class Shape(NamedTuple):
@@ -82,23 +96,29 @@ class Shape(NamedTuple):
     layout: tuple[int, ...]
     n_blocks: int
     n_threads: int
+    int8: bool = False
+    rounded: bool = False  # keys and values, to bfloat16
 
     @property
-    def per_chunk(self) -> int:
-        """Numbers in 16 bytes of weights."""
-        return 8 if self.bfloat16 else 4
+    def shift(self) -> int:
+        """1 << shift numbers are in 16 bytes of weights."""
+        return 4 if self.int8 else 3 if self.bfloat16 else 2
 
     def chunks(self, n: int) -> int:
-        """Return how many 16-byte chunks a row of n numbers takes."""
-        return -(-n // self.per_chunk)
+        """Return how many 16-byte chunks a row of n numbers takes, with its scales."""
+        return row_chunks(n, self.shift)
 
-    def spread(self, chunks: int) -> int:
-        """Return the floats from the first halves of chunks in shared memory to their second halves."""
-        return 4 * LANES * -(-chunks // LANES)
+    def spread(self, n: int, shift: int) -> int:
+        """Return the floats from the first quads of chunks in shared memory to their second ones."""
+        return 4 * LANES * -(-n // (LANES << shift))
+
+    def padded(self, n: int) -> int:
+        """Return the floats of a vector in shared memory that is multiplied by rows of weights."""
+        return -(-n // GROUP) * GROUP if self.int8 else self.spread(n, self.shift) << (self.shift - 2)
 
     def floats(self, n: int) -> int:
-        """Return the floats that a vector takes in shared memory."""
-        return self.spread(self.chunks(n)) * self.per_chunk // 4
+        """Return what that takes: behind int8's floats there are words of four codes, and steps."""
+        return self.padded(n) + (self.padded(n) // GROUP * (GROUP // 4 + 1) if self.int8 else 0)
 
     def split_bits(self) -> int:
         """Return the most halvings of a head's positions, for blocks to share them."""
@@ -119,7 +139,7 @@ class Shape(NamedTuple):
         x = self.floats(max(self.d_model, self.n_heads * self.d_head))
         warps = self.n_threads // LANES
         attention = 3 * self.d_head + warps * (self.d_head + 2) + (capacity >> self.split_bits()) + 1 + SPLIT
-        a = max(self.floats(self.n_neurons), attention)
+        a = max(self.spread(self.n_neurons, self.shift) << (self.shift - 2), attention)
         return [0, *accumulate(-(-n // 4) * 4 for n in (x, x, 2 * warps, 2 * warps + 1, self.d_head, a))]
 
 
@@ -168,6 +188,12 @@ class Sizes(NamedTuple):
     key_rounds: int
     ahead: bool
     layout: tuple[int, ...]
+    int8: bool
+    rounded: bool
+    shift: int  # of an activation's place; a vector's place has its own, int8's being rounded where it lies
+    x_shift: int
+    d_padded: int
+    q_padded: int
 
     @classmethod
     def of(cls, s: Shape) -> Sizes:
@@ -175,7 +201,7 @@ class Sizes(NamedTuple):
         n_q, n_kv = s.n_heads * s.d_head, s.n_kv_heads * s.d_head
         warps, key_chunks = s.n_threads // LANES, s.d_head // 4
         per_key = min(LANES, 1 << (key_chunks - 1).bit_length())
-        d_chunks, q_chunks = s.chunks(s.d_model), s.chunks(n_q)
+        d_chunks, q_chunks, x_shift = s.chunks(s.d_model), s.chunks(n_q), 2 if s.int8 else s.shift
         parts = s.shared_floats()[-2] + 3 * s.d_head
         rows = n_q + 2 * n_kv + (3 if s.gated else 2) * s.n_neurons
         ahead = 16 * (d_chunks * rows + s.d_model * q_chunks) <= AHEAD_BYTES
@@ -183,9 +209,11 @@ class Sizes(NamedTuple):
             *(s.n_layers, s.d_model, s.n_heads, s.n_kv_heads, s.d_head, n_q, n_kv, s.n_vocab),
             *(s.position_offset, s.layer_norm, s.eps, s.activation, s.gated, s.rope, s.bfloat16),
             *(s.n_blocks, s.n_threads, warps, warps * s.n_blocks, -(-s.d_model // (2 * s.n_threads))),
-            *(d_chunks, q_chunks, s.spread(d_chunks), s.spread(q_chunks), s.split_bits(), *s.words()[1:]),
+            *(d_chunks, q_chunks, s.spread(s.d_model, x_shift), s.spread(n_q, x_shift), s.split_bits()),
+            *s.words()[1:],
             *(*s.shared_floats()[1:-1], parts, parts + warps * (s.d_head + 2)),
             *(per_key, key_chunks, -(-key_chunks // per_key), ahead, s.layout),
+            *(s.int8, s.rounded, s.shift, x_shift, s.padded(s.d_model), s.padded(n_q)),
         )
         return cls(*values)
 
@@ -231,6 +259,27 @@ def number(arena, at, i, bf):  # type: ignore[no-untyped-def]
 
 
 @device
+def byte(word, k):  # type: ignore[no-untyped-def]  # -> int32
+    """Return signed byte k of a word."""
+    return np.int32(((word >> np.uint32(8 * k)) & np.uint32(0xFF)) ^ np.uint32(0x80)) - np.int32(0x80)
+
+
+@device
+def half_at(arena, at, i):  # type: ignore[no-untyped-def]
+    """Return float16 i behind a 16-byte unit."""
+    return as_half(get(arena, 4 * at + (i >> 1)) >> np.uint32(16 * (i & 1)))
+
+
+@device
+def stored(arena, at, i, n, shift):  # type: ignore[no-untyped-def]
+    """Return number i of a row of n that begins at a 16-byte unit."""
+    if shift == 4:
+        scale = half_at(arena, at + (n + GROUP - 1) // GROUP * (GROUP // 16), i // GROUP)
+        return scale * np.float32(byte(get(arena, 4 * at + (i >> 2)), i & 3))
+    return number(arena, at, i, shift == 3)
+
+
+@device
 def low(bits):  # type: ignore[no-untyped-def]
     """Return the first of two bfloat16: it is the upper half of a float32."""
     return as_float(bits << np.uint32(16))
@@ -243,27 +292,24 @@ def high(bits):  # type: ignore[no-untyped-def]
 
 
 @device
-def place(i, spread, bf):  # type: ignore[no-untyped-def]
-    """Return where number i of a vector lies: first halves of chunks of eight, then their second halves."""
-    if bf:
-        return ((i >> 2) & 1) * spread + ((i >> 3) << 2) + (i & 3)
-    return i
+def place(i, spread, shift):  # type: ignore[no-untyped-def]
+    """Return where number i of a vector lies: the first four of all chunks, then their second four, ..."""
+    return ((i >> 2) & ((1 << (shift - 2)) - 1)) * spread + ((i >> shift) << 2) + (i & 3)
 
 
 @device
-def store2(shared, x, i, u, v, spread, bf):  # type: ignore[no-untyped-def]
+def store2(shared, x, i, u, v, spread, shift):  # type: ignore[no-untyped-def]
     """Write numbers i and i + 1 of the vector at float x of shared memory."""
-    at = x + place(i, spread, bf)
+    at = x + place(i, spread, shift)
     let(shared, at, u)
     let(shared, at + 1, v)
 
 
 @device
-def clear(shared, x, n, chunks, spread, bf, me, threads):  # type: ignore[no-untyped-def]
+def clear(shared, x, n, padded, spread, shift, me, threads):  # type: ignore[no-untyped-def]
     """Zero what lanes read of a vector in shared memory behind its n numbers."""
-    per_chunk = 8 if bf else 4
-    for i in range(n + me.tid, (chunks + LANES - 1) // LANES * LANES * per_chunk, threads):
-        let(shared, x + place(i, spread, bf), np.float32(0))
+    for i in range(n + me.tid, padded, threads):
+        let(shared, x + place(i, spread, shift), np.float32(0))
 
 
 @device
@@ -314,6 +360,102 @@ def row_times(arena, at, chunks, lane, shared, x, spread, bf):  # type: ignore[n
     return total
 
 
+# --- int8: sums of products of bytes, a group of 64 at a time ---
+
+
+@device
+def round_vector(s, m, me, x, padded):  # type: ignore[no-untyped-def]
+    """Round the vector at float x for products with int8 rows: codes and steps go behind its floats.
+
+    As :func:`minicore.kernels.packed.round_input`; NaN and infinity make their group's step NaN.
+    """
+    groups, width = padded // GROUP, min(LANES, 16)  # lanes that round a group together
+    sub = me.tid & (width - 1)
+    for g0 in range(0, groups, s.threads // width):  # all lanes take all turns
+        g = g0 + me.tid // width
+        there, largest, lost = g < groups, np.float32(0), np.float32(0)
+        for k in range(sub, GROUP // 4, width):
+            v = four(m.shared, x + GROUP * min(g, groups - 1) + 4 * k)
+            largest = max(largest, max(max(abs(v[0]), abs(v[1])), max(abs(v[2]), abs(v[3]))))
+            lost += v[0] - v[0] + (v[1] - v[1]) + (v[2] - v[2] + (v[3] - v[3]))
+        largest, lost = group_max(largest, width), group_sum(lost, width)
+        step = largest / np.float32(127)
+        by = step if step > 0 and lost == 0 else np.float32(1)
+        for k in range(sub, GROUP // 4, width):
+            v, word = four(m.shared, x + GROUP * min(g, groups - 1) + 4 * k), np.uint32(0)
+            if lost == 0:
+                word = code_of(v[0] / by, 0) | code_of(v[1] / by, 8)
+                word = np.uint32(word | code_of(v[2] / by, 16) | code_of(v[3] / by, 24))
+            if there:
+                let(m.shared, x + padded + GROUP // 4 * g + k, as_float(word))
+        if there and sub == 0:
+            let(m.shared, x + padded + padded // 4 + g, step + lost)
+
+
+@device
+def code_of(x, at):  # type: ignore[no-untyped-def]
+    """Return x rounded to a whole number, halves to even, as a byte of a word."""
+    q = (x + np.float32(12582912)) - np.float32(12582912)
+    return np.uint32(np.int32(q) & 0xFF) << np.uint32(at)
+
+
+@device
+def int8_dot(w, shared, at):  # type: ignore[no-untyped-def]  # -> int32
+    """Return 16 bytes of weights times 16 codes."""
+    q = four(shared, at)
+    total = dp4a(w[0], as_bits(q[0]), dp4a(w[1], as_bits(q[1]), np.int32(0)))
+    return dp4a(w[2], as_bits(q[2]), dp4a(w[3], as_bits(q[3]), total))
+
+
+@device
+def int8_row(arena, at, padded, lane, shared, x):  # type: ignore[no-untyped-def]
+    """Return a lane's part of an int8 row, its scales behind it, times the rounded vector at float x."""
+    total, chunks, codes, steps = np.float32(0), padded // 16, x + padded, x + padded + padded // 4
+    for c in range(lane, chunks, 2 * LANES):  # two chunks on their way at once
+        far = c + LANES
+        w0, w1 = load16(arena, at + c, True), load16(arena, at + far, far < chunks)
+        g0, g1 = c >> 2, min(far, chunks - 1) >> 2
+        first = half_at(arena, at + chunks, g0) * get(shared, steps + g0)
+        second = half_at(arena, at + chunks, g1) * get(shared, steps + g1)
+        total += np.float32(int8_dot(w0, shared, codes + 4 * c)) * first
+        total += np.float32(int8_dot(w1, shared, codes + 4 * min(far, chunks - 1))) * second
+    return total
+
+
+@device
+def row(s, arena, at, chunks, lane, shared, x, spread, padded):  # type: ignore[no-untyped-def]
+    """Return a lane's part of a row times a vector that was rounded if rows are int8."""
+    if s.int8:
+        return int8_row(arena, at, padded, lane, shared, x)
+    return row_times(arena, at, chunks, lane, shared, x, spread, s.bf)
+
+
+@device
+def four_scaled(word, h0, h1, x):  # type: ignore[no-untyped-def]
+    """Return four codes times their float16 scales, in two words, times four numbers."""
+    upper = np.uint32(16)
+    w0, w1 = np.float32(byte(word, 0)) * as_half(h0), np.float32(byte(word, 1)) * as_half(h0 >> upper)
+    w2, w3 = np.float32(byte(word, 2)) * as_half(h1), np.float32(byte(word, 3)) * as_half(h1 >> upper)
+    return w0 * x[0] + w1 * x[1] + (w2 * x[2] + w3 * x[3])
+
+
+@device
+def int8_column(s, arena, at, i, chunks, lane, shared, x, spread):  # type: ignore[no-untyped-def]
+    """Return a lane's part of row i of a transposed int8 matrix times activations, which are not rounded.
+
+    A scale is a neuron's for 64 outputs: rows of scales, two chunks for one of codes, lie behind all rows.
+    """
+    total, scales = np.float32(0), at + (s.d + 2 * (i // GROUP)) * chunks
+    for c in range(lane, chunks, LANES):
+        w = load16(arena, at + i * chunks + c, True)
+        h, k, a = cached16(arena, scales + 2 * c), cached16(arena, scales + 2 * c + 1), x + 4 * c
+        total += four_scaled(w[0], h[0], h[1], four(shared, a))
+        total += four_scaled(w[1], h[2], h[3], four(shared, a + spread))
+        total += four_scaled(w[2], k[0], k[1], four(shared, a + 2 * spread))
+        total += four_scaled(w[3], k[2], k[3], four(shared, a + 3 * spread))
+    return total
+
+
 @device
 def prefetch_rows(arena, at, chunks, n_rows, s, me):  # type: ignore[no-untyped-def]
     """Bring a warp's rows on their way to the L2 cache, a 128-byte line a lane."""
@@ -352,6 +494,8 @@ def prefetch_layer(s, m, me, layer, f):  # type: ignore[no-untyped-def]
     if s.gated:
         prefetch_rows(ffn, f[W_GATE], s.d_chunks, f[N_ROWS], s, me)
     prefetch_rows(ffn, f[W_OUT], f[N_CHUNKS], s.d, s, me)
+    if s.int8:
+        prefetch_rows(ffn, f[W_OUT] + s.d * f[N_CHUNKS], 2 * f[N_CHUNKS], (s.d + GROUP - 1) // GROUP, s, me)
 
 
 @device
@@ -372,11 +516,12 @@ def embed(s, m, me, token, position, x):  # type: ignore[no-untyped-def]
     for k in range(s.rounds):
         i = 2 * (me.tid + k * s.threads)
         if i < s.d:
-            x[2 * k], x[2 * k + 1] = number(m.fixed, row, i, s.bf), number(m.fixed, row, i + 1, s.bf)
+            x[2 * k] = stored(m.fixed, row, i, s.d, s.shift)
+            x[2 * k + 1] = stored(m.fixed, row, i + 1, s.d, s.shift)
             if s.layout[POS_EMBED] >= 0:
                 at = s.layout[POS_EMBED] + np.int64(position + s.offset) * s.d_chunks
-                x[2 * k] += number(m.fixed, at, i, s.bf)
-                x[2 * k + 1] += number(m.fixed, at, i + 1, s.bf)
+                x[2 * k] += stored(m.fixed, at, i, s.d, s.shift)
+                x[2 * k + 1] += stored(m.fixed, at, i + 1, s.d, s.shift)
 
 
 @device
@@ -429,19 +574,29 @@ def norm(s, m, me, x, w, b):  # type: ignore[no-untyped-def]
             u, v = x[2 * k] - mean, x[2 * k + 1] - mean
             square += u * u + v * v
             if not s.layer_norm:  # a root mean square can be divided by after the product: one barrier less
-                store2(m.shared, 0, i, u * w[2 * k], v * w[2 * k + 1], s.d_spread, s.bf)
+                store2(m.shared, 0, i, u * w[2 * k], v * w[2 * k + 1], s.d_spread, s.x_shift)
     square = block_sum(s, m, me, square, s.red + s.warps)
     scale = rsqrt(square * np.float32(1 / s.d) + np.float32(s.eps))
     if not s.layer_norm:
+        round_if_int8(s, m, me, 0, s.d_padded)
         return scale
     for k in range(s.rounds):
         i = 2 * (me.tid + k * s.threads)
         if i < s.d:
             u = (x[2 * k] - mean) * scale * w[2 * k] + b[2 * k]
             v = (x[2 * k + 1] - mean) * scale * w[2 * k + 1] + b[2 * k + 1]
-            store2(m.shared, 0, i, u, v, s.d_spread, s.bf)
+            store2(m.shared, 0, i, u, v, s.d_spread, s.x_shift)
     cuda.syncthreads()
+    round_if_int8(s, m, me, 0, s.d_padded)
     return np.float32(1)
+
+
+@device
+def round_if_int8(s, m, me, x, padded):  # type: ignore[no-untyped-def]
+    """Round the vector at float x of shared memory if it is multiplied by int8 rows."""
+    if s.int8:
+        round_vector(s, m, me, x, padded)
+        cuda.syncthreads()
 
 
 # --- attention ---
@@ -451,11 +606,21 @@ def norm(s, m, me, x, w, b):  # type: ignore[no-untyped-def]
 def project(s, m, me, layer, by, tag):  # type: ignore[no-untyped-def]
     """Hand out this warp's rows of queries, keys and values."""
     at = s.layout[W_QKV] + layer * s.layout[LAYER]
-    for row in range(me.number, s.n_q + 2 * s.n_kv, s.stride):
-        total = row_times(m.fixed, at + row * s.d_chunks, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.bf)
+    for i in range(me.number, s.n_q + 2 * s.n_kv, s.stride):
+        total = row(s, m.fixed, at + i * s.d_chunks, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
         total = warp_sum(total) * by
         if me.lane == 0:
-            put(m.words, row, total + bias(s, m, B_QKV, layer, row), tag)
+            put(m.words, i, total + bias(s, m, B_QKV, layer, i), tag)
+
+
+@device
+def as_kept(x, rounded):  # type: ignore[no-untyped-def]
+    """Return a number as the kv cache holds it: rounded to bfloat16, halves to even, or as it is."""
+    if not rounded or x != x:
+        return x
+    bits = as_bits(x)
+    bits = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    return as_float(bits & np.uint32(0xFFFF0000))
 
 
 @device
@@ -476,8 +641,12 @@ def new_position(s, m, me, head, tag):  # type: ignore[no-untyped-def]
             cos, sin = get(m.shared, s.angles + j), get(m.shared, s.angles + half + j)
             u, v = u * cos - v * sin, v * cos + u * sin
         factor = np.float32(1 / math.sqrt(s.d_head)) if t < half else np.float32(1)
-        let(m.shared, at + j, u * factor)
-        let(m.shared, at + half + j, v * factor)
+        rounded = s.rounded and t >= half
+        let(m.shared, at + j, as_kept(u * factor, rounded))
+        let(m.shared, at + half + j, as_kept(v * factor, rounded))
+    for j in range(me.tid, s.d_head if s.rounded else 0, s.threads):
+        at = s.a + 2 * s.d_head + j
+        let(m.shared, at, as_kept(get(m.shared, at), True))
     cuda.syncthreads()
 
 
@@ -668,15 +837,15 @@ def project_out(s, m, me, layer, position, tag):  # type: ignore[no-untyped-def]
     settle()
     for p in range(me.tid, s.n_q // 2, s.threads):
         u, v = merge(s, m, 2 * p, n_split, tag)
-        store2(m.shared, s.z, 2 * p, u, v, s.q_spread, s.bf)
+        store2(m.shared, s.z, 2 * p, u, v, s.q_spread, s.x_shift)
     cuda.syncthreads()
-    for row in range(me.number, s.d, s.stride):
-        total = row_times(
-            m.fixed, at + row * s.q_chunks, s.q_chunks, me.lane, m.shared, s.z, s.q_spread, s.bf
-        )
+    round_if_int8(s, m, me, s.z, s.q_padded)
+    for i in range(me.number, s.d, s.stride):
+        w = at + i * s.q_chunks
+        total = row(s, m.fixed, w, s.q_chunks, me.lane, m.shared, s.z, s.q_spread, s.q_padded)
         total = warp_sum(total)
         if me.lane == 0:
-            put(m.words, s.at_o + row, total, tag)
+            put(m.words, s.at_o + i, total, tag)
 
 
 # --- the FFN ---
@@ -695,26 +864,26 @@ def activate(x, code):  # type: ignore[no-untyped-def]
 
 
 @device
-def neuron(s, m, me, ffn, f, row, by, threshold):  # type: ignore[no-untyped-def]
+def neuron(s, m, me, ffn, f, i, by, threshold):  # type: ignore[no-untyped-def]
     """Return a neuron's activation, 0 if its gate is not larger in magnitude than the threshold."""
     w, b = (f[W_GATE], f[B_GATE]) if s.gated else (f[W_IN], f[B_IN])
-    at, up_at, up = w + row * s.d_chunks, f[W_IN] + row * s.d_chunks, np.float32(0)
-    part = row_times(ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.bf)
+    at, up_at, up = w + i * s.d_chunks, f[W_IN] + i * s.d_chunks, np.float32(0)
+    part = row(s, ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
     if s.gated and threshold < 0:  # both rows on their way at once
-        up = row_times(ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.bf)
+        up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
     a = warp_sum(part) * by
     if b >= 0:
-        a += number(ffn, b, row, False)
+        a += number(ffn, b, i, False)
     a = activate(a, s.activation)
     if threshold >= 0:
         if abs(a) <= threshold:
             return np.float32(0)
         if s.gated:
-            up = row_times(ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.bf)
+            up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
     if s.gated:
         up = warp_sum(up) * by
         if f[B_IN] >= 0:
-            up += number(ffn, f[B_IN], row, False)
+            up += number(ffn, f[B_IN], i, False)
         a *= up
     return a
 
@@ -723,12 +892,12 @@ def neuron(s, m, me, ffn, f, row, by, threshold):  # type: ignore[no-untyped-def
 def activations(s, m, me, f, threshold, by, tag):  # type: ignore[no-untyped-def]
     """Hand out the activations of this warp's neurons, and a zero that makes their number even."""
     ffn, n = m.core if f[COMPACT] else m.dense, f[N_ROWS]
-    for row in range(me.number, n + (n & 1), s.stride):
+    for i in range(me.number, n + (n & 1), s.stride):
         a = np.float32(0)
-        if row < n:
-            a = neuron(s, m, me, ffn, f, row, by, threshold)
+        if i < n:
+            a = neuron(s, m, me, ffn, f, i, by, threshold)
         if me.lane == 0:
-            put(m.words, s.at_a + row, a, tag)
+            put(m.words, s.at_a + i, a, tag)
 
 
 @device
@@ -737,12 +906,12 @@ def keep_activations(s, m, at, p, pairs, read, tag, spread):  # type: ignore[no-
     if p >= pairs:
         return 0
     u, v = complete(m.words, at + p, read, tag)
-    store2(m.shared, s.a, 2 * p, u, v, spread, s.bf)
+    store2(m.shared, s.a, 2 * p, u, v, spread, s.shift)
     return (1 if u != 0 else 0) + (1 if v != 0 else 0)
 
 
 @device
-def gather(s, m, me, n, chunks, spread, tag):  # type: ignore[no-untyped-def]
+def gather(s, m, me, n, spread, tag):  # type: ignore[no-untyped-def]
     """Put all activations into shared memory; return how many of this thread's are not zero."""
     at, pairs, count = s.at_a >> 1, (n + 1) // 2, 0
     for p in range(me.tid, pairs, 4 * s.threads):
@@ -753,7 +922,7 @@ def gather(s, m, me, n, chunks, spread, tag):  # type: ignore[no-untyped-def]
         count += keep_activations(s, m, at, p1, pairs, r1, tag, spread)
         count += keep_activations(s, m, at, p2, pairs, r2, tag, spread)
         count += keep_activations(s, m, at, p3, pairs, r3, tag, spread)
-    clear(m.shared, s.a, 2 * pairs, chunks, spread, s.bf, me, s.threads)
+    clear(m.shared, s.a, 2 * pairs, spread << (s.shift - 2), spread, s.shift, me, s.threads)
     return count
 
 
@@ -763,13 +932,19 @@ def outputs(s, m, me, layer, f, tag):  # type: ignore[no-untyped-def]
     ffn, chunks = m.core if f[COMPACT] else m.dense, f[N_CHUNKS]
     spread = (chunks + LANES - 1) // LANES * LANES * 4
     settle()
-    count = gather(s, m, me, f[N_ROWS], chunks, spread, tag)
+    count = gather(s, m, me, f[N_ROWS], spread, tag)
     cuda.syncthreads()
-    for row in range(me.number, s.d, s.stride):
-        total = row_times(ffn, f[W_OUT] + row * chunks, chunks, me.lane, m.shared, s.a, spread, s.bf)
+    first, end, step = me.number, s.d, s.stride
+    if s.int8:  # a block's rows are neighbours: they share scales
+        first, end, step = me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps
+    for i in range(first, end, step):
+        if s.int8:
+            total = int8_column(s, ffn, f[W_OUT], i, chunks, me.lane, m.shared, s.a, spread)
+        else:
+            total = row_times(ffn, f[W_OUT] + i * chunks, chunks, me.lane, m.shared, s.a, spread, s.bf)
         total = warp_sum(total)
         if me.lane == 0:
-            put(m.words, s.at_out + row, total, tag)
+            put(m.words, s.at_out + i, total, tag)
     if me.block == layer % s.blocks:
         count = warp_sum(count)
         if me.lane == 0:
@@ -801,20 +976,20 @@ def gumbel(seed, position, i):  # type: ignore[no-untyped-def]
 def best_row(s, m, me, by, position, temperature, seed):  # type: ignore[no-untyped-def]
     """Write this warp's logits; return the best of them and its token."""
     best, at_best = np.float32(-np.inf), np.int32(0)
-    for row in range(me.number, s.n_vocab, 2 * s.stride):  # two rows on their way at once
-        other = min(row + s.stride, s.n_vocab - 1)
-        at, at_other = s.layout[HEAD] + row * s.d_chunks, s.layout[HEAD] + other * s.d_chunks
-        a = row_times(m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.bf)
-        b = row_times(m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.bf)
+    for i in range(me.number, s.n_vocab, 2 * s.stride):  # two rows on their way at once
+        other = min(i + s.stride, s.n_vocab - 1)
+        at, at_other = s.layout[HEAD] + i * s.d_chunks, s.layout[HEAD] + other * s.d_chunks
+        a = row(s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
+        b = row(s, m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
         a, b = warp_sum(a) * by, warp_sum(b) * by
         if me.lane == 0:
-            let(m.logits, row, a)
+            let(m.logits, i, a)
             let(m.logits, other, b)
             if temperature > 0:
-                a = a / temperature + gumbel(seed, position, row)
+                a = a / temperature + gumbel(seed, position, i)
                 b = b / temperature + gumbel(seed, position, other)
             if a > best:
-                best, at_best = a, np.int32(row)
+                best, at_best = a, np.int32(i)
             if b > best:
                 best, at_best = b, np.int32(other)
     return best, at_best
@@ -908,8 +1083,8 @@ def make_step(shape: Shape) -> Any:
         me = Me(tid, warp, lane, block, warp * s.blocks + block)
         x, w = cuda.local.array(n_x, float32), cuda.local.array(n_x, float32)
         b, acc = cuda.local.array(n_x, float32), cuda.local.array(n_acc, float32)
-        clear(shared, 0, s.d, s.d_chunks, s.d_spread, s.bf, me, s.threads)
-        clear(shared, s.z, s.n_q, s.q_chunks, s.q_spread, s.bf, me, s.threads)
+        clear(shared, 0, s.d, s.d_padded, s.d_spread, s.x_shift, me, s.threads)
+        clear(shared, s.z, s.n_q, s.q_padded, s.q_spread, s.x_shift, me, s.threads)
         token = chain[0]
         for i in range(n):
             tag = np.uint32((epoch + i) * s.n_layers)  # a layer's is one more than that of the layer before
@@ -925,14 +1100,33 @@ def make_step(shape: Shape) -> Any:
 
 
 @device
-def half_of(arena, at, i):  # type: ignore[no-untyped-def]
-    """Return the bits of bfloat16 i of a row."""
-    return (arena[4 * at + (i >> 1)] >> np.uint32(16 * (i & 1))) & np.uint32(0xFFFF)
+def piece(arena, at, i, parts):  # type: ignore[no-untyped-def]
+    """Return the bits of number i of a row, 1 << parts of them in a word."""
+    size = 32 >> parts
+    word = np.uint64(arena[4 * at + (i >> parts)]) >> np.uint64(size * (i & ((1 << parts) - 1)))
+    return word & ((np.uint64(1) << np.uint64(size)) - np.uint64(1))
+
+
+@device
+def gather_columns(dense, core, ids, source, target, wide, narrow, n_rows, parts):  # type: ignore[no-untyped-def]
+    """Copy some columns of n_rows rows, which take ``wide`` chunks there and ``narrow`` ones here."""
+    width = 4 * narrow
+    for i in range(cuda.grid(1), n_rows * width, cuda.gridsize(1)):
+        k, bits = i % width, np.uint64(0)
+        for j in range(1 << parts):
+            column = (k << parts) + j
+            if column < ids.shape[0]:
+                there = piece(dense, source + i // width * wide, ids[column], parts)
+                bits |= there << np.uint64((32 >> parts) * j)
+        core[4 * target + i] = np.uint32(bits)
 
 
 @cuda.jit
-def compact(dense, core, ids, source, target, d, d_chunks, bfloat16):  # type: ignore[no-untyped-def]
-    """Copy the chosen neurons' rows of a layer from one arena to another, as their plans' rows say."""
+def compact(dense, core, ids, source, target, d, d_chunks, parts):  # type: ignore[no-untyped-def]
+    """Copy the chosen neurons' rows of a layer from one arena to another, as their plans' rows say.
+
+    ``parts`` says how many numbers are in a word, 1 << parts.
+    """
     first, stride, n = cuda.grid(1), cuda.gridsize(1), ids.shape[0]
     for column in (W_IN, W_GATE):
         if source[column] >= 0:
@@ -945,15 +1139,8 @@ def compact(dense, core, ids, source, target, d, d_chunks, bfloat16):  # type: i
         if source[column] >= 0:
             for i in range(first, n, stride):
                 core[4 * target[column] + i] = dense[4 * source[column] + ids[i]]
-    width = 4 * target[N_CHUNKS]
-    for i in range(first, d * width, stride):
-        row, k = source[W_OUT] + i // width * source[N_CHUNKS], i % width
-        bits = np.uint32(0)
-        if bfloat16:
-            if 2 * k < n:
-                bits = np.uint32(half_of(dense, row, ids[2 * k]))
-            if 2 * k + 1 < n:
-                bits = np.uint32(bits | half_of(dense, row, ids[2 * k + 1]) << np.uint32(16))
-        elif k < n:
-            bits = dense[4 * row + ids[k]]
-        core[4 * target[W_OUT] + i] = bits
+    wide, narrow = source[N_CHUNKS], target[N_CHUNKS]
+    gather_columns(dense, core, ids, source[W_OUT], target[W_OUT], wide, narrow, d, parts)
+    if parts == 2:  # int8's scales, which are float16
+        source_at, target_at, groups = source[W_OUT] + d * wide, target[W_OUT] + d * narrow, -(-d // GROUP)
+        gather_columns(dense, core, ids, source_at, target_at, 2 * wide, 2 * narrow, groups, 1)

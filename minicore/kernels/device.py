@@ -70,6 +70,19 @@ if SIMULATED:
         a, b = words[4 * i], words[4 * i + 2]
         return as_float(a), words[4 * i + 1], as_float(b), words[4 * i + 3]
 
+    def as_half(bits: Any) -> Any:
+        """Return the float16 of the lower half of these bits, as float32."""
+        return np.float32(np.uint16(bits & 0xFFFF).view(np.float16))
+
+    def dp4a(a: Any, b: Any, c: Any) -> Any:
+        """Return c plus four signed bytes of a times those of b."""
+        x, y = np.array([a, b], np.uint32).view(np.int8).reshape(2, 4).astype(np.int32)
+        return c + np.int32(x @ y)
+
+    def cached16(arena: Any, i: int) -> tuple[Any, ...]:
+        """Return the four uint32 of 16-byte unit i, which the block reads again: L1 keeps them."""
+        return load16(arena, i, True)
+
     def mma(a: Any, b: Any, c: Any) -> Any:
         """Return c plus 16 x 16 bfloat16 times 16 x 8, shared out to a warp's lanes as the PTX ISA says.
 
@@ -116,6 +129,33 @@ else:
             return builder.bitcast(args[0], I32)
 
         return types.uint32(types.float32), code
+
+    @intrinsic
+    def as_half(typingctx, bits):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l; }"
+            return _asm(builder, F32, text, "=f,r", [args[0]], False)
+
+        return types.float32(types.uint32), code
+
+    @intrinsic
+    def dp4a(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return _asm(builder, I32, "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", args, False)
+
+        return types.int32(types.uint32, types.uint32, types.int32), code
+
+    @intrinsic
+    def cached16(typingctx, arena, i):  # type: ignore[no-untyped-def]
+        kind = types.UniTuple(types.uint32, 4)
+
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            at = _address(context, builder, signature.args[0], args[0], args[1], 16)
+            four = ir.LiteralStructType([I32] * 4)
+            text = "ld.global.nc.v4.u32 {$0, $1, $2, $3}, [$4];"
+            return _tuple(context, builder, kind, _asm(builder, four, text, "=r,=r,=r,=r,l", [at], False), 4)
+
+        return kind(arena, types.int64), code
 
     @intrinsic
     def mma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
@@ -292,13 +332,19 @@ def warp_sum(x):  # type: ignore[no-untyped-def]
 
 
 @device
-def warp_max(x):  # type: ignore[no-untyped-def]
-    """Return the largest x of a warp."""
-    offset = LANES >> 1
+def group_max(x, width):  # type: ignore[no-untyped-def]
+    """Return the largest x of neighbouring lanes, so many at a time."""
+    offset = width >> 1
     while offset > 0:
         x = max(x, cuda.shfl_xor_sync(ALL, x, offset))
         offset >>= 1
     return x
+
+
+@device
+def warp_max(x):  # type: ignore[no-untyped-def]
+    """Return the largest x of a warp."""
+    return group_max(x, LANES)
 
 
 @device

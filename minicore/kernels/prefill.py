@@ -20,11 +20,12 @@ import numpy as np
 from numba import cuda
 from numba.core.types import float32, float64, int32, uint32
 
-from minicore.kernels.cuda import activate, high, low, number
+from minicore.kernels.cuda import activate, as_kept, byte, half_at, high, low, number, stored
 from minicore.kernels.device import (
     LANES,
     as_bits,
     as_float,
+    as_half,
     device,
     four,
     get,
@@ -35,6 +36,7 @@ from minicore.kernels.device import (
     warp_max,
     warp_sum,
 )
+from minicore.kernels.packed import GROUP
 
 TILE = 64 if LANES > 1 else 8  # rows and columns of y that a block computes
 DEPTH = 16  # numbers of a row that are in shared memory at once
@@ -89,15 +91,64 @@ def stage_unit(tile, j, row, w, shift):  # type: ignore[no-untyped-def]
 
 
 @device
-def stage_weights(tile, arena, at, row0, m, k0, chunks, tid, shift):  # type: ignore[no-untyped-def]
+def stage_bytes(tile, j, row, word, s0, s1, s2, s3):  # type: ignore[no-untyped-def]
+    """Store the four numbers of a word of codes, each times its scale."""
+    let(tile, j * PITCH + row, s0 * np.float32(byte(word, 0)))
+    let(tile, (j + 1) * PITCH + row, s1 * np.float32(byte(word, 1)))
+    let(tile, (j + 2) * PITCH + row, s2 * np.float32(byte(word, 2)))
+    let(tile, (j + 3) * PITCH + row, s3 * np.float32(byte(word, 3)))
+
+
+@device
+def stage_int8(tile, arena, at, scales, chunk, there, row):  # type: ignore[no-untyped-def]
+    """Store the 16 numbers of a unit of codes; their scale is number chunk / 4 behind another unit."""
+    w, s = load16(arena, at + chunk, there), np.float32(0)
+    if there:
+        s = half_at(arena, scales, chunk >> 2)
+    stage_bytes(tile, 0, row, w[0], s, s, s, s)
+    stage_bytes(tile, 4, row, w[1], s, s, s, s)
+    stage_bytes(tile, 8, row, w[2], s, s, s, s)
+    stage_bytes(tile, 12, row, w[3], s, s, s, s)
+
+
+@device
+def stage_int8_column(tile, arena, at, scales, chunk, there, row):  # type: ignore[no-untyped-def]
+    """Store the 16 numbers of a unit of a transposed matrix; each has its scale, 16 in a row."""
+    w = load16(arena, at + chunk, there)
+    h, k = load16(arena, scales + 2 * chunk, there), load16(arena, scales + 2 * chunk + 1, there)
+    stage_halves(tile, 0, row, w[0], h[0], h[1])
+    stage_halves(tile, 4, row, w[1], h[2], h[3])
+    stage_halves(tile, 8, row, w[2], k[0], k[1])
+    stage_halves(tile, 12, row, w[3], k[2], k[3])
+
+
+@device
+def stage_halves(tile, j, row, word, h0, h1):  # type: ignore[no-untyped-def]
+    """Store the four numbers of a word of codes, whose scales are in two words."""
+    upper = np.uint32(16)
+    stage_bytes(tile, j, row, word, as_half(h0), as_half(h0 >> upper), as_half(h1), as_half(h1 >> upper))
+
+
+@device
+def stage_weights(tile, arena, at, row0, m, k0, k, tid, shift, transposed):  # type: ignore[no-untyped-def]
     """Copy TILE rows of a matrix, DEPTH numbers of each, into shared memory, rows side by side."""
-    units = DEPTH >> shift
+    units, per_unit = DEPTH >> shift, 1 << shift
+    chunks = (k + per_unit - 1) >> shift  # of numbers; int8 fills up groups, and scales follow
+    stride = chunks
+    if shift == 4 and not transposed:
+        groups = (k + GROUP - 1) // GROUP
+        chunks, stride = groups * (GROUP // 16), groups * (GROUP // 16) + ((groups + 7) >> 3)
     for i in range(tid, TILE * units, THREADS):
         row, c = i // units, i % units
-        chunk = (k0 >> shift) + c
+        chunk, first = (k0 >> shift) + c, at + (row0 + row) * stride
         there = row0 + row < m and chunk < chunks
-        w = load16(arena, at + (row0 + row) * chunks + chunk, there)
-        stage_unit(tile, c << shift, row, w, shift)
+        if shift < 4:
+            stage_unit(tile, c << shift, row, load16(arena, first + chunk, there), shift)
+        elif transposed:
+            scales = at + (m + 2 * ((row0 + row) // GROUP)) * chunks
+            stage_int8_column(tile, arena, first, scales, chunk, there, row)
+        else:
+            stage_int8(tile, arena, first, first + chunks, chunk, there, row)
 
 
 @device
@@ -161,8 +212,10 @@ def finish_tile(y, arena, b, base, row0, col0, n, m, by_row, total, add, tid):  
 
 
 @cache
-def make_product(shift: int) -> Any:
+def make_product(shift: int, transposed: bool = False) -> Any:
     """Return the kernel that multiplies rows by a matrix of 1 << shift numbers in 16 bytes.
+
+    A transposed matrix has its scales elsewhere, if it is int8 and has any.
 
     Its arguments: x (n, k) and y (n, m); the units where the matrix (m, k) begins in an arena and its bias in
     another, -1 for none; whether y is added to. Plane z of the grid takes matrix and bias z steps further on,
@@ -173,11 +226,11 @@ def make_product(shift: int) -> Any:
         xs = cuda.shared.array(DEPTH * PITCH, float32)
         ws = cuda.shared.array(DEPTH * PITCH, float32)
         tid, z = cuda.threadIdx.x, cuda.blockIdx.z
-        row0, col0, chunks = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE, (k + (1 << shift) - 1) >> shift
+        row0, col0 = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
         total = nothing(), nothing(), nothing(), nothing()
         for k0 in range(0, k, DEPTH):
             stage(xs, x, 0, k, 1, row0, n, k0, k, tid)
-            stage_weights(ws, arena, at + z * at_step, col0, m, k0, chunks, tid, shift)
+            stage_weights(ws, arena, at + z * at_step, col0, m, k0, k, tid, shift, transposed)
             cuda.syncthreads()
             total = multiply(xs, ws, tid, total)
             cuda.syncthreads()
@@ -378,14 +431,34 @@ def block_max(parts, x, tid):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def embed(fixed, ids, x, at, at_position, first, d, chunks, bf):  # type: ignore[no-untyped-def]
+def round_rows(x, n, d):  # type: ignore[no-untyped-def]
+    """Round rows (n, d) in place as :func:`minicore.kernels.packed.round_input` does, a group of 64 a thread.
+
+    NaN and infinity make their group NaN.
+    """
+    groups, i = (d + GROUP - 1) // GROUP, np.int64(cuda.grid(1))
+    if i < n * groups:
+        first, last = i // groups * d + i % groups * GROUP, i // groups * d + min(d, (i % groups + 1) * GROUP)
+        largest, lost = np.float32(0), np.float32(0)
+        for j in range(first, last):
+            largest = max(largest, abs(get(x, j)))
+            lost += get(x, j) - get(x, j)
+        step = largest / np.float32(127)
+        by = step if step > 0 else np.float32(1)
+        for j in range(first, last):
+            q = (get(x, j) / by + np.float32(12582912)) - np.float32(12582912)
+            let(x, j, q * step + lost)
+
+
+@cuda.jit
+def embed(fixed, ids, x, at, at_position, first, d, chunks, shift):  # type: ignore[no-untyped-def]
     """Begin the residual stream x (n, d): the tokens' rows, plus those of positions from ``first`` on."""
     t = cuda.blockIdx.x
     row, place = at + ids[t] * chunks, at_position + (first + t) * chunks
     for i in range(cuda.threadIdx.x, d, WARPS * LANES):
-        value = number(fixed, row, i, bf)
+        value = stored(fixed, row, i, d, shift)
         if at_position >= 0:
-            value += number(fixed, place, i, bf)
+            value += stored(fixed, place, i, d, shift)
         x[t * d + i] = value
 
 
@@ -410,16 +483,6 @@ def norm(x, fixed, w, b, d, layer_norm, eps, y):  # type: ignore[no-untyped-def]
         let(y, t * d + i, value)
 
 
-@device
-def to_cache(x, rounded):  # type: ignore[no-untyped-def]
-    """Return a number as the kv cache holds it: rounded to bfloat16, halves to even, or as it is."""
-    if not rounded or x != x:
-        return x
-    bits = as_bits(x)
-    bits += np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return as_float(bits & np.uint32(0xFFFF0000))
-
-
 @cuda.jit
 def rotate(qkv, frequencies, keys, values, row0, capacity, first, n_heads, n_kv, d_head, rope, rounded):  # type: ignore[no-untyped-def]
     """Rotate queries in place and write rotated keys, and values, of positions from ``first`` on.
@@ -441,11 +504,11 @@ def rotate(qkv, frequencies, keys, values, row0, capacity, first, n_heads, n_kv,
             qkv[i], qkv[i + half] = u, v
         else:
             i = (row0 + (head - n_heads) * capacity + position) * d_head + j
-            keys[i], keys[i + half] = to_cache(u, rounded), to_cache(v, rounded)
+            keys[i], keys[i + half] = as_kept(u, rounded), as_kept(v, rounded)
     for i in range(cuda.threadIdx.x, n_kv * d_head, WARPS * LANES):
         head, j = i // d_head, i % d_head
         value = qkv[at + (n_heads + n_kv) * d_head + i]
-        values[(row0 + head * capacity + position) * d_head + j] = to_cache(value, rounded)
+        values[(row0 + head * capacity + position) * d_head + j] = as_kept(value, rounded)
 
 
 @cuda.jit
