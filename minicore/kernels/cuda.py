@@ -440,19 +440,42 @@ def four_scaled(word, h0, h1, x):  # type: ignore[no-untyped-def]
 
 
 @device
-def int8_column(s, arena, at, i, chunks, lane, shared, x, spread):  # type: ignore[no-untyped-def]
+def int8_column(s, arena, at, i, chunks, lane, shared, x, spread, sparse):  # type: ignore[no-untyped-def]
     """Return a lane's part of row i of a transposed int8 matrix times activations, which are not rounded.
 
     A scale is a neuron's for 64 outputs: rows of scales, two chunks for one of codes, lie behind all rows.
     """
     total, scales = np.float32(0), at + (s.d + 2 * (i // GROUP)) * chunks
     for c in range(lane, chunks, LANES):
-        w = load16(arena, at + i * chunks + c, True)
+        w = load16(arena, at + i * chunks + c, not sparse or is_open(shared, x + 4 * c, spread, s.shift))
         h, k, a = cached16(arena, scales + 2 * c), cached16(arena, scales + 2 * c + 1), x + 4 * c
         total += four_scaled(w[0], h[0], h[1], four(shared, a))
         total += four_scaled(w[1], h[2], h[3], four(shared, a + spread))
         total += four_scaled(w[2], k[0], k[1], four(shared, a + 2 * spread))
         total += four_scaled(w[3], k[2], k[3], four(shared, a + 3 * spread))
+    return total
+
+
+@device
+def is_open(shared, x, spread, shift):  # type: ignore[no-untyped-def]
+    """Say whether one of a chunk's activations is not zero."""
+    some = False
+    for part in range(1 << (shift - 2)):
+        a = four(shared, x + part * spread)
+        some = some or a[0] != 0 or a[1] != 0 or a[2] != 0 or a[3] != 0
+    return some
+
+
+@device
+def sparse_row(s, arena, at, chunks, lane, shared, x, spread):  # type: ignore[no-untyped-def]
+    """Return a lane's part of a row times activations, reading no chunk whose activations are all zero."""
+    total = np.float32(0)
+    for c in range(lane, chunks, 2 * LANES):
+        far = min(c + LANES, chunks - 1)
+        second = c + LANES < chunks and is_open(shared, x + 4 * far, spread, s.shift)
+        w0 = load16(arena, at + c, is_open(shared, x + 4 * c, spread, s.shift))
+        w1 = load16(arena, at + far, second)
+        total += times(w0, shared, x + 4 * c, spread, s.bf) + times(w1, shared, x + 4 * far, spread, s.bf)
     return total
 
 
@@ -927,7 +950,7 @@ def gather(s, m, me, n, spread, tag):  # type: ignore[no-untyped-def]
 
 
 @device
-def outputs(s, m, me, layer, f, tag):  # type: ignore[no-untyped-def]
+def outputs(s, m, me, layer, f, threshold, tag):  # type: ignore[no-untyped-def]
     """Gather all activations and hand out this warp's outputs; one block counts those that are not zero."""
     ffn, chunks = m.core if f[COMPACT] else m.dense, f[N_CHUNKS]
     spread = (chunks + LANES - 1) // LANES * LANES * 4
@@ -939,7 +962,9 @@ def outputs(s, m, me, layer, f, tag):  # type: ignore[no-untyped-def]
         first, end, step = me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps
     for i in range(first, end, step):
         if s.int8:
-            total = int8_column(s, ffn, f[W_OUT], i, chunks, me.lane, m.shared, s.a, spread)
+            total = int8_column(s, ffn, f[W_OUT], i, chunks, me.lane, m.shared, s.a, spread, threshold >= 0)
+        elif threshold >= 0:
+            total = sparse_row(s, ffn, f[W_OUT] + i * chunks, chunks, me.lane, m.shared, s.a, spread)
         else:
             total = row_times(ffn, f[W_OUT] + i * chunks, chunks, me.lane, m.shared, s.a, spread, s.bf)
         total = warp_sum(total)
@@ -1055,7 +1080,7 @@ def one_token(s, m, me, x, w, b, acc, token, position, tag, temperature, seed): 
         add(s, m, me, s.at_o, B_O, layer, tag, x)
         by = norm(s, m, me, x, w, b)
         activations(s, m, me, f, threshold, by, tag)
-        outputs(s, m, me, layer, f, tag)
+        outputs(s, m, me, layer, f, threshold, tag)
     load_norm(s, m, me, LN_F_W, LN_F_B, 0, w, b)
     add(s, m, me, s.at_out, B_OUT, s.n_layers - 1, tag, x)
     by = norm(s, m, me, x, w, b)
