@@ -1,6 +1,6 @@
 """Speed on an NVIDIA GPU, a row a line of docs/cuda.md: shapes of SmolLM2-135M and OPT-6.7B, random weights.
 
-Usage: python tests/benchmarks/cuda_speed.py [--transformers] [--json FILE]
+Usage: python tests/benchmarks/cuda_speed.py [--transformers] [--only smol|opt] [--dtypes D,D] [--json FILE]
 
 Weights are drawn on the device, because speed does not depend on their values; nothing is said about quality.
 With --transformers the same shape of SmolLM2 is timed with Transformers' generate, plain and with a static
@@ -20,7 +20,9 @@ import numpy as np
 
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet
+from minicore.core.predictors import Recorder
 from minicore.model import KVCache, Model
+from minicore.prediction import RecorderTap
 
 SMOL = ModelConfig(
     *("llama", 30, 576, 9, 3, 64, 1536, 49152, 8192, "rmsnorm", 1e-5, "silu", True, "rope"), rope_theta=1e5
@@ -30,26 +32,22 @@ OPT = ModelConfig(
     **dict.fromkeys(("qkv_bias", "attn_out_bias", "mlp_bias"), True),
 )
 ROUNDS = 5
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 66 / 64}  # of a weight
+PROMPT = 512  # tokens
 
 
 class Drawn:
     """A parameter that exists on the device alone: here it has a shape."""
 
-    dtype = "bfloat16"
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape, self.ndim = shape, len(shape)
+    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+        self.shape, self.dtype = shape, dtype
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    @property
-    def T(self) -> Drawn:
-        return Drawn(self.shape[::-1])
 
-
-def drawn(config: ModelConfig) -> Model:
-    """Return a model in bfloat16 whose weights are drawn on the device, 0.002 to 0.004 in magnitude."""
+def drawn(config: ModelConfig, dtype: str) -> Model:
+    """Return a model whose weights are drawn on the device, in bfloat16 0.002 to 0.004 in magnitude."""
     from numba import cuda
 
     from minicore.decode import cuda as decoder
@@ -69,7 +67,8 @@ def drawn(config: ModelConfig) -> Model:
         return bits
 
     model = object.__new__(Model)
-    model.config, model.params = config, {name: Drawn(shape) for name, shape in config.shapes().items()}
+    model.config, model.on_device = config, None
+    model.params = {name: Drawn(shape, dtype) for name, shape in config.shapes().items()}
     model.blocks = [{} for _ in range(config.n_layers)]
     for name, w in model.params.items():
         if name.startswith("blocks."):
@@ -88,15 +87,15 @@ def core_set(config: ModelConfig, layers: range) -> CoreSet:
     return CoreSet(ids, config.n_neurons, config.n_layers)
 
 
-def bytes_read(config: ModelConfig, core: CoreSet | None, positions: float) -> float:
-    """Return the bytes of bfloat16 weights and float32 keys and values that a token reads."""
+def bytes_read(config: ModelConfig, core: CoreSet | None, positions: float, dtype: str) -> float:
+    """Return the bytes of weights and of float32 keys and values that a token reads."""
     shapes = config.shapes()
-    total = 2.0 * config.n_vocab * config.d_model
+    total = BYTES[dtype] * config.n_vocab * config.d_model
     for name, shape in shapes.items():
         if name.startswith("blocks.") and len(shape) == 2:
             layer = int(name.split(".")[1])
             kept = len(core.neurons[layer]) if core and layer in core.neurons and "mlp" in name else shape[0]
-            total += 2.0 * kept * shape[1]
+            total += BYTES[dtype] * kept * shape[1]
     return total + positions * config.n_layers * 2 * 4 * config.n_kv_heads * config.d_head
 
 
@@ -128,11 +127,65 @@ def seconds_a_token(decoder, context: int, n: int) -> list[float]:
     return rates[1:]
 
 
-def measure() -> dict:
+def seconds_a_prompt(model: Model, recorder: Recorder | None) -> list[float]:
+    """Return seconds of reading a prompt, of every round but a first."""
+    from minicore.decode.cuda_prefill import Reader
+
+    reading, seconds, ids = Reader(model), [], np.arange(PROMPT) % model.config.n_vocab
+    for _ in range(ROUNDS + 1):
+        cache, tap, watched = KVCache(model.config, PROMPT), None, {}
+        if recorder:
+            recorder.start(PROMPT)
+            tap = RecorderTap([recorder])
+            watched = tap.watched
+        began = time.perf_counter()
+        reading.read(ids, cache, tap, watched)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def prefill_rows(name: str, model: Model) -> list[dict]:
+    """Return the lines of prefill: alone, and counting for a core set."""
+    config, rows = model.config, []
+    layers = range(config.n_layers)
+    stability = Recorder("stability", 0.4, 0.4, layers, config.n_layers, config.n_neurons)
+    for what, recorder in (("", None), (", counting", stability)):
+        seconds = seconds_a_prompt(model, recorder)
+        rate = PROMPT / statistics.median(seconds)
+        print(
+            f"{name}, prompt of {PROMPT}{what}: {rate:8.0f} tokens/s  {1e3 * PROMPT / rate:7.2f} ms",
+            flush=True,
+        )
+        rows.append({"what": f"{name}, prompt{what}", "tokens_per_s": rate, "seconds": seconds})
+    return rows
+
+
+def decode_rows(name: str, model: Model, dtype: str, rate: float) -> list[dict]:
+    """Return the lines of decoding."""
+    from minicore.decode.cuda import CudaDecoder
+
+    config, rows = model.config, []
+    contexts, n = ((64, 2048), 256) if config is SMOL else ((64,), 64)
+    cache = KVCache(config, min(max(contexts) + n, config.n_ctx))
+    cache.k[:] = np.random.default_rng(0).standard_normal(cache.k.shape, dtype=np.float32)
+    cache.v[:], cache.length = cache.k, contexts[0]
+    decoder = CudaDecoder(model, cache, None)
+    print(f"{name}: compiled in {decoder.compile_s:.1f} s", flush=True)
+    choices = {"dense": None, "core 0.4": core_set(config, range(config.n_layers))}
+    if config is OPT:
+        choices["core 0.4 of layers 6-26"] = core_set(config, range(6, 27))
+    for context in contexts:
+        for choice, core in choices.items():
+            decoder.use(core)
+            seconds = seconds_a_token(decoder, context, n)
+            read = bytes_read(config, core, context + n / 2, dtype)
+            rows.append(row_of(f"{name}, {choice}, {context} + {n} tokens", seconds, read, rate))
+    return rows
+
+
+def measure(only: str | None, dtypes: list[str]) -> dict:
     """Return the report."""
     from numba import cuda
-
-    from minicore.decode.cuda import CudaDecoder
 
     rate = copy_rate()
     name = cuda.get_current_device().name
@@ -141,25 +194,11 @@ def measure() -> dict:
         "copy_gb_per_s": rate / 1e9,
         "rows": [],
     }
-    for name, config, contexts in (("SmolLM2-135M", SMOL, (64, 2048)), ("OPT-6.7B", OPT, (64,))):
-        model, n = drawn(config), 256 if config is SMOL else 64
-        cache = KVCache(config, min(max(contexts) + n, config.n_ctx))
-        cache.k[:] = np.random.default_rng(0).standard_normal(cache.k.shape, dtype=np.float32)
-        cache.v[:], cache.length = cache.k, contexts[0]
-        decoder = CudaDecoder(model, cache, None)
-        report[f"compile_s {name}"] = decoder.compile_s
-        choices = {"dense": None, "core 0.4": core_set(config, range(config.n_layers))}
-        if config is OPT:
-            choices["core 0.4 of layers 6-26"] = core_set(config, range(6, 27))
-        for context in contexts:
-            for choice, core in choices.items():
-                decoder.use(core)
-                seconds = seconds_a_token(decoder, context, n)
-                read = bytes_read(config, core, context + n / 2)
-                report["rows"].append(
-                    row_of(f"{name}, {choice}, {context} + {n} tokens", seconds, read, rate)
-                )
-        del decoder, model
+    for short, name, config in (("smol", "SmolLM2-135M", SMOL), ("opt", "OPT-6.7B", OPT)):
+        for dtype in dtypes if only in (None, short) else ():
+            model = drawn(config, dtype)
+            report["rows"] += prefill_rows(f"{name} {dtype}", model)
+            report["rows"] += decode_rows(f"{name} {dtype}", model, dtype, rate)
     return report
 
 
@@ -207,8 +246,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--transformers", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=["smol", "opt"])
+    parser.add_argument("--dtypes", default="bfloat16", help="float32, bfloat16, int8, with commas between")
     args = parser.parse_args()
-    report = transformers() if args.transformers else measure()
+    report = transformers() if args.transformers else measure(args.only, args.dtypes.split(","))
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
     if not args.transformers:
