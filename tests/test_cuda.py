@@ -30,7 +30,21 @@ MODELS += [] if SIMULATED else [("gpt2", "float32"), ("qwen2", "bfloat16"), ("gp
 N_READ, N_NEW = 9, 2
 
 if SIMULATED:
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+    from numba.np.numpy_support import as_dtype
+
     sys.setswitchinterval(2e-5)  # a simulated block is threads that wait for one another
+    whole = FakeCUDAShared.array
+
+    def shared_array(self, shape, dtype):
+        """Return a block's array, one a line: numba's own may give two threads two of them."""
+        if shape == 0:
+            return whole(self, shape, dtype)
+        frame = sys._getframe(1)
+        empty = np.empty(shape, as_dtype(dtype))
+        return self._allocations.setdefault((frame.f_code.co_filename, frame.f_lineno), empty)
+
+    FakeCUDAShared.array = shared_array
 
 
 # --- on a GPU ---

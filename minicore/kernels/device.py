@@ -103,7 +103,9 @@ else:
     from numba.cuda.core import config as launching
     from numba.cuda.extending import intrinsic
 
-    launching.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a short prompt has few blocks, and they are all there is to do
+    launching.CUDA_LOW_OCCUPANCY_WARNINGS = (
+        0  # a short prompt has few blocks, and they are all there is to do
+    )
 
     I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 

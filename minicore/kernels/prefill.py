@@ -41,12 +41,15 @@ from minicore.kernels.packed import GROUP
 TILE = 64 if LANES > 1 else 8  # rows and columns of y that a block computes
 DEPTH = 16  # numbers of a row that are in shared memory at once
 PITCH = TILE + 4  # floats from one of these to the next
+FLOATS = DEPTH * PITCH  # numba wants the sizes of shared arrays as constants
 SIDE = TILE // 4
 THREADS = SIDE * SIDE  # of a plain product, each with 4 x 4 numbers of y
 WARPS = 4  # of all other kernels
 PARTS = 3  # bfloat16 numbers that make up a float32
 WORDS = 16  # words of two bfloat16 of a row that are in shared memory at once, for tensor cores
 STRIDE = WORDS + 4  # words from one row to the next: the lanes of a warp read from 32 banks
+W_WORDS = TILE * STRIDE
+X_WORDS = PARTS * W_WORDS
 BINS_SHIFT = 14  # minicore.core.recording.GATE_SHIFT; kernels see constants of their own module
 
 
@@ -223,8 +226,8 @@ def make_product(shift: int, transposed: bool = False) -> Any:
     """
 
     def product(x, arena, at, biases, b, y, n, k, m, at_step, b_step, add):  # type: ignore[no-untyped-def]
-        xs = cuda.shared.array(DEPTH * PITCH, float32)
-        ws = cuda.shared.array(DEPTH * PITCH, float32)
+        xs = cuda.shared.array(FLOATS, float32)
+        ws = cuda.shared.array(FLOATS, float32)
         tid, z = cuda.threadIdx.x, cuda.blockIdx.z
         row0, col0 = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE
         total = nothing(), nothing(), nothing(), nothing()
@@ -376,8 +379,8 @@ def tensor_product(x, arena, at, biases, b, y, n, k, m, at_step, b_step, add):  
 
     A block is 4 warps with 32 x 32 numbers of y each. While they multiply, the next numbers are on their way.
     """
-    xs = cuda.shared.array(PARTS * TILE * STRIDE, uint32)
-    ws = cuda.shared.array(TILE * STRIDE, uint32)
+    xs = cuda.shared.array(X_WORDS, uint32)
+    ws = cuda.shared.array(W_WORDS, uint32)
     tid, z = cuda.threadIdx.x, cuda.blockIdx.z
     row0, col0, chunks = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE, k >> 3
     lane, warp_row, warp_col = tid & 31, (tid >> 6) * 32, ((tid >> 5) & 1) * 32
@@ -514,8 +517,8 @@ def rotate(qkv, frequencies, keys, values, row0, capacity, first, n_heads, n_kv,
 @cuda.jit
 def scores(arena, qkv, keys, y, row0, capacity, first, n, n_heads, n_kv, d_head):  # type: ignore[no-untyped-def]
     """Write queries times keys to y (n_heads, n, first + n), but for future tiles; grid z is the head."""
-    xs = cuda.shared.array(DEPTH * PITCH, float32)
-    ws = cuda.shared.array(DEPTH * PITCH, float32)
+    xs = cuda.shared.array(FLOATS, float32)
+    ws = cuda.shared.array(FLOATS, float32)
     tid, head = cuda.threadIdx.x, np.int64(cuda.blockIdx.z)
     i0, p0, end = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE, first + n
     if p0 >= first + i0 + TILE:
@@ -556,8 +559,8 @@ def softmax(y, first, n, scale):  # type: ignore[no-untyped-def]
 @cuda.jit
 def mixture(arena, pattern, values, z, row0, capacity, first, n, n_heads, n_kv, d_head):  # type: ignore[no-untyped-def]
     """Write the pattern's mixture of values to z (n, n_heads, d_head); grid z is the head."""
-    xs = cuda.shared.array(DEPTH * PITCH, float32)
-    ws = cuda.shared.array(DEPTH * PITCH, float32)
+    xs = cuda.shared.array(FLOATS, float32)
+    ws = cuda.shared.array(FLOATS, float32)
     tid, head = cuda.threadIdx.x, np.int64(cuda.blockIdx.z)
     i0, j0, end = cuda.blockIdx.y * TILE, cuda.blockIdx.x * TILE, first + n
     rows = (row0 + head // (n_heads // n_kv) * capacity) * d_head
