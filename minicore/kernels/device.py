@@ -100,7 +100,7 @@ if SIMULATED:
 else:
     from llvmlite import ir  # type: ignore[import-untyped]
     from numba.core import types
-    from numba.cuda.core import config as launching
+    from numba.cuda.core import config as launching  # type: ignore[import-not-found, unused-ignore]
     from numba.cuda.extending import intrinsic
 
     launching.CUDA_LOW_OCCUPANCY_WARNINGS = (
