@@ -199,6 +199,7 @@ class Recording:
     def _add(self, layer: int, a: Array | Elsewhere, reads: str) -> None:
         totals = self.totals[layer]
         for name in self._of(reads):
-            add: Callable[[Array, Any, float], Array]
-            add = self.adders[name] if isinstance(a, np.ndarray) else a.adder(name)
-            totals[name] = add(totals[name], a, self.alpha)
+            if isinstance(a, np.ndarray):
+                totals[name] = self.adders[name](totals[name], a, self.alpha)
+            else:
+                totals[name] = a.adder(name)(totals[name], a, self.alpha)
