@@ -1,5 +1,8 @@
 """Validate, warm up, measure, report: how fast this machine decodes, beside what its memory allows.
 
+The same for a GPU: :class:`Cpu` and :class:`minicore.bench_gpu.Gpu` say how each makes a decoder, decodes,
+and measures its memory.
+
 Other work on a machine, and states that its memory goes through, change speeds by more than most
 improvements do. So nothing is timed twice in a row: every setting runs once a round, in an order drawn anew,
 just after the bandwidth is measured in as many threads; what is compared is compared within a round; and the
@@ -14,6 +17,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
@@ -23,15 +27,16 @@ import numpy as np
 
 from minicore.core.budgets import Beta, plain
 from minicore.core.rules import Choice
-from minicore.decode import reader
+from minicore.decode import check_backend, reader
 from minicore.decode.cpu import CpuDecoder
-from minicore.errors import InputError
+from minicore.errors import InputError, unknown
 from minicore.generate import bytes_per_token, neurons_kept
 from minicore.kernels import bandwidth, team
 from minicore.model import KVCache, Model, forward, load, prefill
 from minicore.prediction import Layers, make_recorder, record
 
 Array = np.ndarray
+Meter = Callable[[int | None], float]  # threads, None on a GPU -> bytes a second
 
 PREDICTOR = "stability"
 PROMPT = (
@@ -59,11 +64,14 @@ class Plan:
 
     Attributes
     ----------
-    dtypes : tuple of str
-        Weight formats, each a model of its own in memory.
+    backend : str
+        ``cpu`` or ``cuda``.
+    dtypes : tuple of str or None
+        Weight formats, each a model of its own in memory; None is all that the backend reads.
     betas : tuple of float
         Fractions of the neurons kept, beside dense.
     threads : tuple of int
+        Of the CPU: one and all by default. A GPU has none to choose.
     prompt_tokens : int
         Length of the prompt that prefill is timed on.
     new_tokens : int
@@ -75,14 +83,16 @@ class Plan:
     layers : as in :func:`minicore.prediction.make_recorder`
     alpha : float
     read_bytes : int or None
-        Size of the array whose reading measures bandwidth; None is several times the last cache.
+        Size of the array whose reading (on a GPU, copying) measures bandwidth; None is several times the
+        last cache.
     seed : int
         Of the order of settings in a round.
     """
 
-    dtypes: tuple[str, ...] = tuple(BOUNDS)
+    backend: str = "cpu"
+    dtypes: tuple[str, ...] | None = None
     betas: tuple[Beta, ...] = (0.4,)
-    threads: tuple[int, ...] = ()
+    threads: tuple[int | None, ...] = ()
     prompt_tokens: int = 64
     new_tokens: int = 128
     rounds: int = 5
@@ -94,27 +104,85 @@ class Plan:
 
     def checked(self) -> Plan:
         """Return the plan with its defaults filled in and doubles left out, or raise InputError."""
-        cores = max(os.cpu_count() or 1, team.default_threads())
-        threads = self.threads or (1, team.default_threads())
+        if self.backend not in ("cpu", "cuda"):
+            raise unknown("backend", self.backend, ("cpu", "cuda"))
         for name, least in (("prompt_tokens", 1), ("new_tokens", 1), ("rounds", 1), ("read_bytes", 4)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}, expected {least} or more")
-        for n in threads:
-            if not 1 <= n <= cores:
-                raise InputError(f"threads is {n}, expected 1 to {cores}, the cores of this machine")
         for n in self.contexts:
             if n < 1:
                 raise InputError(f"contexts has {n}, expected 1 token or more")
-        if not self.dtypes:
-            raise InputError(f"dtypes is empty, expected some of {', '.join(BOUNDS)}")
+        dtypes = _dtypes_of(self.backend) if self.dtypes is None else self.dtypes
+        if not dtypes:
+            raise InputError(f"dtypes is empty, expected some of {', '.join(_dtypes_of(self.backend))}")
+        for dtype in dtypes:
+            if dtype in BOUNDS:
+                check_backend(self.backend, dtype)
         return replace(
             self,
-            dtypes=tuple(dict.fromkeys(self.dtypes)),
+            dtypes=tuple(dict.fromkeys(dtypes)),
             betas=tuple(dict.fromkeys(self.betas)),
-            threads=tuple(dict.fromkeys(threads)),
+            threads=tuple(dict.fromkeys(self._threads())),
             contexts=tuple(dict.fromkeys(self.contexts or (self.prompt_tokens,))),
         )
+
+    def _threads(self) -> tuple[int | None, ...]:
+        """Return the numbers of threads; a GPU's is None."""
+        if self.backend == "cuda":
+            if self.threads:
+                raise InputError(f"threads is {self.threads[0]}, but backend cuda has no number of threads")
+            return (None,)
+        cores = max(os.cpu_count() or 1, team.default_threads())
+        threads = self.threads or (1, team.default_threads())
+        for n in threads:
+            if n is None or not 1 <= n <= cores:
+                raise InputError(f"threads is {n}, expected 1 to {cores}, the cores of this machine")
+        return threads
+
+
+def _dtypes_of(backend: str) -> tuple[str, ...]:
+    """Return the weight formats that a backend reads."""
+    if backend == "cpu":
+        return tuple(BOUNDS)
+    from minicore.decode import gpu
+
+    return tuple(gpu.DTYPES)
+
+
+class Cpu:
+    """Where decoding is measured, and how; here on the processor, in so many threads."""
+
+    def decoder(self, model: Model, cache: KVCache, choice: Choice | None, n_threads: int | None) -> Any:
+        """Return a decoder."""
+        return CpuDecoder(model, cache, choice, n_threads=n_threads)
+
+    def limited(self, n_threads: int | None) -> AbstractContextManager[None]:
+        """Keep to so many threads inside the block."""
+        return team.limited(n_threads or team.default_threads())
+
+    def decode(self, decoder: Any, token: int, n: int) -> None:
+        """Decode n tokens greedily behind a token."""
+        for _ in range(n):
+            token = int(decoder.step(token).argmax())
+
+    def meter(self, n_bytes: int | None) -> Meter:
+        """Return what measures the memory's bytes a second: here a sum over an array."""
+        memory = bandwidth.buffer(n_bytes)
+        return lambda n_threads: bandwidth.bandwidth(memory, n_threads or 1)
+
+    def details(self, beds: Sequence[Bed], meter: Meter) -> dict[str, Any]:
+        """Return what else the report says."""
+        return {}
+
+
+def place_of(backend: str) -> Cpu:
+    """Return where a backend decodes."""
+    if backend == "cpu":
+        return Cpu()
+    from minicore.bench_gpu import Gpu
+
+    return Gpu()
 
 
 @dataclass(frozen=True)
@@ -127,12 +195,13 @@ class Task:
     reads: list[float] = field(default_factory=list)  # bytes a second of the bandwidth measured just before
 
     @property
-    def n_threads(self) -> int:
-        return int(self.about["n_threads"])
+    def n_threads(self) -> int | None:
+        n: int | None = self.about["n_threads"]
+        return n
 
-    def time(self, memory: Array) -> None:
+    def time(self, meter: Meter) -> None:
         """Measure the bandwidth, then the task."""
-        self.reads.append(bandwidth.bandwidth(memory, self.n_threads))
+        self.reads.append(meter(self.n_threads))
         tokens, seconds = self.run()
         self.rates.append(tokens / seconds)
 
@@ -142,7 +211,7 @@ class Bed:
 
     def __init__(self, source: str | PathLike[str], dtype: str, plan: Plan, progress: bool = False) -> None:
         self.model, self.plan = load(source, dtype, progress=progress), plan
-        self.reader = reader(self.model)
+        self.place, self.reader = place_of(plan.backend), reader(self.model, plan.backend)
         config, longest = self.model.config, max(plan.prompt_tokens, *plan.contexts)
         if longest + plan.new_tokens > config.n_ctx:
             raise InputError(
@@ -154,11 +223,11 @@ class Bed:
             beta: make_recorder(self.model, PREDICTOR, plan.alpha, beta, plan.layers) for beta in plan.betas
         }
 
-    def warm_up(self) -> Iterator[tuple[int, float]]:
+    def warm_up(self) -> Iterator[tuple[int | None, float]]:
         """Fill caches, choose core sets, make decoders; yield threads and seconds to get machine code."""
         self.caches: dict[int, KVCache] = {}
         self.choices: dict[tuple[int, Beta | None], Choice | None] = {}
-        self.decoders: dict[tuple[int, int], CpuDecoder] = {}
+        self.decoders: dict[tuple[int, int | None], Any] = {}
         self.scratch = self.model.new_cache(self.plan.prompt_tokens)
         for context in self.plan.contexts:
             self.caches[context] = cache = self.model.new_cache(context + self.plan.new_tokens)
@@ -167,7 +236,7 @@ class Bed:
             self.choices[context, None] = None
         for n in self.plan.threads:
             for context, cache in self.caches.items():
-                self.decoders[context, n] = CpuDecoder(self.model, cache, None, n_threads=n)
+                self.decoders[context, n] = self.place.decoder(self.model, cache, None, n)
             yield n, self.decoders[self.plan.contexts[0], n].compile_s
 
     def validate(self) -> Iterator[dict[str, Any]]:
@@ -187,21 +256,22 @@ class Bed:
             expected = forward(self.model.restrict(choice), ids, cache)
             for n_threads in self.plan.threads:
                 if beta is None:
-                    with team.limited(n_threads):
-                        read = forward(self.reader, ids, self.model.new_cache(2 * n))
-                    yield self.checked("prefill", None, n_threads, read, expected)
+                    with self.place.limited(n_threads):
+                        read = prefill(self.reader, ids, self.model.new_cache(2 * n))
+                    yield self.checked("prefill", None, n_threads, read, expected[-1])
                 cache.length = n  # what follows is written anew
-                decoder = CpuDecoder(self.model, cache, choice, n_threads=n_threads)
+                decoder = self.place.decoder(self.model, cache, choice, n_threads)
                 got = np.stack([decoder.step(int(token)) for token in ids[n:]])
                 yield self.checked("decode", beta, n_threads, got, expected[n:])
 
     def checked(
-        self, phase: str, beta: Beta | None, n_threads: int, got: Array, expected: Array
+        self, phase: str, beta: Beta | None, n_threads: int | None, got: Array, expected: Array
     ) -> dict[str, Any]:
         """Return the row of a setting whose logits are near enough to the reference's."""
         dtype, error = self.model.dtype, relative_error(got, expected)
         if not error <= BOUNDS[dtype]:
-            what = f"{phase}, {dtype}, {'dense' if beta is None else f'core {beta}'}, {n_threads} threads"
+            where = "on the GPU" if n_threads is None else f"{n_threads} threads"
+            what = f"{phase}, {dtype}, {'dense' if beta is None else f'core {beta}'}, {where}"
             raise WrongResult(
                 f"{what}: logits are {error:.2g} of the largest away from the reference's, "
                 f"expected at most {BOUNDS[dtype]:g}; nothing was timed"
@@ -223,28 +293,32 @@ class Bed:
                     about |= {"phase": "decode", "context": context, **self.bytes_of(context, beta)}
                     yield Task(about, partial(self.decode, beta, n_threads, context))
 
-    def prefill(self, beta: Beta | None, n_threads: int) -> tuple[int, float]:
+    def prefill(self, beta: Beta | None, n_threads: int | None) -> tuple[int, float]:
         """Return tokens and seconds of reading the prompt, and of choosing neurons if there is a beta."""
         ids = self.ids[: self.plan.prompt_tokens]
-        with team.limited(n_threads):
+        with self.place.limited(n_threads):
             began = time.perf_counter()
             self.prefilled(self.scratch, ids, beta)
             return len(ids), time.perf_counter() - began
 
-    def decode(self, beta: Beta | None, n_threads: int, context: int) -> tuple[int, float]:
+    def decode(self, beta: Beta | None, n_threads: int | None, context: int) -> tuple[int, float]:
         """Return tokens and seconds of decoding greedily behind a prefilled context."""
-        decoder, token = self.decoders[context, n_threads], self.ids[context - 1]
+        decoder = self.ready(beta, n_threads, context)
+        began = time.perf_counter()
+        self.place.decode(decoder, self.ids[context - 1], self.plan.new_tokens)
+        return self.plan.new_tokens, time.perf_counter() - began
+
+    def ready(self, beta: Beta | None, n_threads: int | None, context: int) -> Any:
+        """Return the decoder behind a prefilled context, set to the neurons chosen there."""
+        decoder = self.decoders[context, n_threads]
         self.caches[context].length = context
         decoder.use(self.choices[context, beta])
-        began = time.perf_counter()
-        for _ in range(self.plan.new_tokens):
-            token = int(decoder.step(token).argmax())
-        return self.plan.new_tokens, time.perf_counter() - began
+        return decoder
 
     def bytes_of(self, context: int, beta: Beta | None) -> dict[str, Any]:
         """Return what a token reads: weights, and keys and values at the middle of the tokens decoded."""
-        cache, choice = self.caches[context], self.choices[context, beta]
-        a_position = cache.k[:, :, 0].nbytes + cache.v[:, :, 0].nbytes
+        decoder, choice = self.decoders[context, self.plan.threads[0]], self.choices[context, beta]
+        a_position = (decoder.keys.nbytes + decoder.values.nbytes) / self.caches[context].capacity
         kv_bytes = round((context + (self.plan.new_tokens + 1) / 2) * a_position)
         weights = bytes_per_token(self.model, choice)
         kept = neurons_kept(self.model, choice).mean() / self.model.config.n_neurons
@@ -281,8 +355,9 @@ def measure(source: str | PathLike[str], plan: Plan, *, progress: bool = False) 
     dict
         ``model``, ``machine``, ``conditions``, ``load_average`` before and after; ``validation`` and
         ``compile``, a row a setting; ``bandwidth``, a row a number of threads; ``prefill`` and ``decode``,
-        a row a setting. Speeds are ``{median, q1, q3, rounds}``. ``of_bandwidth`` and ``to_dense`` are
-        ratios within each round, ``gb_per_s`` counts ``bytes_per_token``.
+        a row a setting; for a GPU also ``gpu`` and ``phases``, a row a kernel and setting. Speeds are
+        ``{median, q1, q3, rounds}``. ``of_bandwidth`` and ``to_dense`` are ratios within each round,
+        ``gb_per_s`` counts ``bytes_per_token``.
 
     Raises
     ------
@@ -294,7 +369,7 @@ def measure(source: str | PathLike[str], plan: Plan, *, progress: bool = False) 
     from tqdm import tqdm
 
     plan, load_before = plan.checked(), load_average()
-    beds = [Bed(source, dtype, plan, progress) for dtype in plan.dtypes]
+    beds = [Bed(source, dtype, plan, progress) for dtype in plan.dtypes or ()]
     quiet = not (progress and sys.stderr.isatty())
     validation, compile_s = [], []
     with tqdm(total=2 * len(beds), desc="validate, warm up", leave=False, disable=quiet) as bar:
@@ -305,7 +380,9 @@ def measure(source: str | PathLike[str], plan: Plan, *, progress: bool = False) 
             compile_s += rows
             bar.update()
     tasks = [task for bed in beds for task in bed.tasks()]
-    run_rounds(tasks, plan, quiet)
+    place = beds[0].place
+    meter = place.meter(plan.read_bytes)
+    run_rounds(tasks, plan, meter, quiet)
     rows = [row_of(task, tasks) for task in tasks]
     return {
         "model": beds[0].model.name,
@@ -327,18 +404,18 @@ def measure(source: str | PathLike[str], plan: Plan, *, progress: bool = False) 
         ],
         "prefill": [row for row in rows if row["phase"] == "prefill"],
         "decode": [row for row in rows if row["phase"] == "decode"],
-    }
+    } | place.details(beds, meter)
 
 
-def run_rounds(tasks: Sequence[Task], plan: Plan, quiet: bool) -> None:
+def run_rounds(tasks: Sequence[Task], plan: Plan, meter: Meter, quiet: bool) -> None:
     """Time every task once a round, in an order drawn anew, after one round that does not count."""
     from tqdm import tqdm
 
-    memory, rng = bandwidth.buffer(plan.read_bytes), np.random.default_rng(plan.seed)
+    rng = np.random.default_rng(plan.seed)
     with tqdm(total=(plan.rounds + 1) * len(tasks), desc="rounds", leave=False, disable=quiet) as bar:
         for round_ in range(plan.rounds + 1):
             for i in rng.permutation(len(tasks)):
-                tasks[i].time(memory)
+                tasks[i].time(meter)
                 bar.update()
             if round_ == 0:
                 for task in tasks:

@@ -134,7 +134,8 @@ def stream(
     memory_limit : int or None
         Bytes the process may hold while it decodes. The FFN weights of a mapped model (`minicore pack`) are
         read once by prefill, layer by layer, and given back; only the core neurons' rows are copied. With
-        backend ``cuda`` these are bytes on the GPU, which gets the core neurons' rows and never the others.
+        backend ``cuda`` these are bytes on the GPU: FFN weights stay in page-locked host memory, for any
+        model, pass through two buffers of a layer each, and only the core neurons' rows remain.
 
     Raises
     ------
@@ -241,6 +242,7 @@ class Stream:
         self.refresh, self.n_refreshed, self.continuation = refresh, 0, continuation
         self.n_read = np.zeros(model.config.n_layers, np.int64)  # neurons that tokens chose, over n_steps
         self.n_steps = 0
+        self.device_bytes: int | None = None
         self.text, self.stop_reason = "", "interrupt"
         self.seconds = {"prefill_s": 0.0, "predict_s": 0.0, "compile_s": 0.0, "decode_s": 0.0}
         self._pieces = self._text_pieces()
@@ -318,6 +320,7 @@ class Stream:
                 began = time.perf_counter()
                 decoder = self._decoder(cache)
                 self.seconds["compile_s"] += time.perf_counter() - began
+                self.device_bytes = getattr(decoder, "device_bytes", None)
                 if self._device_chooses(decoder):
                     yield from self._chosen_by(decoder, token, min(self.max_new_tokens, room))
                     return
@@ -331,10 +334,7 @@ class Stream:
     def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
         """Read the prompt into the cache, choose the neurons and return the logits after the prompt."""
         began = time.perf_counter()
-        if self.memory_limit is None:
-            self.reader = reader(self.model, self.backend)
-        else:  # the host reads, from weights that it gives back
-            self.reader = reader(self.model, "cpu" if self.backend == "cuda" else self.backend).frugal()
+        self.reader = reader(self.model, self.backend, self.memory_limit)
         self.seconds["compile_s"] = time.perf_counter() - began
         self._foresee()
         began = time.perf_counter()
@@ -373,8 +373,10 @@ class Stream:
             return make_decoder(self.model, cache, self.core, self.backend)
         if not isinstance(self.core, CoreSet):
             raise InputError(f"memory_limit needs a core set, and {self.recorder.predictor} chose none")
-        narrow = self.reader.restrict(self.core)
-        held = device_bytes(narrow, cache) if self.backend == "cuda" else resident_bytes()
+        if self.backend == "cuda":
+            self.reader.on_device.buffers.clear()  # the prompt is read
+            return make_decoder(self.model, cache, self.core, self.backend, self.memory_limit)
+        narrow, held = self.reader.restrict(self.core), resident_bytes()
         if held > self.memory_limit:
             raise InputError(
                 f"memory_limit is {self.memory_limit} bytes, but {held} are held with "
@@ -454,6 +456,7 @@ class Stream:
             "decode_tokens_per_s": _rate(max(n_new - 1, 0), self.seconds["decode_s"]),
             "weights_bytes": model.weights_bytes,
             "resident_bytes": resident_bytes(),
+            "device_bytes": self.device_bytes,
             "bytes_per_token": bytes_per_token(model, self.core, kept),
             "stop_reason": self.stop_reason,
         }
@@ -508,13 +511,6 @@ def _read_first(core: Choice | None, layer: int, gated: bool) -> tuple[str, ...]
         return ()
     inputs = ("mlp.w_in", "mlp.b_in")
     return (("mlp.w_gate", "mlp.b_gate") if gated else inputs) + (inputs if core.kind == "top" else ())
-
-
-def device_bytes(model: Model, cache: KVCache) -> int:
-    """Return the bytes that a GPU holds of a model, possibly a restricted one, and its kv cache."""
-    rest = sum(w.nbytes for name, w in model.params.items() if not name.startswith("blocks."))
-    blocks = sum(w.nbytes for block in model.blocks for w in block.values())
-    return rest + blocks + cache.k.nbytes + cache.v.nbytes
 
 
 def resident_bytes() -> int:

@@ -21,6 +21,8 @@ def summary(stats: dict[str, Any]) -> str:
         f"weights {size(stats['weights_bytes'])}",
         f"resident {size(stats['resident_bytes'])}",
     ]
+    if stats["device_bytes"]:
+        parts.append(f"{size(stats['device_bytes'])} on the GPU")
     if stats["compile_s"] >= 0.1:
         parts.append(f"kernels ready in {stats['compile_s']:.1f} s")
     if stats["why_backend"]:
@@ -225,10 +227,14 @@ def sts(study: dict[str, Any]) -> list[str]:
 def speeds(found: dict[str, Any]) -> list[str]:
     """Return the lines that `bench` prints: the machine, its bandwidth, prefill and decode."""
     machine, said, load = found["machine"], found["conditions"], found["load_average"]
+    what = f"{machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])})"
     lines = [
-        f"{found['model']} on {machine['cpu']}, {machine['cores']} cores ({', '.join(machine['flags'])})",
+        f"{found['model']} on {found['gpu']['name'] + ' in ' if 'gpu' in found else ''}{what}",
         *(
-            f"reads {ranged(row['gb_per_s'])} GB/s in {row['n_threads']} thread{'s'[: row['n_threads'] - 1]}"
+            f"copies {ranged(row['gb_per_s'])} GB/s on the GPU, read and written"
+            if row["n_threads"] is None
+            else f"reads {ranged(row['gb_per_s'])} GB/s in {row['n_threads']} thread"
+            f"{'s'[: row['n_threads'] - 1]}"
             for row in found["bandwidth"]
         ),
         "",
@@ -238,7 +244,7 @@ def speeds(found: dict[str, Any]) -> list[str]:
         [
             f"{row['phase']} {row['dtype']}",
             "all" if row["beta"] is None else f"core {row['beta']}",
-            str(row["n_threads"]),
+            str(row["n_threads"] or "GPU"),
             str(row["context"] if row["phase"] == "decode" else 0),
             ranged(row["tokens_per_s"]),
             "" if row["beta"] is None else f"{row['to_dense']['median']:.2f}x",
@@ -253,12 +259,30 @@ def speeds(found: dict[str, Any]) -> list[str]:
     return [
         *lines,
         *columns(head, rows),
+        *(["", *columns(*phase_table(found["phases"]))] if "phases" in found else []),
         "",
         f"medians [quartiles] of {said['rounds']} interleaved rounds: {said['prompt_tokens']} tokens read, "
         f"{said['new_tokens']} decoded; ratios are taken within a round{busy}",
         f"logits of every setting were held to the reference first (furthest {worst:.1e} of the largest); "
         f"machine code took {compiled:.1f} s at most",
     ]
+
+
+def phase_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return head and cells of the table of a token's phases on a GPU."""
+    cells = [
+        [
+            f"{row['phase']} ({row['dtype']})",
+            "all" if row["beta"] is None else f"core {row['beta']}",
+            str(row["context"]),
+            ranged(row["microseconds"]),
+            size(row["bytes"]),
+            number(row["gb_per_s"]["median"]),
+            f"{row['of_bandwidth']['median']:.0%}",
+        ]
+        for row in rows
+    ]
+    return ["a phase, all layers", "neurons", "after", "us a token", "reads", "GB/s", "of bandwidth"], cells
 
 
 def ranged(speed: dict[str, Any]) -> str:

@@ -49,8 +49,8 @@ class Grid:
     def blockIdx(self) -> SimpleNamespace:
         return SimpleNamespace(x=self.now.block)
 
-    def jit(self, function: Any, **options: Any) -> Any:
-        return function
+    def jit(self, signature: str, **options: Any) -> Any:
+        return lambda function: function
 
     def threadfence(self) -> None:
         """Do nothing: memory is one."""

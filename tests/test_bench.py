@@ -178,6 +178,7 @@ def test_a_logit_that_is_not_finite_is_an_error_without_bound():
         ({"new_tokens": 0}, "new_tokens"),
         ({"prompt_tokens": -1}, "prompt_tokens"),
         ({"threads": (0,)}, "threads is 0"),
+        ({"backend": "cudo"}, "cuda"),
         ({"threads": (100_000,)}, "cores of this machine"),
         ({"contexts": (0,)}, "contexts"),
         ({"contexts": (100_000,)}, "context of"),

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -12,14 +13,13 @@ import numpy as np
 import pytest
 
 import minicore as mc
-from minicore import ops
+from minicore import bench, ops, report
 from minicore.cli import main
 from minicore.core.neurons import CoreSet
 from minicore.core.recording import STATISTICS, Recording
 from minicore.core.rules import TokenRule
 from minicore.decode import check_backend, gpu, make_decoder, reader
 from minicore.errors import InputError
-from minicore.generate import device_bytes
 from minicore.model import KVCache, prefill
 from minicore.prediction import make_recorder, record
 
@@ -120,6 +120,51 @@ def test_tokens_chosen_on_the_device_are_those_chosen_step_by_step(model):
         cache.length = N_READ
         drawn.append(list(decoder.run(1, N_NEW, 0.8, seed=7)))
     assert drawn[0] == drawn[1] and all(0 <= token < model.config.n_vocab for token in drawn[0])
+
+
+@pytest.mark.cuda
+def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
+    from minicore.decode.cuda import CudaDecoder
+
+    ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ)
+    caches = [prefilled(model, ids) for _ in range(2)]
+    whole, graph = (CudaDecoder(model, cache, None, graph=i == 1) for i, cache in enumerate(caches))
+    for choice in choices(model.config)[:: 2 if SIMULATED else 1]:
+        logits, tokens = [], []
+        for decoder in (whole, graph):
+            decoder.cache.length = N_READ
+            decoder.use(choice)
+            logits.append(decoder.step(1))
+            decoder.cache.length = N_READ
+            tokens.append(list(decoder.run(1, N_NEW)))
+            decoder.cache.length = N_READ
+            tokens.append(list(decoder.run(1, N_NEW, 0.8, seed=7)))
+        np.testing.assert_array_equal(*logits)  # the same sums in the same order
+        assert tokens[:2] == tokens[2:]
+        np.testing.assert_array_equal(whole.n_used, graph.n_used)
+
+
+@pytest.mark.cuda
+def test_bench_measures_a_gpu(model, capsys):
+    if model.dtype != "float32":
+        pytest.skip("once is enough")
+    size = {"prompt_tokens": 6, "new_tokens": 3, "rounds": 2, "contexts": (6, 9), "read_bytes": 1 << 12}
+    plan = bench.Plan("cuda", ("float32",), (0.4,), **size)
+    found = bench.measure(model.source, plan)
+    assert json.loads(json.dumps(found)) == found
+    assert [(row["beta"], row["context"]) for row in found["decode"]] == [
+        (beta, context) for context in (6, 9) for beta in (None, 0.4)
+    ]
+    assert all(row["error"] <= 1e-4 for row in found["validation"]) and len(found["validation"]) == 3
+    dense, core = found["phases"][:7], found["phases"][7:]
+    assert [row["phase"] for row in dense] == [row["phase"] for row in core] and len(core) == 7
+    row = next(row for row in found["decode"] if row["beta"] is None and row["context"] == 6)
+    read = sum(row["bytes"] for row in dense)
+    assert 0 <= row["bytes_per_token"] - read < 0.1 * read  # norms, biases and a row of the embedding
+    assert sum(row["bytes"] for row in core) < read
+    lines = report.speeds(found)
+    assert sum(line.startswith("decode") for line in lines) == 4 and found["gpu"]["name"] in lines[0]
+    assert sum(line.startswith(("attention", "w_out")) for line in lines) == 4
 
 
 @pytest.mark.cuda
@@ -239,13 +284,36 @@ def test_memory_limit_holds_the_core_rows_alone(model):
     options = {"predictor": "griffin", "beta": 0.25, "max_new_tokens": N_NEW, "ignore_eos": True}
     if model.dtype == "int8":
         pytest.skip("a rounding the other way may choose another neuron")
-    expected = model.generate(ids, backend="numpy", **options)
-    narrow = device_bytes(model.restrict(expected.core), KVCache(model.config, N_READ + N_NEW))
-    assert narrow < device_bytes(model, KVCache(model.config, N_READ + N_NEW))
-    got = model.generate(ids, backend="cuda", memory_limit=narrow, **options)
-    assert got.token_ids == expected.token_ids
-    with pytest.raises(InputError, match="memory_limit is"):
-        model.generate(ids, backend="cuda", memory_limit=narrow - 1, **options)
+    for layers in (None, [0]):  # with the second, the FFNs of other layers are whole on the device
+        options["layers"] = layers
+        expected = model.generate(ids, backend="numpy", **options)
+        whole = model.generate(ids, backend="cuda", **options).stats["device_bytes"]
+        got = [model.generate(ids, backend="cuda", memory_limit=whole * 2, **options) for _ in range(2)]
+        assert [out.token_ids for out in got] == [expected.token_ids] * 2
+        needed = got[0].stats["device_bytes"]
+        assert needed == got[1].stats["device_bytes"]
+        if layers is None:
+            assert needed < whole
+        model.generate(ids, backend="cuda", memory_limit=needed, **options)
+        with pytest.raises(InputError, match=f"memory_limit is {needed - 1} bytes, but {needed} are needed"):
+            model.generate(ids, backend="cuda", memory_limit=needed - 1, **options)
+
+
+@pytest.mark.cuda
+def test_lent_layers_are_the_models(model):
+    """Layers go through two buffers, whatever layers are asked for and however often."""
+    from minicore.decode.cuda import Weights
+
+    lent, whole = Weights(model, lent=True), Weights(model)
+    every = whole.ffn.copy_to_host().reshape(model.config.n_layers, -1)
+    for layers in ([0], range(model.config.n_layers), [1, 0, 1, 0, 1]):
+        seen = []
+        for layer, ffn, row in lent.ffns(layers):
+            seen.append(layer)
+            np.testing.assert_array_equal(ffn.copy_to_host(), every[layer])
+            moved = np.where((whole.ffn_plan[layer] >= 0) & (np.arange(len(row)) < 5), layer, 0)
+            np.testing.assert_array_equal(row + moved * (every.shape[1] // 4), whole.ffn_plan[layer])
+        assert seen == list(layers)
 
 
 # --- anywhere ---
@@ -335,9 +403,10 @@ def test_every_reason_is_a_sentence(asked_anew, capsys, driver, packages, there,
     with pytest.raises(InputError, match="backend cuda: ") as error:
         check_backend("cuda")
     assert said in str(error.value) and "\n" not in str(error.value)
-    assert main(["generate", "a b", "-m", str(GOLDEN / "llama-chat"), "--backend", "cuda"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and said in err
+    for command in (["generate", "a b"], ["bench"]):
+        assert main([*command, "-m", str(GOLDEN / "llama-chat"), "--backend", "cuda"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and len(err.splitlines()) == 1 and said in err
 
 
 def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(asked_anew):

@@ -131,6 +131,7 @@ COMMANDS = {
         minicore bench -m smollm2-135m --dtypes float32,int8 --betas .2,.4 --plot speed.png
         minicore bench --dtypes int8 --threads 1 --contexts 64,4096 --json
         minicore bench --dtypes float32 --betas '' --prompt-tokens 512 --rounds 9
+        minicore bench --backend cuda -m smollm2-135m --contexts 64,2048 --new-tokens 256
         """,
     ),
     "eval quality": Command(

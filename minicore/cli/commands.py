@@ -251,7 +251,7 @@ def bench(args: argparse.Namespace) -> int:
         from minicore import plots
 
         kind = plots.check_format(args.plot)
-    names = "dtypes betas threads prompt_tokens new_tokens rounds contexts layers alpha seed".split()
+    names = "backend dtypes betas threads prompt_tokens new_tokens rounds contexts layers alpha seed".split()
     said = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
         found = benchmark.measure(args.model, benchmark.Plan(**said), progress=True)

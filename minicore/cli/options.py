@@ -61,7 +61,8 @@ def decoding_options(parser: argparse.ArgumentParser) -> None:
         "--memory-limit",
         metavar="BYTES",
         type=n_bytes,
-        help="hold no more while decoding; needs a model that `minicore pack` wrote",
+        help="hold no more while decoding: in memory, with a model that `minicore pack` wrote, or with "
+        "--backend cuda on the GPU, where of the FFN weights the core neurons' alone remain",
     )
     core.add_argument("--backend", metavar="B", help="numpy, cpu, cuda or auto (default: auto)")
     sampling = parser.add_argument_group("sampling")
@@ -375,11 +376,12 @@ def bench_options(parser: argparse.ArgumentParser) -> None:
     model = f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})"
     parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=model)
     what = parser.add_argument_group("what is measured")
+    what.add_argument("--backend", metavar="B", help="cpu or cuda (default: cpu)")
     what.add_argument(
         "--dtypes",
         metavar="D,E",
         type=lambda text: tuple(listed(text)),
-        help="weight formats, all in memory at once (default: float32,bfloat16,int8,int4)",
+        help="weight formats, all in memory at once (default: all that the backend reads)",
     )
     what.add_argument(
         "--betas",
@@ -390,7 +392,7 @@ def bench_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept")
     what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
     what.add_argument(
-        "--threads", metavar="N,M", type=counts, help="(default: 1 and as many as there are cores)"
+        "--threads", metavar="N,M", type=counts, help="of the CPU (default: 1 and as many as there are cores)"
     )
     what.add_argument("--prompt-tokens", metavar="N", type=int, help="that prefill is timed on (default: 64)")
     what.add_argument(

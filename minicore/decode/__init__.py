@@ -60,8 +60,10 @@ def check_backend(backend: str, dtype: str = "float32") -> tuple[str, str | None
     return "cpu", why if gpu.ask().there else None
 
 
-def reader(model: Model, backend: str = "auto") -> Model:
+def reader(model: Model, backend: str = "auto", memory_limit: int | None = None) -> Model:
     """Return the model as a backend reads prompts with it: compiled but for ``numpy``, on a GPU for ``cuda``.
+
+    With a memory limit a GPU gets FFN weights layer by layer, and a mapped model gives them back.
 
     Raises
     ------
@@ -70,7 +72,7 @@ def reader(model: Model, backend: str = "auto") -> Model:
     """
     chosen = check_backend(backend, model.dtype)[0]
     if chosen == "numpy":
-        return model
+        return model if memory_limit is None else model.frugal()
     from minicore.kernels import ops
 
     ops.compile_all()
@@ -78,11 +80,19 @@ def reader(model: Model, backend: str = "auto") -> Model:
     if chosen == "cuda":
         from minicore.decode.cuda_prefill import Reader
 
-        read.on_device = Reader(model)
+        read.on_device = Reader(model, memory_limit)
+    elif memory_limit is not None:
+        return read.frugal()
     return read
 
 
-def make_decoder(model: Model, cache: KVCache, core: Choice | None = None, backend: str = "auto") -> Decoder:
+def make_decoder(
+    model: Model,
+    cache: KVCache,
+    core: Choice | None = None,
+    backend: str = "auto",
+    memory_limit: int | None = None,
+) -> Decoder:
     """Return a decoder that continues a prefilled cache.
 
     Parameters
@@ -94,11 +104,14 @@ def make_decoder(model: Model, cache: KVCache, core: Choice | None = None, backe
         Neurons to decode with, or how each token chooses its own; None is all.
     backend : str
         ``numpy`` (the reference), ``cpu`` (Numba), ``cuda`` (an NVIDIA GPU) or ``auto``.
+    memory_limit : int or None
+        Bytes that ``cuda`` may hold on the GPU: FFN weights then stay in the host's memory, but for the core
+        neurons' rows. Other backends hold what the model holds.
 
     Raises
     ------
     InputError
-        If the backend is unknown or cannot be used, or the core set is another model's.
+        If the backend is unknown or cannot be used, the core set is another model's, or more is needed.
     """
     backend, _ = check_backend(backend, model.dtype)
     if backend == "numpy":
@@ -108,7 +121,7 @@ def make_decoder(model: Model, cache: KVCache, core: Choice | None = None, backe
     if backend == "cuda":
         from minicore.decode.cuda import CudaDecoder
 
-        return CudaDecoder(model, cache, core)
+        return CudaDecoder(model, cache, core, memory_limit=memory_limit)
     from minicore.decode.cpu import CpuDecoder
 
     return CpuDecoder(model, cache, core)

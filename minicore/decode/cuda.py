@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,10 +15,13 @@ import numpy as np
 
 from minicore import ops
 from minicore.config import ModelConfig
+from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE, Choice, TokenRule
+from minicore.decode.graph import GraphStep
 from minicore.decode.reference import ReferenceDecoder
 from minicore.errors import InputError
 from minicore.kernels import cuda as kernels
+from minicore.kernels.device import launching
 from minicore.kernels.packed import Packed, n_groups
 from minicore.kernels.step import ACTIVATION_CODES
 from minicore.model import KVCache, Model
@@ -33,7 +38,11 @@ def allocate(n: int, dtype: type) -> Any:  # -> (n,) on the device
 
     n_bytes = n * np.dtype(dtype).itemsize
     if not kernels.SIMULATED:
-        free, total = cuda.current_context().get_memory_info()
+        context = cuda.current_context()
+        free, total = context.get_memory_info()
+        if n_bytes > free:
+            context.deallocations.clear()  # Numba gives back what nobody holds when it thinks fit
+            free, total = context.get_memory_info()
         if n_bytes > free:
             raise InputError(
                 f"backend cuda needs {n_bytes} bytes more, but of the GPU's {total} only {free} are free; "
@@ -99,6 +108,28 @@ class Arena:
         self.pieces.clear()
         return array
 
+    def filled_on_host(self) -> Array:
+        """Return page-locked host memory with everything put into it: the device reads that without help."""
+        from numba import cuda
+
+        try:
+            array = cuda.pinned_array(4 * max(self.units, 1), np.uint32)
+        except Exception as error:  # the driver's own kinds
+            raise InputError(
+                f"memory_limit needs {16 * self.units} bytes of page-locked host memory for the FFN weights, "
+                f"and the driver gives none ({' '.join(str(error).split())})"
+            ) from error
+
+        def put(piece: tuple[int, Any, bool]) -> None:
+            at, w, transposed = piece
+            bits = columns_as_units(w) if transposed else as_units(w)
+            array[4 * at : 4 * at + bits.size] = bits
+
+        with ThreadPoolExecutor() as pool:  # transposing takes longer than copying
+            deque(pool.map(put, self.pieces), maxlen=0)
+        self.pieces.clear()
+        return array
+
 
 def as_units(w: Array | Packed) -> Array:  # (m, n) or (n,) -> uint32 (4 * units,)
     """Return the bits of rows filled up to whole 16-byte units."""
@@ -143,20 +174,24 @@ def _put_ffn(arena: Arena, block: dict[str, Any]) -> list[int]:
 
 
 class Weights:
-    """A model on the device.
+    """A model on the device: where everything lies is known at once, its bytes are sent when first used.
+
+    Parameters
+    ----------
+    model : Model
+    lent : bool
+        Keep the FFNs in page-locked host memory and lend them to the device a layer at a time.
 
     Attributes
     ----------
-    fixed, ffn : device arrays
-        Everything but the FFNs, and these; ``w_out`` is transposed.
     layout : tuple of N_LAYOUT ints
     ffn_plan : (n_layers, N_FFN) int64
-        Where things lie in them, in 16-byte units.
+        Where things lie in ``fixed`` and in ``ffn``, in 16-byte units.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, lent: bool = False) -> None:
         cfg = model.config
-        self.dtype, self.shift = model.dtype, SHIFTS[model.dtype]
+        self.dtype, self.shift, self.lent = model.dtype, SHIFTS[model.dtype], lent
         fixed, ffn, params = Arena(self.dtype), Arena(self.dtype), model.params
         layers = [_put_fixed(fixed, block) for block in model.blocks]
         to_next = fixed.units // cfg.n_layers  # all layers are alike
@@ -164,12 +199,87 @@ class Weights:
         rest.append(rest[0] if cfg.tied_head else fixed.put(model.head))
         self.layout = (*layers[0], *rest, to_next)
         self.ffn_plan = np.array([_put_ffn(ffn, block) for block in model.blocks], np.int64)
-        self.fixed, self.ffn = fixed.filled(), ffn.filled()
+        self._fixed, self._ffn = fixed, ffn
+
+    @cached_property
+    def fixed(self) -> Any:
+        """Everything but the FFNs, on the device."""
+        return self._fixed.filled()
+
+    @cached_property
+    def ffn(self) -> Any:
+        """All FFNs on the device, ``w_out`` transposed; nothing where they are lent."""
+        return allocate(4, np.uint32) if self.lent else self._ffn.filled()
+
+    @cached_property
+    def loans(self) -> Loans:
+        """The FFNs in host memory."""
+        return Loans(self._ffn.filled_on_host(), self.ffn_plan, self._ffn.units // len(self.ffn_plan))
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device."""
-        return int(self.fixed.nbytes + self.ffn.nbytes)
+        """Bytes on the device: of lent FFNs two layers, and the 16 bytes that stand for them."""
+        ffn = 2 * (self._ffn.units // len(self.ffn_plan)) + 1 if self.lent else self._ffn.units
+        return 16 * (self._fixed.units + ffn)
+
+    def ffns(self, layers: Iterable[int]) -> Iterator[tuple[int, Any, Array]]:
+        """Yield layers, a device array with the FFN of each, and its row of the plan in that array.
+
+        What reads the array must have been launched, on the default stream, before the next is asked for.
+        """
+        if self.lent:
+            yield from self.loans.layers(layers)
+        else:
+            for layer in layers:
+                yield layer, self.ffn, self.ffn_plan[layer]
+
+
+class Loans:
+    """FFNs in page-locked host memory; two layers at a time are on the device, one of them under way."""
+
+    def __init__(self, host: Array, plan: Array, n_units: int) -> None:
+        from numba import cuda
+
+        self.host, self.plan, self.n_units = host, plan, n_units  # all layers are alike
+        self.buffers = [allocate(4 * n_units, np.uint32) for _ in range(2)]
+        self.arrived, self.read = ([cuda.event() for _ in range(2)] for _ in range(2))
+        self.stream = own_stream()
+
+    def layers(self, layers: Iterable[int]) -> Iterator[tuple[int, Any, Array]]:
+        """Yield as :meth:`Weights.ffns`."""
+        order = list(layers)
+        for i in range(len(order) + 1):
+            if i < len(order):
+                self._send(i % 2, order[i])
+            if i > 0:  # work on a layer while the next is copied
+                which, layer = (i - 1) % 2, order[i - 1]
+                self.arrived[which].wait()
+                yield layer, self.buffers[which], self._moved(layer)
+                self.read[which].record()
+
+    def _send(self, which: int, layer: int) -> None:
+        """Begin to copy a layer into a buffer as soon as what was there has been read."""
+        self.read[which].wait(self.stream)
+        begin, n = 4 * layer * self.n_units, 4 * self.n_units
+        self.buffers[which].copy_to_device(self.host[begin : begin + n], stream=self.stream)
+        self.arrived[which].record(self.stream)
+
+    def _moved(self, layer: int) -> Array:  # -> (N_FFN,)
+        """Return a layer's row of the plan in a buffer that holds that layer alone."""
+        row = self.plan[layer].copy()
+        row[: kernels.N_ROWS][row[: kernels.N_ROWS] >= 0] -= layer * self.n_units
+        return row
+
+
+def own_stream() -> Any:
+    """Return a stream that the default stream does not wait for, nor it for the default stream."""
+    if kernels.SIMULATED:
+        return 0
+    from cuda.core import Device
+
+    device = Device()
+    device.set_current()
+    return device.create_stream()
 
 
 class DeviceCache:
@@ -207,6 +317,17 @@ def on_device(cache: KVCache) -> DeviceCache:
 class CudaDecoder:
     """Decodes on an NVIDIA GPU.
 
+    Parameters
+    ----------
+    model, cache, core
+        As :func:`minicore.decode.make_decoder` takes them.
+    n_blocks, n_threads : int or None
+        Of the grid, and of each block; None is what suits the GPU and the model.
+    memory_limit : int or None
+        Bytes of device memory; with one, FFN weights stay in the host's but for the rows that are chosen.
+    graph : bool
+        Decode with a captured graph of a kernel a phase instead of one kernel for many tokens.
+
     Attributes
     ----------
     compile_s : float
@@ -220,11 +341,14 @@ class CudaDecoder:
         core: Choice | None,
         n_blocks: int | None = None,
         n_threads: int | None = None,
+        memory_limit: int | None = None,
+        graph: bool = False,
     ) -> None:
         from numba import cuda
 
         cfg = model.config
-        self.model, self.cache, self.weights = model, cache, weights_of(model)
+        self.model, self.cache, self.memory_limit, self.graph = model, cache, memory_limit, graph
+        self.weights = weights_of(model, lent=memory_limit is not None)
         if n_blocks is None:
             n_blocks = 1 if kernels.SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
             n_blocks = min(n_blocks, cfg.d_model)  # every block must write in every exchange of d_model words
@@ -249,6 +373,8 @@ class CudaDecoder:
             n_blocks=n_blocks,
             n_threads=n_threads or (2 if kernels.SIMULATED else threads_for(cfg, n_blocks)),
         )
+        self.rows, self.epoch = CoreRows(self.weights), 1
+        self.check_limit(core)
         rope = cfg.positions == "rope"
         self.frequencies = cuda.to_device(ops.rope_frequencies(cfg) if rope else np.zeros(1, np.float32))
         self.words = cuda.to_device(np.zeros(2 * self.shape.n_words(), np.uint32))
@@ -256,9 +382,9 @@ class CudaDecoder:
         self.chain = cuda.to_device(np.zeros(1, np.int32))
         self.used = cuda.to_device(np.zeros(cfg.n_layers, np.int64))
         self.tokens = [cuda.mapped_array(AT_ONCE, np.int32) for _ in range(2)]
-        self.rows, self.epoch = CoreRows(self.weights), 1
-        self.use(core)
         self.kernel, self.compile_s = self._compiled()
+        self.use(core)
+        self.fixed, self.ffn = self.weights.fixed, self.weights.ffn
 
     def use(self, core: Choice | None) -> None:
         """Decode with this choice, and with what the kv cache holds, from the next step on."""
@@ -267,6 +393,7 @@ class CudaDecoder:
         top = isinstance(core, TokenRule) and core.kind == "top"
         self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
         self.model.check_choice(core)
+        self.check_limit(core)
         self.ffn_plan = cuda.to_device(self.rows.gather(self.shape, core).reshape(-1))
         thresholds = np.full(self.shape.n_layers, -1, np.float32)
         if isinstance(core, TokenRule):
@@ -276,6 +403,42 @@ class CudaDecoder:
         self.held = on_device(self.cache)
         self.used.copy_to_device(np.zeros(self.shape.n_layers, np.int64))
         self.n_steps = 0
+        if self.graph:
+            self.kernel.captured.clear()  # other arrays
+
+    def check_limit(self, core: Choice | None) -> None:
+        """Raise InputError if the device would hold more than the limit with this choice."""
+        needed = self.bytes_needed(core)
+        if self.memory_limit is not None and needed > self.memory_limit:
+            share = core.fraction if isinstance(core, CoreSet) else 1
+            raise InputError(
+                f"memory_limit is {self.memory_limit} bytes, but {needed} are needed on the GPU with "
+                f"{share:.0%} of the neurons; expected a higher limit or a smaller beta"
+            )
+
+    def bytes_needed(self, core: Choice | None) -> int:
+        """Return the bytes of the arrays on the device that grow with the model, decoding with a choice."""
+        cache, shape = self.cache, self.shape
+        rows = max(self.rows.planned(shape, core)[1], self.rows.nbytes)
+        kv, words = 2 * 4 * math.prod(cache.shape), 8 * shape.n_words()
+        return self.weights.nbytes + rows + kv + words + 4 * shape.n_vocab
+
+    @property
+    def keys(self) -> Any:
+        """Keys on the device."""
+        return self.held.keys
+
+    @property
+    def values(self) -> Any:
+        """Values on the device."""
+        return self.held.values
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that these arrays take."""
+        held = [self.fixed, self.ffn, self.rows.array, self.keys, self.values, self.words, self.logits]
+        held += self.weights.loans.buffers if self.weights.lent else []
+        return sum(int(array.nbytes) for array in held)
 
     def flush(self) -> None:
         """Do nothing: a kv cache fetches from the device what it is asked for."""
@@ -328,16 +491,17 @@ class CudaDecoder:
             raise InputError(
                 f"{self.cache.length + n} tokens do not fit the kv cache's {self.cache.capacity} positions"
             )
-        self.kernel(*self._arguments(n, tokens, temperature, seed))
+        self.kernel(*self.arguments(n, tokens, temperature, seed))
         self.held.newer = True
         self.cache.length += n
         self.n_steps += n
         self.epoch += n
 
-    def _arguments(self, n: int, tokens: Any, temperature: float, seed: int) -> tuple[Any, ...]:
-        w, position = self.weights, self.cache.length
+    def arguments(self, n: int, tokens: Any, temperature: float, seed: int) -> tuple[Any, ...]:
+        """Return what a launch at the present position is called with."""
+        position = self.cache.length
         return (
-            *(w.fixed, w.ffn, self.rows.array, self.ffn_plan, self.thresholds, self.frequencies),
+            *(self.fixed, self.ffn, self.rows.array, self.ffn_plan, self.thresholds, self.frequencies),
             *(self.held.keys, self.held.values, self.words, self.chain, self.logits, tokens, self.used),
             *(np.int64(n), np.int64(position), np.int64(self.epoch), np.float32(temperature), np.int64(seed)),
         )
@@ -345,13 +509,16 @@ class CudaDecoder:
     def _compiled(self) -> tuple[Any, float]:
         """Return the kernel, ready to be called, and the seconds that took."""
         began = time.perf_counter()
-        step = kernels.make_step(self.shape)
-        n_bytes = 4 * self.shape.shared_floats(self.cache.capacity)[-1]
-        if not kernels.SIMULATED:
-            step = step.specialize(*self._arguments(1, self.tokens[0], 0.0, 0))
-            allow_shared(step, n_bytes)
-        self.step_kernel = step
-        return step[self.shape.n_blocks, self.shape.n_threads, 0, n_bytes], time.perf_counter() - began
+        shape = self.shape
+        if self.graph:
+            return GraphStep(shape, self.shared_bytes), time.perf_counter() - began
+        step = launching(kernels.make_step(shape), shape.n_blocks, shape.n_threads, self.shared_bytes)
+        return step, time.perf_counter() - began
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of shared memory that a block needs."""
+        return 4 * self.shape.shared_floats(self.cache.capacity)[-1]
 
 
 def _finished(done: Any, tokens: Any, n: int) -> list[int]:
@@ -360,23 +527,13 @@ def _finished(done: Any, tokens: Any, n: int) -> list[int]:
     return [int(token) for token in tokens[:n]]
 
 
-def allow_shared(kernel: Any, n_bytes: int) -> None:
-    """Let a block of a compiled kernel have more shared memory than the 48 KB it gets unasked."""
-    from numba.cuda.cudadrv.driver import binding, driver
-
-    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    for compiled in kernel.overloads.values():
-        function = compiled._codelibrary.get_cufunc()
-        driver.cuKernelSetAttribute(attribute, n_bytes, function.handle, function.device.id)
-
-
 _uploaded: WeakKeyDictionary[Model, Weights] = WeakKeyDictionary()
 
 
-def weights_of(model: Model) -> Weights:
-    """Return a model's weights on the device, uploaded once."""
-    if model not in _uploaded:
-        _uploaded[model] = Weights(model)
+def weights_of(model: Model, lent: bool = False) -> Weights:
+    """Return a model's weights on the device, uploaded once, with its FFNs there or lent."""
+    if model not in _uploaded or _uploaded[model].lent != lent:
+        _uploaded[model] = Weights(model, lent)
     return _uploaded[model]
 
 
@@ -386,27 +543,41 @@ class CoreRows:
     def __init__(self, weights: Weights) -> None:
         self.weights, self.array = weights, allocate(4, np.uint32)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return int(self.array.nbytes)
+
+    def planned(self, shape: kernels.Shape, core: Choice | None) -> tuple[Array, int]:  # -> (n_layers, N_FFN)
+        """Return the plan of the FFNs with a choice, and the bytes that its rows take."""
+        plan, arena = self.weights.ffn_plan.copy(), Arena(self.weights.dtype)
+        for layer, ids in self.chosen(shape, core).items():
+            _reserve_rows(arena, plan[layer], len(ids), shape.d_model)
+        return plan, 16 * max(arena.units, 1)
+
+    def chosen(self, shape: kernels.Shape, core: Choice | None) -> dict[int, Array]:
+        """Return the neurons whose rows are copied: the core, and where FFNs are lent all of other layers."""
+        neurons = dict(core.neurons) if core else {}
+        if self.weights.lent:
+            every = np.arange(shape.n_neurons)
+            neurons = dict.fromkeys(range(shape.n_layers), every) | neurons
+        return neurons
+
     def gather(self, shape: kernels.Shape, core: Choice | None) -> Array:  # -> (n_layers, N_FFN)
         """Copy a choice's rows and return the plan of the FFNs."""
         from numba import cuda
 
-        source, plan, arena = self.weights.ffn_plan, self.weights.ffn_plan.copy(), Arena(self.weights.dtype)
-        chosen = core.neurons if core else {}
-        for layer, ids in chosen.items():
-            _reserve_rows(arena, plan[layer], len(ids), shape.d_model)
-        if 4 * arena.units > self.array.size:
+        chosen, (plan, n_bytes) = self.chosen(shape, core), self.planned(shape, core)
+        if n_bytes > self.nbytes:
             self.array = None  # its memory is free before more is asked for
-            self.array = allocate(4 * arena.units, np.uint32)
-        for layer, ids in chosen.items():
-            kernels.compact[self._grid(shape)](
-                *(self.weights.ffn, self.array, cuda.to_device(ids.astype(np.int64))),
-                *(cuda.to_device(source[layer]), cuda.to_device(plan[layer])),
-                *(shape.d_model, shape.chunks(shape.d_model), arena.shift - 2),
+            self.array = allocate(n_bytes // 4, np.uint32)
+        for layer, ffn, source in self.weights.ffns(chosen):
+            launching(kernels.compact, shape.n_blocks, shape.n_threads)(
+                *(ffn, self.array, cuda.to_device(chosen[layer].astype(np.int64))),
+                *(cuda.to_device(source), cuda.to_device(plan[layer])),
+                *(shape.d_model, shape.chunks(shape.d_model), self.weights.shift - 2),
             )
         return plan
-
-    def _grid(self, shape: kernels.Shape) -> tuple[int, int]:
-        return shape.n_blocks, shape.n_threads
 
 
 def _reserve_rows(arena: Arena, plan: Array, n: int, d_model: int) -> None:  # (N_FFN,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from minicore import ops
 from minicore.core.recording import GATE_SHIFT, STATISTICS
 from minicore.decode.cuda import allocate, on_device, weights_of
+from minicore.errors import InputError
 from minicore.kernels import cuda as layout
 from minicore.kernels import prefill as kernels
 from minicore.kernels.packed import n_groups
@@ -122,12 +124,20 @@ ADDERS: dict[str, Callable[[Array, Rows, float], Array]] = {
 
 
 class Reader:
-    """Reads prompts on an NVIDIA GPU, with a model's weights there."""
+    """Reads prompts on an NVIDIA GPU, with a model's weights there; if memory is limited, FFNs pass by.
 
-    def __init__(self, model: Model) -> None:
+    Parameters
+    ----------
+    model : Model
+    memory_limit : int or None
+        Bytes of device memory.
+    """
+
+    def __init__(self, model: Model, memory_limit: int | None = None) -> None:
         from numba import cuda
 
-        self.model, self.weights = model, weights_of(model)
+        self.model, self.memory_limit = model, memory_limit
+        self.weights = weights_of(model, lent=memory_limit is not None)
         cfg = model.config
         rope = cfg.positions == "rope"
         self.frequencies = cuda.to_device(ops.rope_frequencies(cfg) if rope else np.zeros(1, np.float32))
@@ -147,17 +157,30 @@ class Reader:
         ``tap`` gets the activations named in ``watched``, as :class:`Rows`.
         """
         cache.check_room(len(ids))
+        self.check_limit(cache, min(len(ids), CHUNK), cache.length + len(ids))
         held = on_device(cache)
         self.bad.copy_to_device(np.zeros(1, np.int32))
         for first in range(0, len(ids), CHUNK):
             chunk = np.asarray(ids[first : first + CHUNK], np.int64)
             self._embed(chunk, cache.length)
-            for layer in range(self.model.config.n_layers):
+            for layer, ffn, plan in self.weights.ffns(range(self.model.config.n_layers)):
                 self._attend(layer, len(chunk), cache)
-                self._feed_forward(layer, len(chunk), tap, watched)
+                self._feed_forward(layer, ffn, plan, len(chunk), tap, watched)
             held.newer = True
             cache.length += len(chunk)
         return self._logits(len(chunk))
+
+    def check_limit(self, cache: KVCache, n: int, end: int) -> None:
+        """Raise InputError if reading n tokens at once, up to a position, takes more than the limit."""
+        cfg = self.model.config
+        heads, hidden = cfg.n_heads * (2 * cfg.d_head + end), (2 if cfg.gated else 1) * cfg.n_neurons
+        a_token = 2 * cfg.d_model + heads + 2 * cfg.n_kv_heads * cfg.d_head + hidden
+        needed = self.weights.nbytes + 4 * (2 * math.prod(cache.shape) + n * a_token + cfg.n_vocab)
+        if self.memory_limit is not None and needed > self.memory_limit:
+            raise InputError(
+                f"memory_limit is {self.memory_limit} bytes, but {needed} are needed on the GPU to read "
+                f"{end} tokens; expected a higher limit, a shorter prompt or fewer new tokens"
+            )
 
     def _buffer(self, name: str, size: int) -> Any:
         """Return so many first numbers of a buffer, made anew if it has to grow."""
@@ -237,9 +260,11 @@ class Reader:
         )
         self._product(z, fixed, w_o, fixed, b_o, x, n, n_q, width, add=True)
 
-    def _feed_forward(self, layer: int, n: int, tap: Tap | None, watched: Collection[str]) -> None:
+    def _feed_forward(
+        self, layer: int, ffn: Any, plan: Array, n: int, tap: Tap | None, watched: Collection[str]
+    ) -> None:
         """Add a layer's FFN to the residual stream and show its activations to the tap."""
-        cfg, plan, ffn = self.model.config, self.weights.ffn_plan[layer], self.weights.ffn
+        cfg = self.model.config
         d, m = cfg.d_model, int(plan[layout.N_ROWS])
         x, hidden = self._buffer("x", n * d), self._buffer("hidden", (2 if cfg.gated else 1) * n * m)
         normed = self._norm(x, n, self._place(layout.LN2_W, layer), self._place(layout.LN2_B, layer))

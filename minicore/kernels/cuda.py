@@ -29,6 +29,7 @@ from minicore.kernels.device import (
     ALL,
     LANES,
     SIMULATED,
+    SOURCE,
     as_bits,
     as_float,
     as_half,
@@ -188,6 +189,7 @@ class Sizes(NamedTuple):
     key_rounds: int
     ahead: bool
     layout: tuple[int, ...]
+    source: int
     int8: bool
     rounded: bool
     shift: int  # of an activation's place; a vector's place has its own, int8's being rounded where it lies
@@ -212,7 +214,7 @@ class Sizes(NamedTuple):
             *(d_chunks, q_chunks, s.spread(s.d_model, x_shift), s.spread(n_q, x_shift), s.split_bits()),
             *s.words()[1:],
             *(*s.shared_floats()[1:-1], parts, parts + warps * (s.d_head + 2)),
-            *(per_key, key_chunks, -(-key_chunks // per_key), ahead, s.layout),
+            *(per_key, key_chunks, -(-key_chunks // per_key), ahead, s.layout, SOURCE),
             *(s.int8, s.rounded, s.shift, x_shift, s.padded(s.d_model), s.padded(n_q)),
         )
         return cls(*values)
@@ -626,6 +628,16 @@ def round_if_int8(s, m, me, x, padded):  # type: ignore[no-untyped-def]
 
 
 @device
+def rotations(s, m, me, position):  # type: ignore[no-untyped-def]
+    """Put a position's cosines and sines into shared memory."""
+    if s.rope:
+        for j in range(me.tid, s.d_head // 2, s.threads):
+            angle = np.float32(position) * m.frequencies[j]
+            let(m.shared, s.angles + j, math.cos(angle))
+            let(m.shared, s.angles + s.d_head // 2 + j, math.sin(angle))
+
+
+@device
 def project(s, m, me, layer, by, tag):  # type: ignore[no-untyped-def]
     """Hand out this warp's rows of queries, keys and values."""
     at = s.layout[W_QKV] + layer * s.layout[LAYER]
@@ -1021,9 +1033,8 @@ def best_row(s, m, me, by, position, temperature, seed):  # type: ignore[no-unty
 
 
 @device
-def choose(s, m, me, best, at_best, tag):  # type: ignore[no-untyped-def]
-    """Return the grid's best token; of equal ones the first, as numpy.argmax does."""
-    cuda.threadfence()  # keys and values are seen by whoever sees the words below
+def offer(s, m, me, best, at_best, tag):  # type: ignore[no-untyped-def]
+    """Hand out this block's best token."""
     if me.lane == 0:
         let(m.shared, s.best + 2 * me.warp, best)
         let(m.shared, s.best + 2 * me.warp + 1, np.float32(at_best))
@@ -1036,6 +1047,11 @@ def choose(s, m, me, best, at_best, tag):  # type: ignore[no-untyped-def]
                 best, at_best = other, at_other
         put(m.words, s.at_best + 2 * me.block, best, tag)
         put(m.words, s.at_best + 2 * me.block + 1, np.float32(at_best), tag)
+
+
+@device
+def choose(s, m, me, tag):  # type: ignore[no-untyped-def]
+    """Return the grid's best token; of equal ones the first, as numpy.argmax does."""
     settle()
     if me.warp == 0:
         best, at_best = np.float32(-np.inf), np.int32(0)
@@ -1055,14 +1071,24 @@ def choose(s, m, me, best, at_best, tag):  # type: ignore[no-untyped-def]
 
 
 @device
+def who(s, tid, block):  # type: ignore[no-untyped-def]
+    """Return which thread this is."""
+    warp = tid // LANES
+    return Me(tid, warp, tid & (LANES - 1), block, warp * s.blocks + block)
+
+
+# fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens, n_used
+ARRAYS = (
+    "uint32[::1], uint32[::1], uint32[::1], int64[::1], float32[::1], float32[::1], float32[::1],"
+    "float32[::1], uint32[::1], int32[::1], float32[::1], int32[::1], int64[::1]"
+)
+
+
+@device
 def one_token(s, m, me, x, w, b, acc, token, position, tag, temperature, seed):  # type: ignore[no-untyped-def]
     """Read a token at a position and return the one chosen after it."""
     embed(s, m, me, token, position, x)
-    if s.rope:
-        for j in range(me.tid, s.d_head // 2, s.threads):
-            angle = np.float32(position) * m.frequencies[j]
-            let(m.shared, s.angles + j, math.cos(angle))
-            let(m.shared, s.angles + s.d_head // 2 + j, math.sin(angle))
+    rotations(s, m, me, position)
     following = ffn_of(m, 0)
     for layer in range(s.n_layers):
         before, tag, threshold = tag, np.uint32(tag + 1), get(m.thresholds, layer)
@@ -1085,12 +1111,18 @@ def one_token(s, m, me, x, w, b, acc, token, position, tag, temperature, seed): 
     add(s, m, me, s.at_out, B_OUT, s.n_layers - 1, tag, x)
     by = norm(s, m, me, x, w, b)
     best, at_best = best_row(s, m, me, by, position, temperature, seed)
-    return choose(s, m, me, best, at_best, tag)
+    cuda.threadfence()  # keys and values are seen by whoever sees the words below
+    offer(s, m, me, best, at_best, tag)
+    return choose(s, m, me, tag)
 
 
 @cache
 def make_step(shape: Shape) -> Any:
-    """Return the decode kernel of a shape; :class:`minicore.decode.cuda.CudaDecoder` calls it."""
+    """Return the decode kernel of a shape, compiled; :class:`minicore.decode.cuda.CudaDecoder` calls it.
+
+    Numba keeps the machine code on disk: the key is made of this file, of what ``step`` closes over (the
+    sizes), of the GPU's compute capability and of the versions of numba-cuda and CUDA.
+    """
     s, n_x, n_acc = Sizes.of(shape), 2 * Sizes.of(shape).rounds, 4 * Sizes.of(shape).key_rounds
 
     def step(  # type: ignore[no-untyped-def]
@@ -1103,9 +1135,7 @@ def make_step(shape: Shape) -> Any:
             fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
             n_used, shared
         )  # fmt: skip
-        tid, block = cuda.threadIdx.x, cuda.blockIdx.x
-        warp, lane = tid // LANES, tid & (LANES - 1)
-        me = Me(tid, warp, lane, block, warp * s.blocks + block)
+        me = who(s, cuda.threadIdx.x, cuda.blockIdx.x)
         x, w = cuda.local.array(n_x, float32), cuda.local.array(n_x, float32)
         b, acc = cuda.local.array(n_x, float32), cuda.local.array(n_acc, float32)
         clear(shared, 0, s.d, s.d_padded, s.d_spread, s.x_shift, me, s.threads)
@@ -1114,14 +1144,19 @@ def make_step(shape: Shape) -> Any:
         for i in range(n):
             tag = np.uint32((epoch + i) * s.n_layers)  # a layer's is one more than that of the layer before
             token = one_token(s, m, me, x, w, b, acc, token, position + i, tag, temperature, seed)
-            if block == 0 and tid == 0:
+            if me.block == 0 and me.tid == 0:
                 tokens[i] = token
-        if block == 0 and tid == 0:
+        if me.block == 0 and me.tid == 0:
             chain[0] = token
 
+    return compiled(step, f"void({ARRAYS}, int64, int64, int64, float32, int64)", shape)
+
+
+def compiled(kernel: Any, signature: str, shape: Shape) -> Any:
+    """Return a kernel for these types of arguments, from disk or compiled now and kept there."""
     most = 65536 // shape.n_threads // 8 * 8  # registers: one block fills a multiprocessor
     options: dict[str, Any] = {} if SIMULATED else {"max_registers": min(most, 255)}
-    return cuda.jit(step, **options)
+    return cuda.jit(signature, cache=True, **options)(kernel)
 
 
 @device
@@ -1146,7 +1181,7 @@ def gather_columns(dense, core, ids, source, target, wide, narrow, n_rows, parts
         core[4 * target + i] = np.uint32(bits)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def compact(dense, core, ids, source, target, d, d_chunks, parts):  # type: ignore[no-untyped-def]
     """Copy the chosen neurons' rows of a layer from one arena to another, as their plans' rows say.
 

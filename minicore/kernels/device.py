@@ -10,6 +10,9 @@ and a kernel one block.
 
 from __future__ import annotations
 
+import warnings
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,36 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 LANES = 1 if SIMULATED else 32
 SPINS = 1 << 22  # polls of a word, some seconds: whoever waits longer waits for ever, and stops the kernel
 ALL = 0xFFFFFFFF
+# part of the key of kernels kept on disk: Numba itself looks at a kernel's own file alone
+SOURCE = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
 
 def device(function: Any) -> Any:
     """Make a function part of kernels; a simulated one stays what it is."""
     return function if SIMULATED else cuda.jit(function, device=True, forceinline=True)
+
+
+def launching(kernel: Any, n_blocks: int, n_threads: int, n_bytes: int = 0, stream: Any = 0) -> Any:
+    """Return a kernel ready to be called, with so many bytes of shared memory a block."""
+    if n_bytes and not SIMULATED:
+        allow_shared(kernel, n_bytes)
+    with warnings.catch_warnings():  # Numba says of few blocks that they leave a GPU idle
+        warnings.filterwarnings("ignore", "Grid size")
+        return kernel[n_blocks, n_threads, stream, n_bytes]
+
+
+def allow_shared(kernel: Any, n_bytes: int) -> None:
+    """Let a block of a compiled kernel have more shared memory than the 48 KB it gets unasked."""
+    from numba.cuda.cudadrv.driver import binding, driver
+
+    # the kernel is every decoder's of its shape: one with a short kv cache must not lower what another needs
+    if n_bytes <= getattr(kernel, "shared_bytes", 0):
+        return
+    kernel.shared_bytes = n_bytes
+    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    for compiled in kernel.overloads.values():
+        function = compiled._codelibrary.get_cufunc()
+        driver.cuKernelSetAttribute(attribute, n_bytes, function.handle, function.device.id)
 
 
 if SIMULATED:

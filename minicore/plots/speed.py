@@ -211,7 +211,8 @@ def decode_speed(report: dict[str, Any], context: int | None = None, ax: Axes | 
             [s["median"] - s["q1"] for s in speed],
             [s["q3"] - s["median"] for s in speed],
         ]
-        label = f"{n_threads} thread{'s' if n_threads > 1 else ''}, {reads[n_threads] / 1e9:.1f} GB/s"
+        where = "GPU" if n_threads is None else f"{n_threads} thread{'s' if n_threads > 1 else ''}"
+        label = f"{where}, {reads[n_threads] / 1e9:.1f} GB/s"
         style = {"color": look(ax, i)["color"], "ecolor": ink(ax)}
         ax.bar(at, [s["median"] for s in speed], 0.92 * width, yerr=spread, label=label, **style)
         limits = [reads[n_threads] / row["bytes_per_token"] for row in mine]

@@ -1,10 +1,11 @@
 """Speed on an NVIDIA GPU, a row a line of docs/cuda.md: shapes of SmolLM2-135M and OPT-6.7B, random weights.
 
-Usage: python tests/benchmarks/cuda_speed.py [--transformers] [--only smol|opt] [--dtypes D,D] [--json FILE]
+Usage: python tests/benchmarks/cuda_speed.py [--transformers | --graph] [--only smol|opt] [--dtypes D,D]
+                                             [--json FILE]
 
 Weights are drawn on the device, because speed does not depend on their values; nothing is said about quality.
 With --transformers the same shape of SmolLM2 is timed with Transformers' generate, plain and with a static
-cache and torch.compile, and nothing else.
+cache and torch.compile, and nothing else. With --graph the decode step is a captured graph, a kernel a phase.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def drawn(config: ModelConfig, dtype: str) -> Model:
             model.blocks[int(layer)][short] = w
     model.head = model.params["embed"]
     with mock.patch.object(decoder.Arena, "filled", filled):
-        decoder.weights_of(model)
+        weights = decoder.weights_of(model)
+        assert weights.fixed.size and weights.ffn.size  # filled when first asked for
     return model
 
 
@@ -160,7 +162,7 @@ def prefill_rows(name: str, model: Model) -> list[dict]:
     return rows
 
 
-def decode_rows(name: str, model: Model, dtype: str, rate: float) -> list[dict]:
+def decode_rows(name: str, model: Model, dtype: str, rate: float, graph: bool) -> list[dict]:
     """Return the lines of decoding."""
     from minicore.decode.cuda import CudaDecoder
 
@@ -169,7 +171,7 @@ def decode_rows(name: str, model: Model, dtype: str, rate: float) -> list[dict]:
     cache = KVCache(config, min(max(contexts) + n, config.n_ctx))
     cache.k[:] = np.random.default_rng(0).standard_normal(cache.k.shape, dtype=np.float32)
     cache.v[:], cache.length = cache.k, contexts[0]
-    decoder = CudaDecoder(model, cache, None)
+    decoder = CudaDecoder(model, cache, None, graph=graph)
     print(f"{name}: compiled in {decoder.compile_s:.1f} s", flush=True)
     choices = {"dense": None, "core 0.4": core_set(config, range(config.n_layers))}
     if config is OPT:
@@ -183,7 +185,7 @@ def decode_rows(name: str, model: Model, dtype: str, rate: float) -> list[dict]:
     return rows
 
 
-def measure(only: str | None, dtypes: list[str]) -> dict:
+def measure(only: str | None, dtypes: list[str], graph: bool) -> dict:
     """Return the report."""
     from numba import cuda
 
@@ -198,7 +200,7 @@ def measure(only: str | None, dtypes: list[str]) -> dict:
         for dtype in dtypes if only in (None, short) else ():
             model = drawn(config, dtype)
             report["rows"] += prefill_rows(f"{name} {dtype}", model)
-            report["rows"] += decode_rows(f"{name} {dtype}", model, dtype, rate)
+            report["rows"] += decode_rows(f"{name} {dtype}", model, dtype, rate, graph)
     return report
 
 
@@ -219,7 +221,8 @@ def transformers() -> dict:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
-        *(49152, 576, 1536, 30, 9, 3), max_position_embeddings=8192, tie_word_embeddings=True,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
         eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().eval()
@@ -231,7 +234,7 @@ def transformers() -> dict:
             options["cache_implementation"] = "static"  # Transformers then compiles the decode step itself
         began = time.perf_counter()
         for _ in range(1 if name == "generate" else 2):
-            model.generate(ids, **options | {"max_new_tokens": 256})
+            model.generate(ids, **options)
         warm = time.perf_counter() - began
         torch.cuda.synchronize()
         began = time.perf_counter()
@@ -244,12 +247,14 @@ def transformers() -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--transformers", action="store_true")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--transformers", action="store_true")
+    way.add_argument("--graph", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=["smol", "opt"])
     parser.add_argument("--dtypes", default="bfloat16", help="float32, bfloat16, int8, with commas between")
     args = parser.parse_args()
-    report = transformers() if args.transformers else measure(args.only, args.dtypes.split(","))
+    report = transformers() if args.transformers else measure(args.only, args.dtypes.split(","), args.graph)
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
     if not args.transformers:
