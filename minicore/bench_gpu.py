@@ -17,7 +17,7 @@ from minicore.core.rules import Choice
 from minicore.decode.cuda import AT_ONCE, CudaDecoder
 from minicore.decode.graph import GraphStep
 from minicore.generate import neurons_kept
-from minicore.kernels import phases
+from minicore.kernels import cuda as kernels
 from minicore.kernels.device import SIMULATED
 from minicore.model import PER_NEURON, KVCache, Model
 
@@ -91,7 +91,7 @@ def phase_rows(bed: Bed, beta: Beta | None, meter: Meter) -> list[dict[str, Any]
     n_bytes = bytes_of_phases(bed, beta, context)
     about = {"dtype": bed.model.dtype, "beta": plain_or_none(beta), "context": context}
     rows = []
-    for name, n, mine in zip(phases.NAMES, n_bytes, spent.T.tolist(), strict=True):
+    for name, n, mine in zip(kernels.PHASES, n_bytes, spent.T.tolist(), strict=True):
         row = about | {"phase": name, "bytes": n, "microseconds": spread([1e6 * s for s in mine])}
         rates = [n / s for s in mine]
         row |= {"gb_per_s": spread([r / 1e9 for r in rates]), "of_bandwidth": spread(ratios(rates, reads))}
@@ -105,7 +105,7 @@ def phase_seconds(decoder: CudaDecoder, step: GraphStep, context: int) -> list[f
     A launch takes Python longer than the GPU, so other tokens come first: while they are decoded, all
     launches of this one are queued.
     """
-    order, spent = list(step.order()), [0.0] * len(phases.NAMES)
+    order, spent = list(step.order()), [0.0] * len(kernels.PHASES)
     events = [cuda.event() for _ in range(len(order) + 1)]
     room = decoder.cache.capacity - context - 1
     for _ in range(-(-AT_ONCE // max(room, 1)) if room else 0):
@@ -126,15 +126,15 @@ def phase_seconds(decoder: CudaDecoder, step: GraphStep, context: int) -> list[f
 
 def bytes_of_phases(bed: Bed, beta: Beta | None, context: int) -> list[int]:
     """Return the bytes of weights, or of keys and values, that each phase of a token reads."""
-    model, read = bed.model, [0.0] * len(phases.NAMES)
+    model, read = bed.model, [0.0] * len(kernels.PHASES)
     kept = neurons_kept(model, bed.choices[context, beta])
-    which = {"attn.w_o": phases.PROJECT_OUT, "mlp.w_in": phases.NEURONS, "mlp.w_gate": phases.NEURONS}
-    which |= {f"attn.w_{name}": phases.PROJECT for name in "qkv"} | {"mlp.w_out": phases.OUTPUTS}
+    which = {"attn.w_o": kernels.PROJECT_OUT, "mlp.w_in": kernels.NEURONS, "mlp.w_gate": kernels.NEURONS}
+    which |= {f"attn.w_{name}": kernels.PROJECT for name in "qkv"} | {"mlp.w_out": kernels.OUTPUTS}
     for layer, block in enumerate(model.blocks):
         for name, phase in which.items():
             if name in block:
                 share = kept[layer] / model.config.n_neurons if name in PER_NEURON else 1
                 read[phase] += block[name].nbytes * share
-    read[phases.ATTEND] = bed.bytes_of(context, beta)["kv_bytes_per_token"]
-    read[phases.HEAD] = model.head.nbytes
+    read[kernels.ATTEND] = bed.bytes_of(context, beta)["kv_bytes_per_token"]
+    read[kernels.BEST] = model.head.nbytes
     return [round(n) for n in read]

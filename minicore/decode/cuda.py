@@ -21,7 +21,7 @@ from minicore.decode.graph import GraphStep
 from minicore.decode.reference import ReferenceDecoder
 from minicore.errors import InputError
 from minicore.kernels import cuda as kernels
-from minicore.kernels.device import launching
+from minicore.kernels.device import configured
 from minicore.kernels.packed import Packed, n_groups
 from minicore.kernels.step import ACTIVATION_CODES
 from minicore.model import KVCache, Model
@@ -512,7 +512,7 @@ class CudaDecoder:
         shape = self.shape
         if self.graph:
             return GraphStep(shape, self.shared_bytes), time.perf_counter() - began
-        step = launching(kernels.make_step(shape), shape.n_blocks, shape.n_threads, self.shared_bytes)
+        step = configured(kernels.make_step(shape), shape.n_blocks, shape.n_threads, self.shared_bytes)
         return step, time.perf_counter() - began
 
     @property
@@ -572,7 +572,7 @@ class CoreRows:
             self.array = None  # its memory is free before more is asked for
             self.array = allocate(n_bytes // 4, np.uint32)
         for layer, ffn, source in self.weights.ffns(chosen):
-            launching(kernels.compact, shape.n_blocks, shape.n_threads)(
+            configured(kernels.compact, shape.n_blocks, shape.n_threads)(
                 *(ffn, self.array, cuda.to_device(chosen[layer].astype(np.int64))),
                 *(cuda.to_device(source), cuda.to_device(plan[layer])),
                 *(shape.d_model, shape.chunks(shape.d_model), self.weights.shift - 2),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from minicore.kernels import phases
+from minicore.kernels import cuda as kernels
 from minicore.kernels.cuda import SIMULATED, Memory, Shape
-from minicore.kernels.device import launching
+from minicore.kernels.device import configured
 
 TOKENS = Memory._fields.index("tokens")
 N_ARRAYS = len(Memory._fields) - 1  # shared memory is no argument
@@ -29,7 +29,7 @@ class GraphStep:
     def __init__(self, shape: Shape, n_bytes: int) -> None:
         from numba import cuda
 
-        self.shape, self.n_bytes, self.kernel = shape, n_bytes, phases.make_phase(shape)
+        self.shape, self.n_bytes, self.kernel = shape, n_bytes, kernels.make_phase(shape)
         stream = cuda.device_array(2 * shape.d_model, np.float32)
         self.own = stream, cuda.to_device(np.zeros(4, np.int64)), cuda.to_device(np.zeros(1, np.float32))
         self.captured: dict[int, Any] = {}
@@ -49,13 +49,13 @@ class GraphStep:
 
     def begin(self, *arguments: Any) -> None:
         """Say where the tokens that follow begin, and how they are drawn."""
-        self.launch(self.arrays(arguments), phases.BEGIN, 0, 0, *arguments[N_ARRAYS + 1 :])
+        self.launch(self.arrays(arguments), kernels.BEGIN, 0, 0, *arguments[N_ARRAYS + 1 :])
 
     def order(self) -> Iterator[tuple[int, int]]:
         """Yield the phases of a token and the layer of each."""
         last = self.shape.n_layers - 1
-        yield from ((which, layer) for layer in range(last + 1) for which in phases.LAYER_PHASES)
-        yield from ((phases.HEAD, last), (phases.CHOOSE, last))
+        yield from ((which, layer) for layer in range(last + 1) for which in kernels.LAYER_PHASES)
+        yield from ((kernels.BEST, last), (kernels.CHOOSE, last))
 
     def token(self, arrays: tuple[Any, ...], stream: Any) -> None:
         """Launch all phases of a token."""
@@ -64,8 +64,8 @@ class GraphStep:
 
     def launch(self, arrays: tuple[Any, ...], which: int, layer: int, stream: Any, *begin: Any) -> None:
         """Launch a phase; what it begins with is said to the first alone."""
-        n_blocks = 1 if which in (phases.CHOOSE, phases.BEGIN) else self.shape.n_blocks
-        kernel = launching(self.kernel, n_blocks, self.shape.n_threads, self.n_bytes, stream)
+        n_blocks = 1 if which in (kernels.CHOOSE, kernels.BEGIN) else self.shape.n_blocks
+        kernel = configured(self.kernel, n_blocks, self.shape.n_threads, self.n_bytes, stream)
         kernel(*arrays, *self.own, which, layer, *(begin or (0, 0, 0.0, 0)))
 
     def _graph(self, arrays: tuple[Any, ...]) -> Callable[[], None]:

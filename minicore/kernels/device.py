@@ -10,7 +10,6 @@ and a kernel one block.
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,11 @@ def device(function: Any) -> Any:
     return function if SIMULATED else cuda.jit(function, device=True, forceinline=True)
 
 
-def launching(kernel: Any, n_blocks: int, n_threads: int, n_bytes: int = 0, stream: Any = 0) -> Any:
+def configured(kernel: Any, n_blocks: int, n_threads: int, n_bytes: int = 0, stream: Any = 0) -> Any:
     """Return a kernel ready to be called, with so many bytes of shared memory a block."""
     if n_bytes and not SIMULATED:
         allow_shared(kernel, n_bytes)
-    with warnings.catch_warnings():  # Numba says of few blocks that they leave a GPU idle
-        warnings.filterwarnings("ignore", "Grid size")
-        return kernel[n_blocks, n_threads, stream, n_bytes]
+    return kernel[n_blocks, n_threads, stream, n_bytes]
 
 
 def allow_shared(kernel: Any, n_bytes: int) -> None:
