@@ -280,23 +280,36 @@ def test_nan_among_activations_on_the_device_is_an_error(rows):
 
 @pytest.mark.cuda
 def test_memory_limit_holds_the_core_rows_alone(model):
-    ids = np.random.default_rng(2).integers(0, model.config.n_vocab, N_READ).tolist()
-    options = {"predictor": "griffin", "beta": 0.25, "max_new_tokens": N_NEW, "ignore_eos": True}
+    from minicore.decode.cuda import CudaDecoder
+
+    ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ + N_NEW)
+    whole = CudaDecoder(model, prefilled(model, ids[:N_READ]), None)
+    for core in choices(model.config)[
+        1:3
+    ]:  # of the first set's other layers the FFNs are whole on the device
+        reference = make_decoder(model, prefilled(model, ids[:N_READ]), core, "numpy")
+        needed = CudaDecoder(model, prefilled(model, ids[:N_READ]), core, memory_limit=1 << 40).device_bytes
+        got = CudaDecoder(model, prefilled(model, ids[:N_READ]), core, memory_limit=needed)
+        for token in ids[N_READ:]:
+            near(model, got.step(int(token)), reference.step(int(token)))
+        assert got.device_bytes == needed == got.bytes_needed(core)
+        with pytest.raises(InputError, match=f"memory_limit is {needed - 1} bytes, but {needed} are needed"):
+            CudaDecoder(model, prefilled(model, ids[:N_READ]), core, memory_limit=needed - 1)
+    assert whole.device_bytes == whole.bytes_needed(None)
+
+
+@pytest.mark.cuda
+def test_prompts_are_read_with_ffns_that_pass_by(model):
+    if SIMULATED and model.config.family != "llama":
+        pytest.skip("the simulator takes long to read")
+    ids = np.random.default_rng(2).integers(0, model.config.n_vocab, 3 if SIMULATED else N_READ).tolist()
+    options = {"predictor": "griffin", "beta": 0.25, "max_new_tokens": 2, "ignore_eos": True}
     if model.dtype == "int8":
         pytest.skip("a rounding the other way may choose another neuron")
-    for layers in (None, [0]):  # with the second, the FFNs of other layers are whole on the device
-        options["layers"] = layers
-        expected = model.generate(ids, backend="numpy", **options)
-        whole = model.generate(ids, backend="cuda", **options).stats["device_bytes"]
-        got = [model.generate(ids, backend="cuda", memory_limit=whole * 2, **options) for _ in range(2)]
-        assert [out.token_ids for out in got] == [expected.token_ids] * 2
-        needed = got[0].stats["device_bytes"]
-        assert needed == got[1].stats["device_bytes"]
-        if layers is None:
-            assert needed < whole
-        model.generate(ids, backend="cuda", memory_limit=needed, **options)
-        with pytest.raises(InputError, match=f"memory_limit is {needed - 1} bytes, but {needed} are needed"):
-            model.generate(ids, backend="cuda", memory_limit=needed - 1, **options)
+    got = model.generate(ids, backend="cuda", memory_limit=1 << 40, **options)
+    assert got.token_ids == model.generate(ids, backend="numpy", **options).token_ids
+    with pytest.raises(InputError, match="are needed on the GPU to read"):
+        model.generate(ids, backend="cuda", memory_limit=1000, **options)
 
 
 @pytest.mark.cuda
