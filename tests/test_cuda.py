@@ -145,25 +145,24 @@ def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
 
 
 @pytest.mark.cuda
-def test_bench_measures_a_gpu(model, capsys):
-    if model.dtype != "float32":
+def test_bench_measures_a_gpu(model, monkeypatch):
+    if (model.config.family, model.dtype) != ("llama", "float32"):
         pytest.skip("once is enough")
-    size = {"prompt_tokens": 6, "new_tokens": 3, "rounds": 2, "contexts": (6, 9), "read_bytes": 1 << 12}
-    plan = bench.Plan("cuda", ("float32",), (0.4,), **size)
-    found = bench.measure(model.source, plan)
+    if SIMULATED:
+        monkeypatch.setattr(bench, "N_CHECKED", 2)
+        monkeypatch.setattr(bench, "reader", lambda model, backend: model)  # simulated tiles take minutes
+    size = {"prompt_tokens": 3, "new_tokens": 3, "rounds": 1, "contexts": (3,), "read_bytes": 1 << 12}
+    found = bench.measure(model.source, bench.Plan("cuda", ("float32",), (0.4,), **size))
     assert json.loads(json.dumps(found)) == found
-    assert [(row["beta"], row["context"]) for row in found["decode"]] == [
-        (beta, context) for context in (6, 9) for beta in (None, 0.4)
-    ]
+    assert [(row["beta"], row["context"]) for row in found["decode"]] == [(None, 3), (0.4, 3)]
     assert all(row["error"] <= 1e-4 for row in found["validation"]) and len(found["validation"]) == 3
     dense, core = found["phases"][:7], found["phases"][7:]
     assert [row["phase"] for row in dense] == [row["phase"] for row in core] and len(core) == 7
-    row = next(row for row in found["decode"] if row["beta"] is None and row["context"] == 6)
     read = sum(row["bytes"] for row in dense)
-    assert 0 <= row["bytes_per_token"] - read < 0.1 * read  # norms, biases and a row of the embedding
+    assert 0 <= found["decode"][0]["bytes_per_token"] - read < 0.1 * read  # norms, biases, an embedding
     assert sum(row["bytes"] for row in core) < read
     lines = report.speeds(found)
-    assert sum(line.startswith("decode") for line in lines) == 4 and found["gpu"]["name"] in lines[0]
+    assert sum(line.startswith("decode") for line in lines) == 2 and found["gpu"]["name"] in lines[0]
     assert sum(line.startswith(("attention", "w_out")) for line in lines) == 4
 
 
