@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicore import ops
+from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE, Choice, TokenRule
 from minicore.decode.reference import ReferenceDecoder
 from minicore.kernels import ops as compiled
@@ -20,6 +21,11 @@ from minicore.kernels.packed import GROUP, Packed, n_groups
 from minicore.model import KVCache, Model
 
 Array = np.ndarray
+
+
+# Core rows that are shorter than this many bytes are copied together: a row that is read where it lies brings
+# along what the CPU foresees behind it, which is another neuron's (docs/speed.md has both ways measured).
+SHORT = 512
 
 
 class CpuDecoder:
@@ -52,7 +58,6 @@ class CpuDecoder:
             activation=kernels.ACTIVATION_CODES[cfg.activation],
             gated=cfg.gated,
         )
-        self.plan = self._plan()
         self.like = stored(model.params["embed"]).reshape(-1)[:0]
         rope = cfg.positions == "rope"
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
@@ -67,7 +72,10 @@ class CpuDecoder:
         top = isinstance(core, TokenRule) and core.kind == "top"
         self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
         self.model.check_choice(core)
-        chosen = core.neurons if core else {}
+        together = isinstance(core, CoreSet) and _row_bytes(self.model) < SHORT
+        self.held = self.model.restrict(core) if together else self.model
+        self.plan = self._plan(self.held)
+        chosen = core.neurons if core and not together else {}
         self.thresholds = np.full(self.dims.n_layers, -1, np.float32)
         self.rows = dict.fromkeys(range(self.dims.n_layers)) | chosen
         for layer, rows in self.rows.items():
@@ -103,16 +111,16 @@ class CpuDecoder:
         self.state.counter[0] = 0
         team.run(kernels.step, self.n_threads, *shared)
 
-    def _plan(self) -> Array:  # -> (n_layers + 1, n_columns) int64
-        """Return where everything lies: a row a layer, and a last row for embedding, last norm and head."""
+    def _plan(self, model: Model) -> Array:  # -> (n_layers + 1, n_columns) int64
+        """Return where all of a model lies: a row a layer; the last is for embedding, last norm, head."""
         plan = np.zeros((self.dims.n_layers + 1, len(kernels.COLUMNS)), np.int64)
-        for layer, block in enumerate(self.model.blocks):
+        for layer, block in enumerate(model.blocks):
             plan[layer, : kernels.ROWS] = [
                 _address(block.get(name)) for name in kernels.COLUMNS[: kernels.ROWS]
             ]
             plan[layer, kernels.N_STORED] = len(block["mlp.w_in"])
-        params = self.model.params
-        rest = (*(params.get(name) for name in ("embed", "pos_embed", "ln_f.w", "ln_f.b")), self.model.head)
+        params = model.params
+        rest = (*(params.get(name) for name in ("embed", "pos_embed", "ln_f.w", "ln_f.b")), model.head)
         plan[-1, : len(rest)] = [_address(w) for w in rest]
         return plan
 
@@ -134,6 +142,12 @@ def _address(w: Array | Packed | None) -> int:
         w = w.data
     assert w.flags.c_contiguous, "kernels read whole rows"
     return int(w.ctypes.data)
+
+
+def _row_bytes(model: Model) -> int:
+    """Return the bytes of one neuron's row of w_in as kernels read it."""
+    w = model.blocks[0]["mlp.w_in"]
+    return (w.data if isinstance(w, Packed) else w).nbytes // len(w)
 
 
 def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:

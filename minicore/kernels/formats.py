@@ -49,6 +49,22 @@ def prefetch_row(like: Any, w: int, m: int, d: int, i: int) -> None:
     raise NotImplementedError("compiled code only")
 
 
+def rows_ahead(like: Any) -> int:
+    """Return how many rows ahead to fetch where rows follow one another; 0 leaves that to the CPU.
+
+    int4 multiplies about as fast as memory brings rows, so that asking for them costs more than it saves
+    (docs/speed.md); rows that lie apart are fetched ahead in every format.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+@overload(rows_ahead)
+def _rows_ahead(like):  # type: ignore[no-untyped-def]
+    format = _format_of(like)
+    n = 0 if format == "int4" else 6
+    return lambda like: n
+
+
 def prepare(like: Any, d: int, x: Array) -> None:
     """Bring the input of :func:`dot` into the form it reads."""
     raise NotImplementedError("compiled code only")

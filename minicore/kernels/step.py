@@ -20,7 +20,7 @@ import numpy as np
 
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
-from minicore.kernels.formats import axpy4, dot, narrow, prefetch_row, prepare, widen_row
+from minicore.kernels.formats import axpy4, dot, narrow, prefetch_row, prepare, rows_ahead, widen_row
 from minicore.kernels.machine import barrier, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
@@ -122,7 +122,10 @@ def activate(x, code):  # type: ignore[no-untyped-def]  # (n,), int -> in place
 @nb.njit(fastmath=FAST)
 def matvec(like, w, b, m, d, first, last, x, y):  # type: ignore[no-untyped-def]
     """Write rows [first, last) of ``w @ x + b`` to y; w is m x d at an address, b an address or 0."""
+    ahead = rows_ahead(like)
     for i in range(first, last):
+        if ahead and i + ahead < last:
+            prefetch_row(like, w, m, d, i + ahead)
         y[i] = dot(like, w, m, d, i, x)
     if b:
         bias = view1(b, m, y)
@@ -151,16 +154,17 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
     d, m, n_used = dims.d_model, p[N_STORED], 0
     rows, a, up = view1(p[ROWS], p[N_ROWS], chosen), block[0], block[1]
     w, b = (p[W_GATE], p[B_GATE]) if dims.gated else (p[W_IN], p[B_IN])
+    foreseen = p[ROWS] or rows_ahead(like)
     for start in range(first, last, BLOCK):
         n = min(BLOCK, last - start)
         for r in range(n):
             chosen[r] = rows[start + r] if p[ROWS] else start + r
         soon = p[W_IN] if dims.gated else p[W_OUT]
-        _activations(like, w, b, m, d, n, chosen, x, a, soon if p[ROWS] else 0)
+        _activations(like, w, b, m, d, n, chosen, x, a, soon if foreseen else 0)
         activate(a[:n], dims.activation)
         if dims.gated:
             n = _compress(threshold, n, chosen, a)
-            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up, p[W_OUT] if p[ROWS] else 0)
+            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up, p[W_OUT] if foreseen else 0)
             for r in range(n):
                 a[r] *= up[r]
             threshold_left = np.float32(0)
@@ -173,9 +177,9 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
         for r in range(n, n + -n % 4):  # four rows at a time: y is passed over a quarter as often
             chosen[r], a[r] = chosen[n - 1], np.float32(0)
         for r in range(0, n, 4):
-            if p[ROWS]:
+            if foreseen:
                 for i in range(start + BLOCK + r, min(start + BLOCK + r + 4, last)):
-                    prefetch_row(like, w, m, d, rows[i])
+                    prefetch_row(like, w, m, d, rows[i] if p[ROWS] else i)
             axpy4(like, p[W_OUT], m, d, chosen[r : r + 4], a[r : r + 4], y)
     return n_used
 
@@ -184,8 +188,7 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
 def _activations(like, w, b, m, d, n, chosen, x, a, soon):  # type: ignore[no-untyped-def]
     """Write rows chosen[:n] of ``w @ x + b`` to a[:n].
 
-    Rows that lie apart are not foreseen by the CPU: ``soon`` is the address of the matrix of which the same
-    rows are read next, or 0.
+    Of the matrix at address ``soon`` (or 0) the same rows are read next: they are fetched meanwhile.
     """
     for r in range(n):
         if soon:

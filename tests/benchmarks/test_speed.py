@@ -244,6 +244,25 @@ def test_barrier(benchmark, way):
         benchmark.extra_info["us_a_barrier"] = benchmark.stats.stats.median / MEETINGS * 1e6
 
 
+@nb.njit(parallel=True)
+def _fork_and_join(counts, times):
+    for _ in range(times):
+        for t in nb.prange(counts.shape[0]):
+            counts[t, 0] += 1
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has nothing to fork to")
+def test_fork_and_join(benchmark):
+    """What a parallel loop of Numba's costs, where the step has a barrier: two threads start and end."""
+    benchmark.group = "1000 barriers"
+    counts = np.zeros((2, 16), np.int64)
+    _fork_and_join(counts, MEETINGS)
+    assert counts[:, 0].tolist() == [MEETINGS, MEETINGS]
+    benchmark.pedantic(_fork_and_join, (counts, MEETINGS), rounds=5)
+    if benchmark.stats is not None:
+        benchmark.extra_info["us_a_loop"] = benchmark.stats.stats.median / MEETINGS * 1e6
+
+
 # --- the whole step ---
 
 
