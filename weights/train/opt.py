@@ -131,17 +131,28 @@ class OPT(nn.Module):
 
         ids (B, T), split (B,), n_kept (B,) -> logits (B, T, n_vocab); outside, the share of all activation
         that lies after the split and outside the core (its gradient pushes that activation down, the mask
-        having cut it off from the loss); active, the mean activation. Both are means over layers.
+        having cut it off from the loss); active, the mean activation. Both are of all layers together: a
+        share of each layer's own would push the layer that fires least the hardest, until it is dead.
         """
         x = self.start(ids)
         after = torch.arange(ids.shape[1], device=ids.device) >= split[:, None]  # (B, T)
-        outside = active = torch.zeros((), device=ids.device)
+        outside = mass = torch.zeros((), device=ids.device)
         for block in self.blocks:
             x = block.attend(x)
             a = block.activate(x)
             cut = after[..., None] & ~core_mask(a.detach(), split, n_kept)[:, None]  # (B, T, N)
-            mass = a.float().sum()
-            outside = outside + torch.where(cut, a, 0).float().sum() / (mass.detach() + 1e-6)
-            active = active + mass / a.numel()
+            outside = outside + torch.where(cut, a, 0).float().sum()
+            mass = mass + a.float().sum()
             x = x + block.fc2(torch.where(cut, 0, a))
-        return self.logits(x), outside / len(self.blocks), active / len(self.blocks)
+        active = mass / (len(self.blocks) * ids.numel() * self.shape.n_neurons)
+        return self.logits(x), outside / (mass.detach() + 1e-6), active
+
+    def alive(self, ids: Tensor) -> Tensor:  # (B, T) -> int (n_layers,)
+        """How many neurons of each layer fire anywhere in a text, dense."""
+        x, counts = self.start(ids), []
+        for block in self.blocks:
+            x = block.attend(x)
+            a = block.activate(x)
+            counts.append((a > 0).flatten(0, 1).any(0).sum())
+            x = x + block.fc2(a)
+        return torch.stack(counts)

@@ -249,7 +249,10 @@ def losses(model: OPT, windows: Tensor, n_prompt: int, beta: float | None) -> Te
 
 
 def report(model: OPT, data: Path, device: str) -> str:
-    """One line: dense perplexity, and what core sets make of it, on the held-out mix (prompts 256, 128)."""
+    """One line: dense perplexity, and what core sets make of it, on the held-out mix (prompts 256, 128).
+
+    It ends with the neurons of each layer that fire anywhere in those texts: a layer that dies shows.
+    """
     windows = torch.from_numpy(np.load(data / "heldout.npy").astype(np.int64)).to(device)
     source = torch.from_numpy(np.load(data / "heldout.source.npy")).to(device)
     cells = []
@@ -259,7 +262,9 @@ def report(model: OPT, data: Path, device: str) -> str:
             dense = found[None][rows].mean()
             ratios = (f"{b}:x{(x[rows].mean() - dense).exp():.3f}" for b, x in found.items() if b)
             cells.append(f"{name} {n_prompt} {dense.exp():.3f} {' '.join(ratios)}")
-    return " | ".join(cells)
+    with torch.no_grad():
+        alive = " ".join(map(str, model.alive(windows[:, :-1]).tolist()))
+    return " | ".join([*cells, f"alive {alive}"])
 
 
 def main() -> None:
