@@ -146,8 +146,8 @@ def _address(w: Array | Packed | None) -> int:
 
 def _row_bytes(model: Model) -> int:
     """Return the bytes of one neuron's row of w_in as kernels read it."""
-    w = model.blocks[0]["mlp.w_in"]
-    return (w.data if isinstance(w, Packed) else w).nbytes // len(w)
+    w: Any = model.blocks[0]["mlp.w_in"]
+    return int((w.data if isinstance(w, Packed) else w).nbytes // len(w))
 
 
 def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
