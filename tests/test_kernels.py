@@ -1,6 +1,7 @@
 """Numba kernels against NumPy: to the bit on small integers, within the error bound on real data."""
 
 import threading
+from pathlib import Path
 
 import ml_dtypes
 import numba as nb
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import minicore
 from minicore import ops
 from minicore.kernels import FAST, attention, formats, machine, step
 from minicore.kernels.formats import stored
@@ -238,3 +240,21 @@ def test_nobody_passes_a_barrier_before_all_have_come(n_threads):
     for thread in run:
         thread.join()
     assert missed == [0] * n_threads
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_core_rows_decode_alike_where_they_lie_and_copied_together(monkeypatch, dtype):
+    from minicore.core.neurons import CoreSet
+    from minicore.decode import cpu
+
+    model = minicore.load(Path(__file__).parent / "golden" / "llama-gqa", dtype)
+    config, rng = model.config, np.random.default_rng(3)
+    neurons = {i: np.sort(rng.permutation(config.n_neurons)[: i + 5]) for i in range(config.n_layers)}
+    core, logits = CoreSet(neurons, config.n_neurons, config.n_layers), []
+    for short in (0, 1 << 30):
+        monkeypatch.setattr(cpu, "SHORT", short)
+        decoder = cpu.CpuDecoder(model, model.new_cache(4), core)
+        assert (decoder.held is not model) == bool(short)
+        logits.append([decoder.step(token) for token in (1, 2, 3)])
+        assert decoder.n_used.tolist() == [3 * len(rows) for rows in neurons.values()]
+    np.testing.assert_array_equal(*logits)
