@@ -44,20 +44,7 @@ class CpuDecoder:
     ) -> None:
         cfg = model.config
         self.model, self.cache, self.n_threads = model, cache, n_threads or team.default_threads()
-        self.dims = kernels.Dims(
-            n_layers=cfg.n_layers,
-            d_model=cfg.d_model,
-            n_heads=cfg.n_heads,
-            n_kv_heads=cfg.n_kv_heads,
-            d_head=cfg.d_head,
-            n_vocab=cfg.n_vocab,
-            n_positions=cfg.n_ctx + cfg.position_offset,
-            position_offset=cfg.position_offset,
-            layer_norm=cfg.norm == "layernorm",
-            eps=cfg.norm_eps,
-            activation=kernels.ACTIVATION_CODES[cfg.activation],
-            gated=cfg.gated,
-        )
+        self.dims = kernels.Dims(n_positions=cfg.n_ctx + cfg.position_offset, **kernels.constants(cfg))
         self.like = stored(model.params["embed"]).reshape(-1)[:0]
         rope = cfg.positions == "rope"
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)

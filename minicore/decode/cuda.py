@@ -23,7 +23,7 @@ from minicore.errors import InputError
 from minicore.kernels import cuda as kernels
 from minicore.kernels.device import configured
 from minicore.kernels.packed import Packed, n_groups
-from minicore.kernels.step import ACTIVATION_CODES
+from minicore.kernels.step import constants
 from minicore.model import KVCache, Model
 
 Array = np.ndarray
@@ -353,18 +353,8 @@ class CudaDecoder:
             n_blocks = 1 if kernels.SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
             n_blocks = min(n_blocks, cfg.d_model)  # every block must write in every exchange of d_model words
         self.shape = kernels.Shape(
-            n_layers=cfg.n_layers,
-            d_model=cfg.d_model,
-            n_heads=cfg.n_heads,
-            n_kv_heads=cfg.n_kv_heads,
-            d_head=cfg.d_head,
+            **constants(cfg),
             n_neurons=cfg.n_neurons,
-            n_vocab=cfg.n_vocab,
-            position_offset=cfg.position_offset,
-            layer_norm=cfg.norm == "layernorm",
-            eps=cfg.norm_eps,
-            activation=ACTIVATION_CODES[cfg.activation],
-            gated=cfg.gated,
             rope=cfg.positions == "rope",
             bfloat16=self.weights.dtype == "bfloat16",
             int8=self.weights.dtype == "int8",

@@ -60,8 +60,7 @@ def rows_ahead(like: Any) -> int:
 
 @overload(rows_ahead)
 def _rows_ahead(like):  # type: ignore[no-untyped-def]
-    format = _format_of(like)
-    n = 0 if format == "int4" else 6
+    n = 0 if _format_of(like) == "int4" else 6
     return lambda like: n
 
 

@@ -13,11 +13,12 @@ addresses, so that rows can lie anywhere: in the loaded arrays, compacted, or in
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba as nb
 import numpy as np
 
+from minicore.config import ModelConfig
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
 from minicore.kernels.formats import axpy4, dot, narrow, prefetch_row, prepare, rows_ahead, widen_row
@@ -55,6 +56,23 @@ class Dims(NamedTuple):
     eps: float
     activation: int
     gated: bool
+
+
+def constants(cfg: ModelConfig) -> dict[str, Any]:
+    """Return what every compiled step is told of a model, here and on a GPU."""
+    return {
+        "n_layers": cfg.n_layers,
+        "d_model": cfg.d_model,
+        "n_heads": cfg.n_heads,
+        "n_kv_heads": cfg.n_kv_heads,
+        "d_head": cfg.d_head,
+        "n_vocab": cfg.n_vocab,
+        "position_offset": cfg.position_offset,
+        "layer_norm": cfg.norm == "layernorm",
+        "eps": cfg.norm_eps,
+        "activation": ACTIVATION_CODES[cfg.activation],
+        "gated": cfg.gated,
+    }
 
 
 class State(NamedTuple):
