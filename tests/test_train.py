@@ -65,6 +65,22 @@ def test_the_masked_pass_is_dense_before_the_split_and_masked_after() -> None:
     assert model.blocks[0].fc1.weight.grad.abs().sum() > 0
 
 
+def test_levels_change_which_neurons_are_core_and_nothing_else() -> None:
+    torch.manual_seed(1)
+    model, ids = opt.OPT(SHAPE), torch.randint(0, 96, (4, 32))
+    whole, split, few = torch.full((4,), 32), torch.full((4,), 16), torch.full((4,), 6)
+    dense, cut = model(ids), model.masked(ids, split, few)[0]
+    model.level(ids)
+    torch.testing.assert_close(model(ids), dense)
+    torch.testing.assert_close(model.masked(ids, whole, few)[0], dense)
+    levelled_cut = model.masked(ids, split, few)[0]
+    assert not torch.allclose(levelled_cut, cut)
+    shipped = export.levelled(model)  # the levels in its weights, none beside them
+    torch.testing.assert_close(shipped(ids), dense)
+    torch.testing.assert_close(shipped.masked(ids, split, few)[0], levelled_cut)
+    assert all((block.level == 1).all() for block in shipped.blocks)
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> train.Corpus:
     rng = np.random.default_rng(3)
@@ -85,7 +101,9 @@ def test_a_run_cut_in_two_gives_the_same_bits(tmp_path: Path, corpus: train.Corp
     torch.manual_seed(7)
     teacher = opt.OPT(SHAPE) if tuned else None
     trainer = train.Trainer(corpus, "cpu", compiled=False)
-    settings = train.Settings(steps=8, batch=4, warmup=2, window=SHAPE.n_ctx, outside=0.3, shape=SHAPE)
+    settings = train.Settings(
+        steps=8, batch=4, warmup=2, window=SHAPE.n_ctx, outside=0.3, steer_every=2, shape=SHAPE
+    )
     whole = trainer.run(settings, teacher)
     out = tmp_path / "run.pt"
     trainer.run(settings, teacher, out, time_limit=0.0, look_every=3)  # stops after step 3
@@ -106,7 +124,7 @@ def test_an_exported_model_computes_the_same_in_minicore(tmp_path: Path) -> None
     with torch.no_grad():  # as the file holds them
         for parameter in model.parameters():
             parameter.copy_(export.half(parameter + 0.02 * torch.randn_like(parameter)).float())
-    train.save(tmp_path / "model.pt", model, train.Settings(shape=shape), 0, [])
+    train.save(tmp_path / "model.pt", model, train.Settings(shape=shape), 0, [], 0.0)
     train_tokenizer(iter(["a text of few words and the year 1984"] * 3), 300).save(
         str(tmp_path / "tokenizer.json")
     )

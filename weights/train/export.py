@@ -10,6 +10,7 @@ all the same, where those values are exact (below 2**-14 nearly so), and they co
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
@@ -41,7 +42,20 @@ def half(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.bfloat16() if tensor.ndim == 2 else tensor).half().cpu().contiguous()
 
 
+@torch.no_grad()
+def levelled(model: OPT) -> OPT:
+    """The same function, with every neuron's level (OPT.level) in its weights."""
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        block.fc1.weight.mul_(block.level[:, None])
+        block.fc1.bias.mul_(block.level)
+        block.fc2.weight.div_(block.level)
+        block.level.fill_(1.0)
+    return model
+
+
 def to_hugging_face(model: OPT) -> dict[str, torch.Tensor]:
+    model = levelled(model)
     tensors = {
         "model.decoder.embed_tokens.weight": model.embed.weight,
         "model.decoder.embed_positions.weight": model.positions.weight,

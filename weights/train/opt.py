@@ -83,6 +83,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(d, shape.n_neurons), nn.Linear(shape.n_neurons, d)
+        self.register_buffer("level", torch.ones(shape.n_neurons))  # see OPT.level
 
     def attend(self, x: Tensor) -> Tensor:  # (B, T, d_model) -> the same
         def heads(y: Tensor) -> Tensor:
@@ -131,21 +132,46 @@ class OPT(nn.Module):
 
         ids (B, T), split (B,), n_kept (B,) -> logits (B, T, n_vocab); outside, the share of all activation
         that lies after the split and outside the core (its gradient pushes that activation down, the mask
-        having cut it off from the loss); active, the mean activation. Both are of all layers together: a
-        share of each layer's own would push the layer that fires least the hardest, until it is dead.
+        having cut it off from the loss); active, the mean activation. For the first, an activation weighs
+        as much as it adds to the residual stream, by the norm of its row of W_out: else a neuron escapes
+        with a small activation and a large row. Both are of all layers together: a share of each layer's
+        own would push the layer that fires least the hardest, until it is dead. So would texts split in
+        the first eighth, whose prompts have shown too few neurons: they are left out.
         """
         x = self.start(ids)
         after = torch.arange(ids.shape[1], device=ids.device) >= split[:, None]  # (B, T)
-        outside = mass = torch.zeros((), device=ids.device)
+        counted = (split >= self.shape.n_ctx // 8)[:, None, None]
+        outside = mass = active = torch.zeros((), device=ids.device)
         for block in self.blocks:
             x = block.attend(x)
             a = block.activate(x)
-            cut = after[..., None] & ~core_mask(a.detach(), split, n_kept)[:, None]  # (B, T, N)
-            outside = outside + torch.where(cut, a, 0).float().sum()
-            mass = mass + a.float().sum()
+            cut = (
+                after[..., None] & ~core_mask(a.detach() * block.level.to(a.dtype), split, n_kept)[:, None]
+            )  # (B, T, N)
+            added = (a * block.fc2.weight.norm(dim=0)).float()
+            outside = outside + torch.where(cut & counted, added, 0).sum()
+            mass, active = mass + added.detach().sum(), active + a.float().mean() / len(self.blocks)
             x = x + block.fc2(torch.where(cut, 0, a))
-        active = mass / (len(self.blocks) * ids.numel() * self.shape.n_neurons)
-        return self.logits(x), outside / (mass.detach() + 1e-6), active
+        return self.logits(x), outside / (mass + 1e-6), active
+
+    @torch.no_grad()
+    def level(self, ids: Tensor) -> None:  # (B, T)
+        """Let each neuron count by what it adds to the residual stream, over the root of how often it fires.
+
+        A ReLU neuron's activation may be made s times as large (its row of W_in and bias times s, its row of
+        W_out over s) and the model computes the same, but top-k ranks it elsewhere: the size of an activation
+        means nothing by itself. Left to training, the first layer's core sets cost twice what they need to.
+        These s are a buffer while training, since a change of the weights would upset the optimiser; export
+        puts them into the weights (`levelled`).
+        """
+        x = self.start(ids)
+        for block in self.blocks:
+            x = block.attend(x)
+            a = block.activate(x)
+            often = (a > 0).float().mean((0, 1))
+            level = (block.fc2.weight.norm(dim=0) + 1e-6) / (often + 1e-4).sqrt()
+            block.level.copy_(level / level.log().mean().exp())
+            x = x + block.fc2(a)
 
     def alive(self, ids: Tensor) -> Tensor:  # (B, T) -> int (n_layers,)
         """How many neurons of each layer fire anywhere in a text, dense."""

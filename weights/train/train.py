@@ -23,6 +23,8 @@ from opt import OPT, Shape
 from torch import Tensor
 
 END_ID = 0  # <|endoftext|>, every text's first token
+# What a core set of beta should cost: one dearer, the loss outside weighs more; all cheaper, it weighs less.
+STEER = {0.4: (1.055, 1.07), 0.2: (1.11, 1.14), 0.1: (1.19, 1.23)}
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,14 @@ class Settings:
     # From here on: tuning with the mask; used when there is a teacher or scratch is set.
     scratch: bool = False  # start from random weights
     kl: float = 0.5  # weight of the teacher's distribution; 1 - kl is the text's own
-    outside: float = 0.0  # weight of the share of activations outside the core
+    outside: float = 0.0  # weight of the share of activations outside the core, at first; then steered
+    steer_every: int = 200  # steps between two levellings and looks at what core sets cost
     active: float = 0.0  # weight of the mean activation
     dense_share: float = 0.25  # of the texts stay dense throughout
     beta_low: float = 0.07  # beta is drawn log-uniformly between the two, and ...
     beta_high: float = 0.7
     shortest: int = 4  # the earliest split; the latest is 7/8 of the context
-    log_splits: bool = True  # draw splits log-uniformly: as many short prompts as long ones
+    split_power: float = 2.0  # of the uniform number a split is drawn with: 2 gives short prompts their share
     ramp: float = (
         0.2  # ... raised to a power growing from 0 to 1 over this share of the steps: from all neurons to few
     )
@@ -106,14 +109,26 @@ def draw_cuts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A split point and a number of kept neurons for each text of a batch."""
     latest = n_ctx * 7 // 8
-    if s.log_splits:
-        split = np.exp(rng.uniform(np.log(s.shortest), np.log(latest), s.batch)).astype(np.int64)
-    else:
-        split = rng.integers(s.shortest, latest, s.batch)
+    split = (s.shortest + (latest - s.shortest) * rng.random(s.batch) ** s.split_power).astype(np.int64)
     split[rng.random(s.batch) < s.dense_share] = n_ctx
     beta = np.exp(rng.uniform(np.log(s.beta_low), np.log(s.beta_high), s.batch))
     beta **= min(1.0, progress / s.ramp) if s.ramp else 1.0
     return split, np.floor(beta * s.shape.n_neurons).astype(np.int64)
+
+
+def steered(model: OPT, corpus: Corpus, seed: int, outside: float) -> float:
+    """Level the model, and say what `outside` weighs from here on: more where a core set costs too much.
+
+    The more activation is pushed into the core, the less a dense pass can do; so no more than is needed.
+    Costs are those of 100 texts of the training mix (half of each a prompt): held-out texts decide nothing.
+    """
+    texts, half = corpus.batch(np.random.default_rng([seed, 1 << 40]), 100, 0.6), corpus.n_ctx // 2
+    model.level(texts[:, :-1])
+    dense = losses(model, texts, half, None).mean()
+    cost = {beta: float((losses(model, texts, half, beta).mean() - dense).exp()) for beta in STEER}
+    if any(cost[beta] > high for beta, (_, high) in STEER.items()):
+        return outside * 1.2
+    return outside / 1.2 if all(cost[beta] < low for beta, (low, _) in STEER.items()) else outside
 
 
 def make_optimisers(model: OPT, s: Settings) -> list[torch.optim.Optimizer]:
@@ -135,8 +150,11 @@ def make_optimisers(model: OPT, s: Settings) -> list[torch.optim.Optimizer]:
     return optimisers
 
 
-def save(path: Path, model: OPT, s: Settings, step: int, optimisers: list[torch.optim.Optimizer]) -> None:
+def save(
+    path: Path, model: OPT, s: Settings, step: int, optimisers: list[torch.optim.Optimizer], outside: float
+) -> None:
     state = {
+        "outside": outside,
         "model": model.state_dict(),
         "optimisers": [o.state_dict() for o in optimisers],
         "step": step,
@@ -182,19 +200,21 @@ class Trainer:
         if source is not None:
             model.load_state_dict(source.state_dict())
         optimisers = make_optimisers(model, s)
-        first = 0
+        first, outside = 0, s.outside
         if out is not None and out.exists():
             model, state = load(out, self.device)
             if state["settings"] != asdict(s):
                 raise SystemExit(
                     f"{out} was made with other settings; give another --out or the same options"
                 )
-            optimisers, first = make_optimisers(model, s), state["step"]
+            optimisers, first, outside = make_optimisers(model, s), state["step"], state["outside"]
             for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
         amp = torch.autocast("cuda", torch.bfloat16, enabled=self.device.startswith("cuda"))
-        weights = torch.tensor([s.kl, s.outside, s.active], device=self.device)
+        weights = torch.tensor([s.kl, outside, s.active], device=self.device)
         total, mark, seen = torch.zeros(1, device=self.device), time.monotonic(), 0
+        if teacher and s.outside and first == 0:
+            steered(model, self.corpus, s.seed, outside)
         for step in range(first, s.steps):
             rng = np.random.default_rng([s.seed, step])
             ids = self.corpus.batch(rng, s.batch, s.sampled_share)
@@ -222,15 +242,20 @@ class Trainer:
                 now = time.monotonic()
                 rate = seen * s.batch * self.corpus.n_ctx / (now - mark) / 1e6
                 print(
-                    f"step {step + 1}/{s.steps} losses {means} {rate:.2f} M tokens/s {now - began:.0f} s",
+                    f"step {step + 1}/{s.steps} losses {means} {rate:.2f} M tokens/s {now - began:.0f} s"
+                    + (f" outside {outside:.3f}" if teacher else ""),
                     flush=True,
                 )
                 total, mark, seen = torch.zeros_like(total), time.monotonic(), 0
+            if teacher and s.outside and ((step + 1) % s.steer_every == 0 or step + 1 == s.steps):
+                found = steered(model, self.corpus, s.seed, outside)
+                outside = found if step > s.ramp * s.steps else outside
+                weights[1] = outside
             late = (step + 1) % look_every == 0 and time.monotonic() - began > time_limit
             if out is not None and (
                 late or step + 1 == s.steps or (save_every and (step + 1) % save_every == 0)
             ):
-                save(out, model, s, step + 1, optimisers)
+                save(out, model, s, step + 1, optimisers, outside)
             if late:
                 break
         return model
