@@ -102,7 +102,7 @@ def test_a_run_cut_in_two_gives_the_same_bits(tmp_path: Path, corpus: train.Corp
     teacher = opt.OPT(SHAPE) if tuned else None
     trainer = train.Trainer(corpus, "cpu", compiled=False)
     settings = train.Settings(
-        steps=8, batch=4, warmup=2, window=SHAPE.n_ctx, outside=0.3, steer_every=2, shape=SHAPE
+        steps=8, batch=4, warmup=2, window=SHAPE.n_ctx, outside=0.3, level_every=2, shape=SHAPE
     )
     whole = trainer.run(settings, teacher)
     out = tmp_path / "run.pt"
@@ -124,7 +124,7 @@ def test_an_exported_model_computes_the_same_in_minicore(tmp_path: Path) -> None
     with torch.no_grad():  # as the file holds them
         for parameter in model.parameters():
             parameter.copy_(export.half(parameter + 0.02 * torch.randn_like(parameter)).float())
-    train.save(tmp_path / "model.pt", model, train.Settings(shape=shape), 0, [], 0.0)
+    train.save(tmp_path / "model.pt", model, train.Settings(shape=shape), 0, [])
     train_tokenizer(iter(["a text of few words and the year 1984"] * 3), 300).save(
         str(tmp_path / "tokenizer.json")
     )

@@ -23,8 +23,6 @@ from opt import OPT, Shape
 from torch import Tensor
 
 END_ID = 0  # <|endoftext|>, every text's first token
-# What a core set of beta should cost: one dearer, the loss outside weighs more; all cheaper, it weighs less.
-STEER = {0.4: (1.055, 1.07), 0.2: (1.11, 1.14), 0.1: (1.19, 1.23)}
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ class Settings:
     # From here on: tuning with the mask; used when there is a teacher or scratch is set.
     scratch: bool = False  # start from random weights
     kl: float = 0.5  # weight of the teacher's distribution; 1 - kl is the text's own
-    outside: float = 0.0  # weight of the share of activations outside the core, at first; then steered
-    steer_every: int = 200  # steps between two levellings and looks at what core sets cost
+    outside: float = 0.0  # weight of the share of activations outside the core
+    level_every: int = 200  # steps between two levellings of the neurons (OPT.level)
     active: float = 0.0  # weight of the mean activation
     dense_share: float = 0.25  # of the texts stay dense throughout
     beta_low: float = 0.07  # beta is drawn log-uniformly between the two, and ...
@@ -116,21 +114,6 @@ def draw_cuts(
     return split, np.floor(beta * s.shape.n_neurons).astype(np.int64)
 
 
-def steered(model: OPT, corpus: Corpus, seed: int, outside: float) -> float:
-    """Level the model, and say what `outside` weighs from here on: more where a core set costs too much.
-
-    The more activation is pushed into the core, the less a dense pass can do; so no more than is needed.
-    Costs are those of 100 texts of the training mix (half of each a prompt): held-out texts decide nothing.
-    """
-    texts, half = corpus.batch(np.random.default_rng([seed, 1 << 40]), 100, 0.6), corpus.n_ctx // 2
-    model.level(texts[:, :-1])
-    dense = losses(model, texts, half, None).mean()
-    cost = {beta: float((losses(model, texts, half, beta).mean() - dense).exp()) for beta in STEER}
-    if any(cost[beta] > high for beta, (_, high) in STEER.items()):
-        return outside * 1.2
-    return outside / 1.2 if all(cost[beta] < low for beta, (low, _) in STEER.items()) else outside
-
-
 def make_optimisers(model: OPT, s: Settings) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings, norms and biases (or for all)."""
     matrices = [p for p in model.blocks.parameters() if p.ndim == 2] if s.muon else []
@@ -150,11 +133,8 @@ def make_optimisers(model: OPT, s: Settings) -> list[torch.optim.Optimizer]:
     return optimisers
 
 
-def save(
-    path: Path, model: OPT, s: Settings, step: int, optimisers: list[torch.optim.Optimizer], outside: float
-) -> None:
+def save(path: Path, model: OPT, s: Settings, step: int, optimisers: list[torch.optim.Optimizer]) -> None:
     state = {
-        "outside": outside,
         "model": model.state_dict(),
         "optimisers": [o.state_dict() for o in optimisers],
         "step": step,
@@ -200,21 +180,22 @@ class Trainer:
         if source is not None:
             model.load_state_dict(source.state_dict())
         optimisers = make_optimisers(model, s)
-        first, outside = 0, s.outside
+        first = 0
         if out is not None and out.exists():
             model, state = load(out, self.device)
             if state["settings"] != asdict(s):
                 raise SystemExit(
                     f"{out} was made with other settings; give another --out or the same options"
                 )
-            optimisers, first, outside = make_optimisers(model, s), state["step"], state["outside"]
+            optimisers, first = make_optimisers(model, s), state["step"]
             for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
         amp = torch.autocast("cuda", torch.bfloat16, enabled=self.device.startswith("cuda"))
-        weights = torch.tensor([s.kl, outside, s.active], device=self.device)
+        weights = torch.tensor([s.kl, s.outside, s.active], device=self.device)
         total, mark, seen = torch.zeros(1, device=self.device), time.monotonic(), 0
-        if teacher and s.outside and first == 0:
-            steered(model, self.corpus, s.seed, outside)
+        levelling = self.corpus.batch(np.random.default_rng([s.seed, 1 << 40]), 100, s.sampled_share)[:, :-1]
+        if teacher and first == 0:
+            model.level(levelling)
         for step in range(first, s.steps):
             rng = np.random.default_rng([s.seed, step])
             ids = self.corpus.batch(rng, s.batch, s.sampled_share)
@@ -242,20 +223,17 @@ class Trainer:
                 now = time.monotonic()
                 rate = seen * s.batch * self.corpus.n_ctx / (now - mark) / 1e6
                 print(
-                    f"step {step + 1}/{s.steps} losses {means} {rate:.2f} M tokens/s {now - began:.0f} s"
-                    + (f" outside {outside:.3f}" if teacher else ""),
+                    f"step {step + 1}/{s.steps} losses {means} {rate:.2f} M tokens/s {now - began:.0f} s",
                     flush=True,
                 )
                 total, mark, seen = torch.zeros_like(total), time.monotonic(), 0
-            if teacher and s.outside and ((step + 1) % s.steer_every == 0 or step + 1 == s.steps):
-                found = steered(model, self.corpus, s.seed, outside)
-                outside = found if step > s.ramp * s.steps else outside
-                weights[1] = outside
+            if teacher and ((step + 1) % s.level_every == 0 or step + 1 == s.steps):
+                model.level(levelling)
             late = (step + 1) % look_every == 0 and time.monotonic() - began > time_limit
             if out is not None and (
                 late or step + 1 == s.steps or (save_every and (step + 1) % save_every == 0)
             ):
-                save(out, model, s, step + 1, optimisers, outside)
+                save(out, model, s, step + 1, optimisers)
             if late:
                 break
         return model
