@@ -36,7 +36,7 @@ def from_hugging_face(folder: Path, device: str) -> OPT:
         module, kind = name.removeprefix("model.decoder.").rsplit(".", 1)
         state[f"{names[module]}.{kind}"] = tensor.float()
     model = OPT(shape)
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # levels are in the weights: the buffer stays at one
     return model.to(device).eval()
 
 
