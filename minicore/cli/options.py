@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL = "minicore-opt-core"
 CORE_MODEL = "minicore-opt-core"  # what shows the paper's phenomena in minutes
 
 
