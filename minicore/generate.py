@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
+SHORT = 1 << 32  # weight bytes times tokens: NumPy has multiplied them before Numba is imported
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -334,7 +336,7 @@ class Stream:
     def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
         """Read the prompt into the cache, choose the neurons and return the logits after the prompt."""
         began = time.perf_counter()
-        self.reader = reader(self.model, self.backend, self.memory_limit)
+        self.reader = reader(self.model, self._reading_backend(), self.memory_limit)
         self.seconds["compile_s"] = time.perf_counter() - began
         self._foresee()
         began = time.perf_counter()
@@ -344,6 +346,12 @@ class Stream:
         self.core = self.recorder.core()
         self.seconds["predict_s"] += time.perf_counter() - began
         return logits
+
+    def _reading_backend(self) -> str:
+        """Return the backend that reads the prompt; the first token of a short one does not wait for Numba."""
+        work = len(self.ids) * self.model.weights_bytes
+        short = work < SHORT and self.model.dtype == "float32" and self.memory_limit is None
+        return "numpy" if short and self.backend == "cpu" else self.backend
 
     def _device_chooses(self, decoder: Any) -> bool:
         """Say whether tokens can be chosen where the logits are, so that nobody waits for this process."""

@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicore.errors import InputError
 
 if TYPE_CHECKING:
     from minicore.generate import Stream
+
+KERNELS = Path(__file__).parent.parent / "kernels" / "__pycache__"  # where Numba keeps machine code
 
 
 def read_prompt(prompt: str) -> str:
@@ -56,7 +59,7 @@ def announce_compilation(backend: str) -> None:
     """Say what is waited for: the CPU's kernels are compiled once and kept on disk, the GPU's every time."""
     if backend == "cuda":
         note("compiling the GPU's kernel for this model's shape, which takes some ten seconds")
-    if backend in ("cpu", "cuda"):
+    if backend in ("cpu", "cuda") and not any(KERNELS.glob("step.step-*.nbc")):  # does not import Numba
         from minicore.decode import cpu
 
         if not cpu.kernels_cached():
