@@ -348,7 +348,7 @@ class Stream:
         return logits
 
     def _reading_backend(self) -> str:
-        """Return the backend that reads the prompt; the first token of a short one does not wait for Numba."""
+        """Return the backend that reads the prompt: a short one does not wait for Numba."""
         work = len(self.ids) * self.model.weights_bytes
         short = work < SHORT and self.model.dtype == "float32" and self.memory_limit is None
         return "numpy" if short and self.backend == "cpu" else self.backend

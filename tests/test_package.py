@@ -108,8 +108,21 @@ def test_readme_command_prints_what_it_says(smollm2_path):
     assert python("-m", "minicore", *command).stdout.strip() in block
 
 
-def test_first_token_within_three_seconds_of_a_second_run(smollm2_path):
-    command = [sys.executable, "-m", "minicore", "generate", "The capital of France is", "-n", "8"]
+@pytest.mark.parametrize(("model", "most"), [("minicore-opt-core", 1), ("smollm2-135m", 3)])
+def test_first_token_of_a_second_run_comes_soon(model, most, request):
+    if model == "smollm2-135m":
+        request.getfixturevalue("smollm2_path")
+    command = [
+        sys.executable,
+        "-m",
+        "minicore",
+        "generate",
+        "The capital of France is",
+        "-n",
+        "8",
+        "-m",
+        model,
+    ]
     seconds = []
     for _ in range(4):  # the first one compiles; of the others the least disturbed counts
         start = time.perf_counter()
@@ -117,4 +130,4 @@ def test_first_token_within_three_seconds_of_a_second_run(smollm2_path):
             child.stdout.read(1)
             seconds.append(time.perf_counter() - start)
             child.stdout.read()
-    assert_within(3, min(seconds[1:]))
+    assert_within(most, min(seconds[1:]))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-DEFAULT_MODEL = "minicore-opt-core"
-CORE_MODEL = "minicore-opt-core"  # what shows the paper's phenomena in minutes
+DEFAULT_MODEL = "minicore-opt-core"  # part of the package; shows the paper's phenomena in minutes
 
 
-def model_options(parser: argparse.ArgumentParser, default: str = DEFAULT_MODEL) -> None:
-    parser.add_argument(
-        "-m",
-        "--model",
-        default=default,
-        help=f"a name, a Hugging Face directory or a .gguf file (default: {default})",
-    )
+def model_options(parser: argparse.ArgumentParser) -> None:
+    model_option(parser)
     dtype_option(parser)
+
+
+def model_option(parser: argparse.ArgumentParser) -> None:
+    model = f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})"
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=model)
 
 
 def dtype_option(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +94,7 @@ def pack_options(parser: argparse.ArgumentParser) -> None:
 def explore_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from standard input")
     parser.add_argument("--and", metavar="PROMPT", dest="other", help="a second text to compare it with")
-    model_options(parser, CORE_MODEL)
+    model_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the page, such as page.html")
     parser.add_argument("--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept")
     parser.add_argument(
@@ -373,8 +372,7 @@ counts.__name__ = "list of integers"  # as argparse calls it when it complains
 
 
 def bench_options(parser: argparse.ArgumentParser) -> None:
-    model = f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})"
-    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=model)
+    model_option(parser)
     what = parser.add_argument_group("what is measured")
     what.add_argument("--backend", metavar="B", help="cpu or cuda (default: cpu)")
     what.add_argument(
@@ -449,7 +447,7 @@ def reproduce_options(parser: argparse.ArgumentParser) -> None:
         help="fig2, fig3, fig4, fig5, fig6, fig8, fig9, fig11, fig12, table1, table2, table3, table4, or "
         "all, which writes report.html too",
     )
-    model_options(parser, CORE_MODEL)
+    model_options(parser)
     parser.add_argument(
         "-o",
         "--output",
