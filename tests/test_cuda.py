@@ -16,7 +16,7 @@ import minicore as mc
 from minicore import bench, ops, report
 from minicore.cli import main
 from minicore.core.neurons import CoreSet
-from minicore.core.recording import STATISTICS, Recording
+from minicore.core.recording import GATE_SHIFT, STATISTICS, Recording
 from minicore.core.rules import TokenRule
 from minicore.decode import check_backend, gpu, make_decoder, reader
 from minicore.errors import InputError
@@ -232,8 +232,10 @@ def test_a_core_set_is_chosen_from_what_the_device_counted(model, settings):
         expected, got = (recorder.recording.totals for recorder in recorders)
         for layer, totals in expected.items():
             for name, total in totals.items():
-                # activations differ in their last bits, so here and there two of them change places
-                off = np.abs(got[layer][name] - total).sum()
+                # activations differ in their last bits, so here and there two of them change places; where a tanh
+                # is nearly -1 those are all the bits of a gate, which is far below any threshold
+                lowest = np.float32(1e-5).view(np.uint32) >> GATE_SHIFT if name == "gate_bins" else 0
+                off = np.abs(got[layer][name] - total)[lowest:].sum()
                 assert off <= (1e-5 if name == "relative_energy" else 0.02) * np.abs(total).sum(), name
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 from train import Corpus, Settings, Trainer, load, report
 
-VARIANTS = {
-    "as before": {},
-    "outside 2": {"outside": 2.0},
-    "from scratch, outside 2": {"outside": 2.0, "scratch": True},
-    "twice the learning rate, outside 2": {"outside": 2.0, "lr": 2.0},
-    "outside 6": {"outside": 6.0},
+VARIANTS: dict[str, dict[str, float]] = {
+    "as shipped": {},
+    "levelled at the end alone": {"level_every": 1 << 30},
+    "outside 0.3": {"outside": 0.3},
+    "not distilled": {"kl": 0.0},
+    "a quarter dense": {"dense_share": 0.25},
+    "half the learning rate": {"lr": 0.5},
+    "from scratch": {"scratch": True},
 }
 
 
@@ -49,9 +51,10 @@ def main() -> None:
         warmup=args.warmup,
         seed=3,
         weight_decay=0.1,
-        outside=0.5,
-        dense_share=0.1,
-        ramp=0.1,
+        outside=0.1,
+        dense_share=0.05,
+        split_power=1.5,
+        ramp=0.0,
         shape=teacher.shape,
     )
     rows = {"teacher": report(teacher, args.data, args.device)}
