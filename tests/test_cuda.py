@@ -232,9 +232,9 @@ def test_a_core_set_is_chosen_from_what_the_device_counted(model, settings):
         expected, got = (recorder.recording.totals for recorder in recorders)
         for layer, totals in expected.items():
             for name, total in totals.items():
-                # activations differ in their last bits, so here and there two of them change places; where a tanh
-                # is nearly -1 those are all the bits of a gate, which is far below any threshold
-                lowest = np.float32(1e-5).view(np.uint32) >> GATE_SHIFT if name == "gate_bins" else 0
+                # activations differ in their last bits, so here and there two of them change places; where a
+                # tanh is nearly -1, one more of it leaves few right bits of a gate far below any threshold
+                lowest = np.float32(1e-3).view(np.uint32) >> GATE_SHIFT if name == "gate_bins" else 0
                 off = np.abs(got[layer][name] - total)[lowest:].sum()
                 assert off <= (1e-5 if name == "relative_energy" else 0.02) * np.abs(total).sum(), name
 
