@@ -108,6 +108,11 @@ def test_readme_command_prints_what_it_says(smollm2_path):
     assert python("-m", "minicore", *command).stdout.strip() in block
 
 
+def test_the_first_token_of_a_short_prompt_does_not_wait_for_numba():
+    code = "import sys, minicore as mc; next(mc.load('minicore-opt-core').stream('The sea', backend='cpu'))"
+    assert python("-c", f"{code}; print('numba' in sys.modules)").stdout == "False\n"
+
+
 @pytest.mark.parametrize(("model", "most"), [("minicore-opt-core", 1), ("smollm2-135m", 3)])
 def test_first_token_of_a_second_run_comes_soon(model, most, request):
     if model == "smollm2-135m":
