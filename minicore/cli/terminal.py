@@ -14,7 +14,9 @@ from minicore.errors import InputError
 if TYPE_CHECKING:
     from minicore.generate import Stream
 
-KERNELS = Path(__file__).parent.parent / "kernels" / "__pycache__"  # where Numba keeps machine code
+KERNELS = (
+    Path(__file__).parent.parent / "kernels" / "__pycache__"
+)  # where Numba keeps machine code unless told
 
 
 def read_prompt(prompt: str) -> str:
@@ -59,8 +61,9 @@ def announce_compilation(backend: str) -> None:
     """Say what is waited for: the CPU's kernels are compiled once and kept on disk, the GPU's every time."""
     if backend == "cuda":
         note("compiling the GPU's kernel for this model's shape, which takes some ten seconds")
-    if backend in ("cpu", "cuda") and not any(KERNELS.glob("step.step-*.nbc")):  # does not import Numba
-        from minicore.decode import cpu
+    told = "NUMBA_CACHE_DIR" in os.environ
+    if backend in ("cpu", "cuda") and (told or not any(KERNELS.glob("step.step-*.nbc"))):
+        from minicore.decode import cpu  # imports Numba, which the first token does not wait for
 
         if not cpu.kernels_cached():
             note("compiling kernels for this machine; they are kept, and later runs start at once")
