@@ -336,7 +336,7 @@ class Stream:
     def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
         """Read the prompt into the cache, choose the neurons and return the logits after the prompt."""
         began = time.perf_counter()
-        self.reader = reader(self.model, self._reading_backend(), self.memory_limit)
+        self.reader = reader(self.model, self.reading_backend(), self.memory_limit)
         self.seconds["compile_s"] = time.perf_counter() - began
         self._foresee()
         began = time.perf_counter()
@@ -347,7 +347,7 @@ class Stream:
         self.seconds["predict_s"] += time.perf_counter() - began
         return logits
 
-    def _reading_backend(self) -> str:
+    def reading_backend(self) -> str:
         """Return the backend that reads the prompt: a short one does not wait for Numba."""
         work = len(self.ids) * self.model.weights_bytes
         short = work < SHORT and self.model.dtype == "float32" and self.memory_limit is None

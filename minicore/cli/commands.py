@@ -50,7 +50,7 @@ JSON_KEYS = (
 def generate(args: argparse.Namespace) -> int:
     model = load(args)
     stream = model.stream(read_prompt(args.prompt), **settings(args))
-    announce_compilation(stream.backend)
+    announce_compilation(stream.backend, stream.reading_backend())
     try:
         for piece in with_progress(stream) if args.json else stream:
             if not args.json:
@@ -80,7 +80,7 @@ def compare(args: argparse.Namespace) -> int:
         model.stream(prompt, **chosen | {"predictor": "dense"}),
         model.stream(prompt, **core_settings),
     ]
-    announce_compilation(streams[0].backend)
+    announce_compilation(streams[0].backend, streams[0].reading_backend())
     for stream in streams:
         for _ in with_progress(stream):
             pass

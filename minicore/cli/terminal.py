@@ -57,16 +57,25 @@ def print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value))
 
 
-def announce_compilation(backend: str) -> None:
-    """Say what is waited for: the CPU's kernels are compiled once and kept on disk, the GPU's every time."""
+def announce_compilation(backend: str, reading: str | None = None) -> None:
+    """Say what is waited for: the CPU's kernels are compiled once and kept on disk, the GPU's every time.
+
+    reading is the backend that reads the prompt, if it is another.
+    """
     if backend == "cuda":
         note("compiling the GPU's kernel for this model's shape, which takes some ten seconds")
-    told = "NUMBA_CACHE_DIR" in os.environ
-    if backend in ("cpu", "cuda") and (told or not any(KERNELS.glob("step.step-*.nbc"))):
-        from minicore.decode import cpu  # imports Numba, which the first token does not wait for
+    if backend in ("cpu", "cuda") and not kernels_cached((reading or backend) != "numpy"):
+        note("compiling kernels for this machine; they are kept, and later runs start at once")
 
-        if not cpu.kernels_cached():
-            note("compiling kernels for this machine; they are kept, and later runs start at once")
+
+def kernels_cached(reading: bool) -> bool:
+    """Say whether the machine code of decoding, and of reading prompts, is on disk already."""
+    names = ["step.step", "ops.causal_softmax"][: 1 + reading]
+    if "NUMBA_CACHE_DIR" not in os.environ and all(any(KERNELS.glob(f"{name}-*.nbc")) for name in names):
+        return True
+    from minicore.decode import cpu  # imports Numba, which a first token need not wait for
+
+    return cpu.kernels_cached(reading)
 
 
 def print_piece(piece: str) -> None:

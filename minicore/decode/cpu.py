@@ -167,9 +167,9 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
     )
 
 
-def kernels_cached() -> bool:
-    """Say whether the kernels' machine code is on disk already, so that nothing need be compiled."""
-    for kernel in (kernels.step, compiled.causal_softmax):
+def kernels_cached(reading: bool = True) -> bool:
+    """Say whether the machine code of decoding, and of reading prompts, is on disk already."""
+    for kernel in (kernels.step, compiled.causal_softmax)[: 1 + reading]:
         folder, module = Path(kernel.stats.cache_path), kernel.py_func.__module__.rpartition(".")[2]
         if not any(folder.glob(f"{module}.{kernel.__name__}-*.nbc")):
             return False
