@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from marks import ON_GPU
 
 import minicore as mc
-from minicore.decode import gpu, make_decoder
+from minicore.decode import make_decoder
 from minicore.model import KVCache, prefill
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
-NO_GPU = gpu.trouble("bfloat16") or ""
-ON_GPU = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)])
-BACKENDS = ["numpy", "cpu", ON_GPU]
+BACKENDS = ["numpy", "cpu", pytest.param("cuda", marks=ON_GPU)]
 
 _models: dict[str, mc.Model] = {}
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import ON_GPU
 
 import minicore as mc
 from minicore.core.neurons import core_from_scores, sentence_core, token_core
+from minicore.decode import make_decoder, reader
+from minicore.model import prefill
 
 Array = np.ndarray
 
@@ -146,7 +149,12 @@ def test_logits_and_activations(model, name, record_property):
 
 @needs_oracle
 @pytest.mark.parametrize(
-    ("name", "backend"), [*((name, "cpu") for name in NAMES), ("capital", "numpy"), ("chat", "numpy")]
+    ("name", "backend"),
+    [
+        *((name, "cpu") for name in NAMES),
+        *(("capital", "numpy"), ("chat", "numpy")),
+        *(pytest.param(name, "cuda", marks=ON_GPU) for name in NAMES),
+    ],
 )
 def test_greedy_ids(model, name, backend):
     prompt = prompt_of(name)
@@ -160,6 +168,21 @@ def test_greedy_ids(model, name, backend):
         ignore_eos=True,
     )
     assert out.token_ids == prompt["greedy_ids"]
+
+
+@needs_oracle
+@pytest.mark.parametrize("name", [pytest.param(name, marks=ON_GPU) for name in NAMES])
+def test_logits_on_a_gpu(model, name):
+    prompt, theirs = prompt_of(name), arrays_of(name)
+    caches = [model.new_cache(len(prompt["ids"]) + 1) for _ in range(2)]
+    prefill(model, np.array(prompt["ids"]), caches[0])
+    logits = prefill(reader(model, "cuda"), np.array(prompt["ids"]), caches[1])
+    assert np.abs(logits - theirs["last_logits"]).max() <= 2e-3
+    expected, got = (
+        make_decoder(model, cache, backend=backend).step(prompt["greedy_ids"][0])
+        for cache, backend in zip(caches, ("numpy", "cuda"), strict=True)
+    )
+    assert np.abs(got - expected).max() <= 2e-3
 
 
 @needs_oracle

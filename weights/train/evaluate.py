@@ -12,32 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from export import NAMES
-from opt import ALPHA, OPT, Shape, core_counts, most_frequent, sentence_core
-from safetensors.torch import load_file
+from layout import from_hugging_face
+from opt import ALPHA, OPT, core_counts, most_frequent, sentence_core
 from torch import Tensor
-
-
-def from_hugging_face(folder: Path, device: str) -> OPT:
-    c = json.loads((folder / "config.json").read_text())
-    shape = Shape(
-        c["vocab_size"],
-        c["max_position_embeddings"],
-        c["hidden_size"],
-        c["num_hidden_layers"],
-        c["num_attention_heads"],
-        c["ffn_dim"],
-    )
-    names = {"embed_tokens": "embed", "embed_positions": "positions", "final_layer_norm": "norm"}
-    for i in range(shape.n_layers):
-        names |= {f"layers.{i}.{theirs}": f"blocks.{i}.{ours}" for ours, theirs in NAMES.items()}
-    state = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        module, kind = name.removeprefix("model.decoder.").rsplit(".", 1)
-        state[f"{names[module]}.{kind}"] = tensor.float()
-    model = OPT(shape)
-    model.load_state_dict(state, strict=False)  # levels are in the weights: the buffer stays at one
-    return model.to(device).eval()
 
 
 @torch.no_grad()

@@ -15,20 +15,11 @@ import json
 from pathlib import Path
 
 import torch
+from layout import NAMES
 from opt import OPT
 from safetensors.torch import save_file
 from train import load
 
-NAMES = {
-    "norm1": "self_attn_layer_norm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.out_proj",
-    "norm2": "final_layer_norm",
-    "fc1": "fc1",
-    "fc2": "fc2",
-}
 CHAT_TEMPLATE = (
     "{{ '<|endoftext|>' }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n\\n' }}"
