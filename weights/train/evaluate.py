@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from layout import from_hugging_face
 from opt import ALPHA, OPT, core_counts, most_frequent, sentence_core
+from tokenizers import Tokenizer
 from torch import Tensor
 
 
@@ -64,25 +65,37 @@ def perplexity_table(model: OPT, windows: Tensor, source: Tensor, n_prompt: int,
     return result
 
 
-def topic_index(
-    model: OPT, texts: list[list[int]], labels: list[str], beta: float, device: str, seed: int = 0
-) -> list[float]:
-    """Adjusted Rand index of k-means over the texts' core sets against their labels, a layer each."""
+def topic_scores(rows: np.ndarray, labels: list[str], n_seeds: int = 3) -> list[float]:  # (n_texts, any)
+    """Adjusted Rand index of k-means over the rows' directions against the labels, a seed each."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score
 
+    x = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    x = x[:, x.std(0) > 0] - x[:, x.std(0) > 0].mean(0)
+    found = [KMeans(len(set(labels)), n_init=20, random_state=i).fit_predict(x) for i in range(n_seeds)]
+    return [round(float(adjusted_rand_score(labels, clusters)), 3) for clusters in found]
+
+
+def core_rows(model: OPT, texts: list[list[int]], beta: float, device: str) -> list[np.ndarray]:
+    """The texts' core sets as rows of zeros and ones, (n_texts, n_neurons) a layer."""
     sets: list[list[np.ndarray]] = [[] for _ in model.blocks]
     for ids in texts:
         for layer, (a,) in enumerate(read(model, torch.tensor(ids, device=device))[1]):
             sets[layer].append(sentence_core(a, ALPHA, beta).float().cpu().numpy())
-    scores = []
-    for rows in sets:
-        x = np.stack(rows)
-        x = x / np.linalg.norm(x, axis=1, keepdims=True)
-        x = x[:, x.std(0) > 0] - x[:, x.std(0) > 0].mean(0)
-        found = KMeans(len(set(labels)), n_init=20, random_state=seed).fit_predict(x)
-        scores.append(adjusted_rand_score(labels, found))
-    return scores
+    return [np.stack(rows) for rows in sets]
+
+
+def topics(model: OPT, documents: list[dict], tokenizer: Tokenizer, device: str) -> dict:
+    """How well core sets alone tell the labels of texts, by beta and layer; and words alone (tf-idf)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    labels, texts = [d["label"] for d in documents], [d["text"] for d in documents]
+    words = TfidfVectorizer(stop_words="english").fit_transform(texts).toarray()
+    result: dict = {"texts": len(texts), "words": topic_scores(words, labels)}
+    ids = [tokenizer.encode(text).ids[: model.shape.n_ctx] for text in texts]
+    for beta in (0.02, 0.1, 0.4):
+        result[f"beta {beta}"] = [topic_scores(rows, labels) for rows in core_rows(model, ids, beta, device)]
+    return result
 
 
 def stability_curve(model: OPT, windows: Tensor, beta: float, lengths: list[int]) -> dict[int, float]:
@@ -106,6 +119,7 @@ def main() -> None:
     parser.add_argument("--betas", type=float, nargs="+", default=[0.4, 0.3, 0.2, 0.1])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--windows", type=int, help="the first so many of every source only")
+    parser.add_argument("--topics", type=Path, nargs="*", default=[], help="more labelled texts, JSON lines")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     model = from_hugging_face(args.model, args.device)
@@ -124,17 +138,11 @@ def main() -> None:
     )
     print("stability", result["stability"], flush=True)
 
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
-    with open(args.data / "topics.jsonl", encoding="utf-8") as file:
-        documents = [json.loads(line) for line in file]
-    texts = [tokenizer.encode(d["text"]).ids[: model.shape.n_ctx] for d in documents]
-    for beta in (0.1, 0.2, 0.4):
-        result[f"topics at {beta}"] = topic_index(
-            model, texts, [d["label"] for d in documents], beta, args.device
-        )
-        print(f"adjusted Rand index by layer at beta {beta}", result[f"topics at {beta}"], flush=True)
+    for path in (args.data / "topics.jsonl", *args.topics):
+        documents = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        result[f"topics of {path}"] = topics(model, documents, tokenizer, args.device)
+        print(path, json.dumps(result[f"topics of {path}"]), flush=True)
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
