@@ -76,13 +76,18 @@ def topic_scores(rows: np.ndarray, labels: list[str], n_seeds: int = 3) -> list[
     return [round(float(adjusted_rand_score(labels, clusters)), 3) for clusters in found]
 
 
-def core_rows(model: OPT, texts: list[list[int]], beta: float, device: str) -> list[np.ndarray]:
-    """The texts' core sets as rows of zeros and ones, (n_texts, n_neurons) a layer."""
-    sets: list[list[np.ndarray]] = [[] for _ in model.blocks]
-    for ids in texts:
-        for layer, (a,) in enumerate(read(model, torch.tensor(ids, device=device))[1]):
-            sets[layer].append(sentence_core(a, ALPHA, beta).float().cpu().numpy())
-    return [np.stack(rows) for rows in sets]
+def core_rows(model: OPT, texts: list[list[int]], betas: tuple[float, ...], device: str) -> np.ndarray:
+    """The texts' core sets as zeros and ones, (n_betas, n_layers, n_texts, n_neurons) float32."""
+    counts = torch.stack(
+        [
+            torch.stack([core_counts(a[0]) for a in read(model, torch.tensor(ids, device=device))[1]])
+            for ids in texts
+        ],
+        dim=1,
+    )
+    kept = [torch.full((len(texts),), int(beta * model.shape.n_neurons), device=device) for beta in betas]
+    sets = torch.stack([torch.stack([most_frequent(layer, n) for layer in counts]) for n in kept])
+    return sets.float().cpu().numpy()
 
 
 def topics(model: OPT, documents: list[dict], tokenizer: Tokenizer, device: str) -> dict:
@@ -93,8 +98,9 @@ def topics(model: OPT, documents: list[dict], tokenizer: Tokenizer, device: str)
     words = TfidfVectorizer(stop_words="english").fit_transform(texts).toarray()
     result: dict = {"texts": len(texts), "words": topic_scores(words, labels)}
     ids = [tokenizer.encode(text).ids[: model.shape.n_ctx] for text in texts]
-    for beta in (0.02, 0.1, 0.4):
-        result[f"beta {beta}"] = [topic_scores(rows, labels) for rows in core_rows(model, ids, beta, device)]
+    betas = (0.02, 0.1, 0.4)
+    for beta, layers in zip(betas, core_rows(model, ids, betas, device), strict=True):
+        result[f"beta {beta}"] = [topic_scores(rows, labels) for rows in layers]
     return result
 
 
