@@ -16,8 +16,8 @@ from minicore.model import forward, prefill
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = [
-    "portable",
-    pytest.param("vnni", marks=pytest.mark.skipif(not integer.has_vnni(), reason="no AVX-512 VNNI")),
+    pytest.param(kind, marks=pytest.mark.skipif(not integer.has(kind), reason=f"the CPU has no {feature}"))
+    for kind, feature in integer.KINDS.items()
 ]
 STEPS = {"int8": 127, "int4": 7.5}  # half a group's range is this many steps
 

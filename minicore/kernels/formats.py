@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import overload
 
 from minicore.kernels import FAST
-from minicore.kernels.integer import DOTS, ROWS, half, has_vnni
+from minicore.kernels.integer import DOTS, ROWS, best_kind, half
 from minicore.kernels.machine import prefetch, view1
 from minicore.kernels.packed import FORMATS, GROUP, HALF, Packed
 
@@ -256,7 +256,7 @@ def _dot_packed(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
     format = _format_of(like)
     if format is None:
         return None
-    product = DOTS[format, "vnni" if has_vnni() else "portable"]
+    product = DOTS[format, best_kind()]
     n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
 
     def code(like, w, m, d, i, x):  # type: ignore[no-untyped-def]

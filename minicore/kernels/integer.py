@@ -1,8 +1,9 @@
 """Dot products of packed rows in integers, as LLVM code: Numba has no words for bytes in vectors.
 
 A group of 64 weights is one vector. Where the CPU has AVX-512 VNNI, one instruction multiplies and adds it
-up; elsewhere the same sums are written out for LLVM to do with what there is. The integers are the same, so
-the two differ in the order of the last few float additions only.
+up, with AVX2 two do for each half; elsewhere the same sums are written out for LLVM to do with what there is.
+The sixteen integers that a group comes to are the same, so the three differ in the order of the last few
+float additions only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from minicore.kernels.vectors import (
     F16,
     F32,
     I8,
+    I16,
     I32,
     I64,
     LANES,
@@ -39,26 +41,75 @@ from minicore.kernels.vectors import (
 )
 
 
-def has_vnni() -> bool:
-    """Say whether the CPU that Numba compiles for multiplies and adds bytes in 512-bit vectors."""
+KINDS = {"vnni": "avx512vnni", "avx2": "avx2", "portable": ""}  # best first; the feature that each needs
+
+
+def has(kind: str) -> bool:
+    """Say whether the CPU that Numba compiles for can multiply bytes in this way."""
     from numba.core import config
 
+    feature = KINDS[kind]
     if config.CPU_NAME or config.CPU_FEATURES:  # the user asked for another CPU's code
-        return "+avx512vnni" in (config.CPU_FEATURES or "")
-    return bool(llvm.get_host_cpu_features().get("avx512vnni"))
+        return not feature or f"+{feature}" in (config.CPU_FEATURES or "").split(",")
+    return not feature or bool(llvm.get_host_cpu_features().get(feature))
 
 
-def _add_up(builder: Any, kind: Any, a: Any, b: Any) -> Any:
-    """Return sixteen sums of four products each: unsigned bytes a times signed bytes b."""
+def best_kind() -> str:
+    """Return the fastest way to multiply bytes that the CPU has."""
+    return next(kind for kind in KINDS if has(kind))
+
+
+def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """Call one of LLVM's functions."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
+
+
+def _signed_sums(builder: Any, kind: str, w: Any, x: Any, sums: Any) -> Any:
+    """Return sixteen sums of four products each of signed bytes; x has no -128.
+
+    Instructions want one factor unsigned. AVX2 adds pairs up in 16 bits, for which 255 * 127 twice is too
+    much: there w gives its signs to x, and 128 * 127 twice fits. The others take w 128 higher, and ``sums()``
+    has 128 times x's sums to go off.
+    """
+    if kind != "avx2":
+        w = builder.xor(w, constant(I8, [-128] * 4 * LANES))
+        return builder.sub(_unsigned_sums(builder, kind, w, x), sums())
+    halves = []
+    for w_half, x_half in zip(_halves(builder, w), _halves(builder, x), strict=True):
+        size = _call(builder, "llvm.abs.v32i8", w_half.type, w_half, ir.Constant(ir.IntType(1), 0))
+        signed = _call(builder, "llvm.x86.avx2.psign.b", w_half.type, x_half, w_half)
+        halves.append(_avx2_sums(builder, size, signed))
+    return pick(builder, halves[0], range(LANES), halves[1])
+
+
+def _unsigned_sums(builder: Any, kind: str, w: Any, x: Any) -> Any:
+    """Return sixteen sums of four products each: unsigned bytes w, for AVX2 at most 128, times signed x."""
     if kind == "vnni":
         v = vector(I32)
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        function = builder.module.declare_intrinsic(name, (), ir.FunctionType(v, [v, v, v]))
-        return builder.call(function, [ir.Constant(v, None), builder.bitcast(a, v), builder.bitcast(b, v)])
+        zero = ir.Constant(v, None)
+        return _call(
+            builder, "llvm.x86.avx512.vpdpbusd.512", v, zero, builder.bitcast(w, v), builder.bitcast(x, v)
+        )
+    if kind == "avx2":
+        pairs = zip(_halves(builder, w), _halves(builder, x), strict=True)
+        first, second = (_avx2_sums(builder, *pair) for pair in pairs)
+        return pick(builder, first, range(LANES), second)
     wide = vector(I32, 4 * LANES)
-    products = builder.mul(builder.zext(a, wide), builder.sext(b, wide))
+    products = builder.mul(builder.zext(w, wide), builder.sext(x, wide))
     quarters = [pick(builder, products, range(i, 4 * LANES, 4)) for i in range(4)]
     return builder.add(builder.add(quarters[0], quarters[1]), builder.add(quarters[2], quarters[3]))
+
+
+def _avx2_sums(builder: Any, w: Any, x: Any) -> Any:
+    """Return eight sums of four products each of 32 bytes; two products must fit 16 bits."""
+    pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16), w, x)
+    return _call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, constant(I16, [1] * LANES))
+
+
+def _halves(builder: Any, bytes_: Any) -> list[Any]:
+    half = range(2 * LANES), range(2 * LANES, 4 * LANES)
+    return [pick(builder, bytes_, lanes) for lanes in half]
 
 
 def _dot_of(weights: Callable[..., Any], kind: str) -> Any:
@@ -88,11 +139,10 @@ def _dot_of(weights: Callable[..., Any], kind: str) -> Any:
 def _int8_group(
     builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
 ) -> Any:
-    """Signed weights are taken 128 higher, as unsigned; ``sums`` has 128 times the input's sum to go off."""
+    """A group has one scale, which goes with the input's step."""
     w = load(builder, vector(I8, 4 * LANES), codes, times(builder, i, 64))
-    w = builder.xor(w, constant(I8, [-128] * 4 * LANES))
-    products = builder.sub(
-        _add_up(builder, kind, w, x), load(builder, vector(I32), sums, times(builder, i, 64))
+    products = _signed_sums(
+        builder, kind, w, x, lambda: load(builder, vector(I32), sums, times(builder, i, 64))
     )
     scale = builder.fmul(builder.fpext(load(builder, F16, scales, times(builder, i, 2)), F32), step)
     return fma(builder, builder.sitofp(products, vector(F32)), splat(builder, scale), total)
@@ -106,7 +156,7 @@ def _int4_group(
     low = builder.and_(packed, constant(I8, [15] * 2 * LANES))
     high = builder.lshr(packed, constant(I8, [4] * 2 * LANES))
     w = pick(builder, low, range(4 * LANES), high)
-    products = builder.sitofp(_add_up(builder, kind, w, x), vector(F32))
+    products = builder.sitofp(_unsigned_sums(builder, kind, w, x), vector(F32))
     four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
     scale = builder.fmul(pick(builder, four, [0] * 8 + [1] * 8), splat(builder, step))
     low_end = pick(builder, four, [2] * 8 + [3] * 8)
@@ -117,7 +167,7 @@ def _int4_group(
 DOTS = {
     (format, kind): _dot_of(weights, kind)
     for format, weights in (("int8", _int8_group), ("int4", _int4_group))
-    for kind in ("vnni", "portable")
+    for kind in KINDS
 }
 
 
