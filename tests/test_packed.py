@@ -29,7 +29,7 @@ def _prepare(like, d, x):
 
 @nb.njit
 def _add(like, w, m, d, rows, a, y):
-    formats.axpy4(like, w, m, d, rows, a, y)
+    formats.axpy4(like, w, m, d, rows, a, 0, y)
 
 
 @nb.njit
@@ -37,16 +37,31 @@ def _widen(like, w, m, d, i, y):
     formats.widen_row(like, w, m, d, i, y)
 
 
-def _matvec_of(product):
+def _matvec_of(products):
     @nb.njit
     def run(codes, scales, row, scale_row, q, steps, sums, groups, y):
-        for i in range(y.size):
-            y[i] = product(codes + i * row, scales + i * scale_row, q, steps, sums, groups)
+        n = y.size - 1
+        for i in range(0, y.size, 4):
+            j, k, l = min(i + 1, n), min(i + 2, n), min(i + 3, n)
+            y[i], y[j], y[k], y[l] = products(
+                codes + i * row,
+                codes + j * row,
+                codes + k * row,
+                codes + l * row,
+                scales + i * scale_row,
+                scales + j * scale_row,
+                scales + k * scale_row,
+                scales + l * scale_row,
+                q,
+                steps,
+                sums,
+                groups,
+            )
 
     return run
 
 
-MATVECS = {key: _matvec_of(product) for key, product in integer.DOTS.items()}
+MATVECS = {key: _matvec_of(products) for key, products in integer.DOTS.items()}
 
 
 def like(packed):

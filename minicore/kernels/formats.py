@@ -1,8 +1,8 @@
 """Weight formats: how a row lies in memory, and the few operations that kernels need of one.
 
-A format is a dtype of storage and the overloads below: ``dot`` of a row with the input, ``axpy4`` (four
+A format is a dtype of storage and the overloads below: ``dots`` of four rows with the input, ``axpy4`` (four
 rows times four numbers, added up), ``widen_row``, and ``prepare``, which brings the input into the form
-that ``dot`` wants. Kernels pass an empty array of that dtype as ``like`` and stay the same for all.
+that ``dots`` wants. Kernels pass an empty array of that dtype as ``like`` and stay the same for all.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from minicore.kernels import FAST
+from minicore.kernels import FAST, plain
 from minicore.kernels.integer import DOTS, ROWS, best_kind, half
 from minicore.kernels.machine import prefetch, view1
 from minicore.kernels.packed import FORMATS, GROUP, HALF, Packed
+from minicore.kernels.vectors import LANES
 
 Array = np.ndarray
 
@@ -29,13 +30,16 @@ def stored(w: Array | Packed) -> Array:
     return w if w.dtype == np.float32 else w.view(np.uint16)
 
 
-def dot(like: Any, w: int, m: int, d: int, i: int, x: Array) -> float:  # (d,) -> float32
-    """Return row i of the m x d matrix at address w, times x."""
+def dots(like: Any, w: int, m: int, d: int, i: int, j: int, k: int, l: int, x: Array) -> tuple[float, ...]:
+    """Return rows i, j, k and l of the m x d matrix at address w, each times x (d,), as float32.
+
+    A row's product has the same bits wherever it stands among the four.
+    """
     raise NotImplementedError("compiled code only")
 
 
-def axpy4(like: Any, w: int, m: int, d: int, rows: Array, a: Array, y: Array) -> None:
-    """Add a[r] times row rows[r] of the m x d matrix at address w to y, for four r."""
+def axpy4(like: Any, w: int, m: int, d: int, rows: Array, a: Array, first: int, y: Array) -> None:
+    """Add a[r] times row rows[r] of the m x d matrix at address w to y, for four r from ``first`` on."""
     raise NotImplementedError("compiled code only")
 
 
@@ -65,7 +69,7 @@ def _rows_ahead(like):  # type: ignore[no-untyped-def]
 
 
 def prepare(like: Any, d: int, x: Array) -> None:
-    """Bring the input of :func:`dot` into the form it reads."""
+    """Bring the input of :func:`dots` into the form it reads."""
     raise NotImplementedError("compiled code only")
 
 
@@ -106,32 +110,37 @@ def _is_plain(like: Any) -> bool:
     return getattr(like, "dtype", None) in (types.float32, types.uint16)
 
 
-@overload(dot, jit_options={"fastmath": FAST})
-def _dot(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
+@overload(dots, jit_options={"fastmath": FAST})
+def _dots(like, w, m, d, i, j, k, l, x):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
 
-    def code(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
-        row = view1(w + i * d * like.itemsize, d, like)
-        total = np.float32(0)
-        for j in range(d):
-            total += widen(row[j]) * x[j]
-        return total
+    def code(like, w, m, d, i, j, k, l, x):  # type: ignore[no-untyped-def]
+        size, whole = d * like.itemsize, d // LANES
+        at = (w + i * size, w + j * size, w + k * size, w + l * size)
+        y0, y1, y2, y3 = plain.dots(like, at[0], at[1], at[2], at[3], x.ctypes.data, whole)
+        for c in range(whole * LANES, d):
+            y0 += widen(view1(at[0], d, like)[c]) * x[c]
+            y1 += widen(view1(at[1], d, like)[c]) * x[c]
+            y2 += widen(view1(at[2], d, like)[c]) * x[c]
+            y3 += widen(view1(at[3], d, like)[c]) * x[c]
+        return y0, y1, y2, y3
 
     return code
 
 
 @overload(axpy4, jit_options={"fastmath": FAST})
-def _axpy4(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+def _axpy4(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
 
-    def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-        size = d * like.itemsize
-        w0, w1 = view1(w + rows[0] * size, d, like), view1(w + rows[1] * size, d, like)
-        w2, w3 = view1(w + rows[2] * size, d, like), view1(w + rows[3] * size, d, like)
+    def code(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
+        r, size = first, d * like.itemsize
+        w0, w1 = view1(w + rows[r] * size, d, like), view1(w + rows[r + 1] * size, d, like)
+        w2, w3 = view1(w + rows[r + 2] * size, d, like), view1(w + rows[r + 3] * size, d, like)
+        a0, a1, a2, a3 = a[r], a[r + 1], a[r + 2], a[r + 3]
         for j in range(d):
-            y[j] += (a[0] * widen(w0[j]) + a[1] * widen(w1[j])) + (a[2] * widen(w2[j]) + a[3] * widen(w3[j]))
+            y[j] += (a0 * widen(w0[j]) + a1 * widen(w1[j])) + (a2 * widen(w2[j]) + a3 * widen(w3[j]))
 
     return code
 
@@ -181,7 +190,7 @@ def _parts(d):  # type: ignore[no-untyped-def]  # int -> where bytes, sums and s
 
 
 def input_size(d: int) -> int:
-    """Return how many floats the input of :func:`dot` takes in the widest format."""
+    """Return how many floats the input of :func:`dots` takes in the widest format."""
     return int(_parts.py_func(d)[3])
 
 
@@ -251,22 +260,24 @@ def _format_of(like: Any) -> str | None:
     return formats.get(getattr(like, "dtype", None))
 
 
-@overload(dot)
-def _dot_packed(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
+@overload(dots)
+def _dots_packed(like, w, m, d, i, j, k, l, x):  # type: ignore[no-untyped-def]
     format = _format_of(like)
     if format is None:
         return None
-    product = DOTS[format, best_kind()]
+    products = DOTS[format, best_kind()]
     n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
 
-    def code(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
+    def code(like, w, m, d, i, j, k, l, x):  # type: ignore[no-untyped-def]
         groups = (d + GROUP - 1) // GROUP
         at_bytes, at_sums, at_steps, _ = _parts(d)
-        codes, scales = _row_of(n_bytes, n_scales, w, m, d, i)
+        c0, s0 = _row_of(n_bytes, n_scales, w, m, d, i)
+        c1, s1 = _row_of(n_bytes, n_scales, w, m, d, j)
+        c2, s2 = _row_of(n_bytes, n_scales, w, m, d, k)
+        c3, s3 = _row_of(n_bytes, n_scales, w, m, d, l)
         inputs = x.ctypes.data
-        return product(
-            codes, scales, inputs + 4 * at_bytes, inputs + 4 * at_steps, inputs + 4 * at_sums, groups
-        )
+        bytes_, steps, sums = inputs + 4 * at_bytes, inputs + 4 * at_steps, inputs + 4 * at_sums
+        return products(c0, c1, c2, c3, s0, s1, s2, s3, bytes_, steps, sums, groups)
 
     return code
 
@@ -295,19 +306,19 @@ def _prefetch_packed(like, w, m, d, i):  # type: ignore[no-untyped-def]
 
 
 @overload(axpy4)
-def _axpy4_packed(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+def _axpy4_packed(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
     format = _format_of(like)
     if format is None:
         return None
     add_rows, n_bytes, n_scales = ROWS[format], FORMATS[format].n_bytes, FORMATS[format].n_scales
 
-    def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-        c0, s0 = _row_of(n_bytes, n_scales, w, m, d, rows[0])
-        c1, s1 = _row_of(n_bytes, n_scales, w, m, d, rows[1])
-        c2, s2 = _row_of(n_bytes, n_scales, w, m, d, rows[2])
-        c3, s3 = _row_of(n_bytes, n_scales, w, m, d, rows[3])
-        groups = (d + GROUP - 1) // GROUP
-        add_rows(c0, c1, c2, c3, s0, s1, s2, s3, a.ctypes.data, y.ctypes.data, groups)
+    def code(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
+        c0, s0 = _row_of(n_bytes, n_scales, w, m, d, rows[first])
+        c1, s1 = _row_of(n_bytes, n_scales, w, m, d, rows[first + 1])
+        c2, s2 = _row_of(n_bytes, n_scales, w, m, d, rows[first + 2])
+        c3, s3 = _row_of(n_bytes, n_scales, w, m, d, rows[first + 3])
+        groups, weights = (d + GROUP - 1) // GROUP, a.ctypes.data + 4 * first
+        add_rows(c0, c1, c2, c3, s0, s1, s2, s3, weights, y.ctypes.data, groups)
 
     return code
 

@@ -26,7 +26,7 @@ from minicore.kernels.vectors import (
     I32,
     I64,
     LANES,
-    add_up,
+    add_up_four,
     address,
     constant,
     fma,
@@ -36,6 +36,7 @@ from minicore.kernels.vectors import (
     splat,
     store,
     times,
+    unpacked,
     vector,
     zeros,
 )
@@ -112,28 +113,32 @@ def _halves(builder: Any, bytes_: Any) -> list[Any]:
     return [pick(builder, bytes_, lanes) for lanes in half]
 
 
-def _dot_of(weights: Callable[..., Any], kind: str) -> Any:
-    """Return the intrinsic that adds up groups: ``(codes, scales, inputs, steps, sums, n_groups)``.
+def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
+    """Return the intrinsic that multiplies four rows with one input: their codes, then their scales, then
+    the input's bytes, steps and sums, all addresses, and the number of groups.
 
-    ``inputs`` are addresses: 64 signed bytes a group, their float32 step, and what :func:`weights` wants to
-    know of a group's sum in 16 lanes.
+    An input is 64 signed bytes a group, their float32 step, and what :func:`weights` wants to know of a
+    group's sum in 16 lanes. Four rows share its loading, and their sums are added up together.
     """
 
     @intrinsic
-    def dot(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any) -> Any:
+    def dots(typingctx: Any, c0: Any, c1: Any, c2: Any, c3: Any, s0: Any, s1: Any, s2: Any, s3: Any,
+             bytes_: Any, steps: Any, sums: Any, n: Any) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p = [address(builder, a) for a in args[:5]]
+            p = [address(builder, a) for a in args[:11]]
 
-            def body(i: Any, total: list[Any]) -> list[Any]:
-                x = load(builder, vector(I8, 4 * LANES), p[2], times(builder, i, 64))
-                step = load(builder, F32, p[3], times(builder, i, 4))
-                return [weights(builder, kind, p[0], p[1], x, step, p[4], i, total[0])]
+            def body(i: Any, totals: list[Any]) -> list[Any]:
+                x = load(builder, vector(I8, 4 * LANES), p[8], times(builder, i, 64))
+                step = load(builder, F32, p[9], times(builder, i, 4))
+                rows = zip(p[:4], p[4:8], totals, strict=True)
+                return [weights(builder, kind, c, s, x, step, p[10], i, total) for c, s, total in rows]
 
-            return add_up(builder, fold(builder, args[5], zeros(1), body)[0])
+            four = add_up_four(builder, *fold(builder, args[11], zeros(4), body))
+            return unpacked(context, builder, signature.return_type, four)
 
-        return types.float32(*[types.int64] * 6), codegen
+        return types.UniTuple(types.float32, 4)(*[types.int64] * 12), codegen
 
-    return dot
+    return dots
 
 
 def _int8_group(
@@ -165,7 +170,7 @@ def _int4_group(
 
 
 DOTS = {
-    (format, kind): _dot_of(weights, kind)
+    (format, kind): _dots_of(weights, kind)
     for format, weights in (("int8", _int8_group), ("int4", _int4_group))
     for kind in KINDS
 }

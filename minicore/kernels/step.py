@@ -21,7 +21,7 @@ import numpy as np
 from minicore.config import ModelConfig
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
-from minicore.kernels.formats import axpy4, dot, narrow, prefetch_row, prepare, rows_ahead, widen_row
+from minicore.kernels.formats import axpy4, dots, narrow, prefetch_row, prepare, rows_ahead, widen_row
 from minicore.kernels.machine import barrier, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
@@ -141,10 +141,15 @@ def activate(x, code):  # type: ignore[no-untyped-def]  # (n,), int -> in place
 def matvec(like, w, b, m, d, first, last, x, y):  # type: ignore[no-untyped-def]
     """Write rows [first, last) of ``w @ x + b`` to y; w is m x d at an address, b an address or 0."""
     ahead = rows_ahead(like)
-    for i in range(first, last):
-        if ahead and i + ahead < last:
-            prefetch_row(like, w, m, d, i + ahead)
-        y[i] = dot(like, w, m, d, i, x)
+    for i in range(first, last, 4):
+        if ahead:
+            for r in range(i + ahead, min(i + ahead + 4, last)):
+                prefetch_row(like, w, m, d, r)
+        if i + 4 <= last:
+            y[i], y[i + 1], y[i + 2], y[i + 3] = dots(like, w, m, d, i, i + 1, i + 2, i + 3, x)
+        else:  # the last ones again, rather than rows that are another thread's
+            for r in range(i, last):
+                y[r] = dots(like, w, m, d, r, r, r, r, x)[0]
     if b:
         bias = view1(b, m, y)
         for i in range(first, last):
@@ -198,7 +203,7 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
             if foreseen:
                 for i in range(start + BLOCK + r, min(start + BLOCK + r + 4, last)):
                     prefetch_row(like, w, m, d, rows[i] if p[ROWS] else i)
-            axpy4(like, p[W_OUT], m, d, chosen[r : r + 4], a[r : r + 4], y)
+            axpy4(like, p[W_OUT], m, d, chosen, a, r, y)
     return n_used
 
 
@@ -208,10 +213,14 @@ def _activations(like, w, b, m, d, n, chosen, x, a, soon):  # type: ignore[no-un
 
     Of the matrix at address ``soon`` (or 0) the same rows are read next: they are fetched meanwhile.
     """
-    for r in range(n):
+    for r in range(n, n + -n % 4):
+        chosen[r] = chosen[n - 1]
+    for r in range(0, n, 4):
+        c0, c1, c2, c3 = chosen[r], chosen[r + 1], chosen[r + 2], chosen[r + 3]
         if soon:
-            prefetch_row(like, soon, m, d, chosen[r])
-        a[r] = dot(like, w, m, d, chosen[r], x)
+            for i in range(r, min(r + 4, n)):
+                prefetch_row(like, soon, m, d, chosen[i])
+        a[r], a[r + 1], a[r + 2], a[r + 3] = dots(like, w, m, d, c0, c1, c2, c3, x)
     if b:
         bias = view1(b, m, a)
         for r in range(n):

@@ -87,6 +87,12 @@ def add_up_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     return pick(builder, sums, range(0, LANES, 4))
 
 
+def unpacked(context: Any, builder: Any, kind: Any, v: Any) -> Any:
+    """Return a short vector as the tuple, of Numba's type ``kind``, of its numbers."""
+    lanes = [builder.extract_element(v, ir.Constant(I32, i)) for i in range(v.type.count)]
+    return context.make_tuple(builder, kind, lanes)
+
+
 def zeros(n: int) -> list[Any]:
     return [constant(F32, [0.0] * LANES)] * n
 
