@@ -29,7 +29,8 @@ def _prepare(like, d, x):
 
 @nb.njit
 def _add(like, w, m, d, rows, a, y):
-    formats.axpy4(like, w, m, d, rows, a, 0, y)
+    here = formats.places(like, w, m, d, (rows[0], rows[1], rows[2], rows[3]))
+    formats.axpy4(like, w, m, d, rows, a, 0, y, here)
 
 
 @nb.njit
@@ -42,21 +43,11 @@ def _matvec_of(products):
     def run(codes, scales, row, scale_row, q, steps, sums, groups, y):
         n = y.size - 1
         for i in range(0, y.size, 4):
-            j, k, l = min(i + 1, n), min(i + 2, n), min(i + 3, n)
-            y[i], y[j], y[k], y[l] = products(
-                codes + i * row,
-                codes + j * row,
-                codes + k * row,
-                codes + l * row,
-                scales + i * scale_row,
-                scales + j * scale_row,
-                scales + k * scale_row,
-                scales + l * scale_row,
-                q,
-                steps,
-                sums,
-                groups,
-            )
+            r = i, min(i + 1, n), min(i + 2, n), min(i + 3, n)
+            at = codes + r[0] * row, codes + r[1] * row, codes + r[2] * row, codes + r[3] * row
+            s0, s1 = scales + r[0] * scale_row, scales + r[1] * scale_row
+            s2, s3 = scales + r[2] * scale_row, scales + r[3] * scale_row
+            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, steps, sums, groups, at)
 
     return run
 

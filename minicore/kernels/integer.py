@@ -17,10 +17,12 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from minicore.kernels.packed import GROUP, HALF
+from minicore.kernels.packed import FORMATS, GROUP, HALF
 from minicore.kernels.vectors import (
     F16,
     F32,
+    FOUR_ADDRESSES,
+    FOUR_FLOATS,
     I8,
     I16,
     I32,
@@ -28,7 +30,9 @@ from minicore.kernels.vectors import (
     LANES,
     add_up_four,
     address,
+    addresses,
     constant,
+    fetch_lines,
     fma,
     fold,
     load,
@@ -40,7 +44,6 @@ from minicore.kernels.vectors import (
     vector,
     zeros,
 )
-
 
 KINDS = {"vnni": "avx512vnni", "avx2": "avx2", "portable": ""}  # best first; the feature that each needs
 
@@ -113,50 +116,61 @@ def _halves(builder: Any, bytes_: Any) -> list[Any]:
     return [pick(builder, bytes_, lanes) for lanes in half]
 
 
-def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
-    """Return the intrinsic that multiplies four rows with one input: their codes, then their scales, then
-    the input's bytes, steps and sums, all addresses, and the number of groups.
+def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
+    """Return the intrinsic that multiplies four rows with one input: their codes, their scales, the input's
+    bytes, steps and sums, the number of groups, and four other rows' codes, which are fetched meanwhile.
 
-    An input is 64 signed bytes a group, their float32 step, and what :func:`weights` wants to know of a
-    group's sum in 16 lanes. Four rows share its loading, and their sums are added up together.
+    All but the number are addresses. An input is 64 signed bytes a group, their float32 step, and what
+    :func:`weights` wants to know of a group's sum in 16 lanes. Rows are read one after another, for memory
+    that is read in order comes fastest, and their lanes are added up together.
     """
 
     @intrinsic
-    def dots(typingctx: Any, c0: Any, c1: Any, c2: Any, c3: Any, s0: Any, s1: Any, s2: Any, s3: Any,
-             bytes_: Any, steps: Any, sums: Any, n: Any) -> Any:  # fmt: skip
+    def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any,
+             soon: Any) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p = [address(builder, a) for a in args[:11]]
+            bytes_, steps, sums = (address(builder, a) for a in args[2:5])
 
-            def body(i: Any, totals: list[Any]) -> list[Any]:
-                x = load(builder, vector(I8, 4 * LANES), p[8], times(builder, i, 64))
-                step = load(builder, F32, p[9], times(builder, i, 4))
-                rows = zip(p[:4], p[4:8], totals, strict=True)
-                return [weights(builder, kind, c, s, x, step, p[10], i, total) for c, s, total in rows]
+            def product(codes: Any, scales: Any, then: Any) -> Any:
+                def body(i: Any, total: list[Any]) -> list[Any]:
+                    fetch_lines(builder, then, i, n_bytes)
+                    x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
+                    step = load(builder, F32, steps, times(builder, i, 4))
+                    return weights(builder, kind, codes, scales, x, step, sums, i, total)
 
-            four = add_up_four(builder, *fold(builder, args[11], zeros(4), body))
+                none = constant(F32, [0.0] * 4)
+                lanes, four = fold(builder, args[5], [*zeros(1), none], body)
+                return builder.fadd(lanes, pick(builder, four, [0, 1, 2, 3] + [4] * 12, none))
+
+            rows = zip(*(addresses(builder, args[k]) for k in (0, 1, 6)), strict=True)
+            four = add_up_four(builder, *(product(*row) for row in rows))
             return unpacked(context, builder, signature.return_type, four)
 
-        return types.UniTuple(types.float32, 4)(*[types.int64] * 12), codegen
+        four, one = FOUR_ADDRESSES, types.int64
+        return FOUR_FLOATS(four, four, one, one, one, one, four), codegen
 
     return dots
 
 
 def _int8_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
-) -> Any:
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: list[Any]
+) -> list[Any]:
     """A group has one scale, which goes with the input's step."""
     w = load(builder, vector(I8, 4 * LANES), codes, times(builder, i, 64))
     products = _signed_sums(
         builder, kind, w, x, lambda: load(builder, vector(I32), sums, times(builder, i, 64))
     )
     scale = builder.fmul(builder.fpext(load(builder, F16, scales, times(builder, i, 2)), F32), step)
-    return fma(builder, builder.sitofp(products, vector(F32)), splat(builder, scale), total)
+    return [fma(builder, builder.sitofp(products, vector(F32)), splat(builder, scale), total[0]), total[1]]
 
 
 def _int4_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
-) -> Any:
-    """Two halves of 32 in nibbles; a half's minimum goes with the input's sum, float32 in ``sums``."""
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: list[Any]
+) -> list[Any]:
+    """Two halves of 32 in nibbles; a half's minimum goes with the input's sum, float32 in ``sums``.
+
+    Those products are added up apart, in four lanes: the minima lie beside the scales.
+    """
     packed = load(builder, vector(I8, 2 * LANES), codes, times(builder, i, 32))
     low = builder.and_(packed, constant(I8, [15] * 2 * LANES))
     high = builder.lshr(packed, constant(I8, [4] * 2 * LANES))
@@ -164,13 +178,12 @@ def _int4_group(
     products = builder.sitofp(_unsigned_sums(builder, kind, w, x), vector(F32))
     four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
     scale = builder.fmul(pick(builder, four, [0] * 8 + [1] * 8), splat(builder, step))
-    low_end = pick(builder, four, [2] * 8 + [3] * 8)
-    total = fma(builder, products, scale, total)
-    return fma(builder, low_end, load(builder, vector(F32), sums, times(builder, i, 64)), total)
+    minima = load(builder, vector(F32, 4), sums, times(builder, i, 16))
+    return [fma(builder, products, scale, total[0]), fma(builder, four, minima, total[1])]
 
 
 DOTS = {
-    (format, kind): _dots_of(weights, kind)
+    (format, kind): _dots_of(weights, FORMATS[format].n_bytes, kind)
     for format, weights in (("int8", _int8_group), ("int4", _int4_group))
     for kind in KINDS
 }
@@ -208,36 +221,42 @@ def _int4_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any])
             out[2 * part + k] = fma(builder, builder.sitofp(q, vector(F32)), scale, out[2 * part + k])
 
 
-def _rows_of(add: Callable[..., None]) -> Any:
-    """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows: their codes, then their
-    scales, then a, y and the number of groups; all but that are addresses. y is of whole groups.
+def _rows_of(add: Callable[..., None], n_bytes: int) -> Any:
+    """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows: their codes, their scales,
+    a, y, the number of groups, and from where on as many codes are fetched meanwhile. All but the number are
+    addresses. y is of whole groups.
     """
 
     @intrinsic
-    def add_rows(typingctx: Any, c0: Any, c1: Any, c2: Any, c3: Any, s0: Any, s1: Any, s2: Any, s3: Any,
-                 a: Any, y: Any, n: Any) -> Any:  # fmt: skip
+    def add_rows(typingctx: Any, codes: Any, scales: Any, a: Any, y: Any, n: Any, soon: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p = [address(builder, at) for at in args[:10]]
-            weights = [load(builder, F32, p[8], ir.Constant(I64, 4 * r)) for r in range(4)]
+            rows = addresses(builder, args[0]) + addresses(builder, args[1])
+            a, y, soon = (address(builder, args[k]) for k in (2, 3, 5))
+            weights = [load(builder, F32, a, ir.Constant(I64, 4 * r)) for r in range(4)]
 
             def body(i: Any, nothing: list[Any]) -> list[Any]:
+                fetch_lines(builder, soon, i, 4 * n_bytes)
                 first = times(builder, i, 4 * GROUP)
                 places = [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4)]
-                out = [load(builder, vector(F32), p[9], at) for at in places]
-                add(builder, p, i, weights, out)
+                out = [load(builder, vector(F32), y, at) for at in places]
+                add(builder, rows, i, weights, out)
                 for at, total in zip(places, out, strict=True):
-                    store(builder, total, p[9], at)
+                    store(builder, total, y, at)
                 return []
 
-            fold(builder, args[10], [], body)
+            fold(builder, args[4], [], body)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), codegen
+        four, one = FOUR_ADDRESSES, types.int64
+        return types.void(four, four, one, one, one, one), codegen
 
     return add_rows
 
 
-ROWS = {"int8": _rows_of(_int8_rows), "int4": _rows_of(_int4_rows)}
+ROWS = {
+    format: _rows_of(add, FORMATS[format].n_bytes)
+    for format, add in (("int8", _int8_rows), ("int4", _int4_rows))
+}
 
 
 @intrinsic
