@@ -16,8 +16,8 @@ from minicore.model import forward, prefill
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = [
-    "portable",
-    pytest.param("vnni", marks=pytest.mark.skipif(not integer.has_vnni(), reason="no AVX-512 VNNI")),
+    pytest.param(kind, marks=pytest.mark.skipif(not integer.has(kind), reason=f"the CPU has no {feature}"))
+    for kind, feature in integer.KINDS.items()
 ]
 STEPS = {"int8": 127, "int4": 7.5}  # half a group's range is this many steps
 
@@ -29,7 +29,8 @@ def _prepare(like, d, x):
 
 @nb.njit
 def _add(like, w, m, d, rows, a, y):
-    formats.axpy4(like, w, m, d, rows, a, y)
+    here = formats.places(like, w, m, d, (rows[0], rows[1], rows[2], rows[3]))
+    formats.axpy4(like, w, m, d, rows, a, 0, y, here)
 
 
 @nb.njit
@@ -37,16 +38,21 @@ def _widen(like, w, m, d, i, y):
     formats.widen_row(like, w, m, d, i, y)
 
 
-def _matvec_of(product):
+def _matvec_of(products):
     @nb.njit
     def run(codes, scales, row, scale_row, q, steps, sums, groups, y):
-        for i in range(y.size):
-            y[i] = product(codes + i * row, scales + i * scale_row, q, steps, sums, groups)
+        n = y.size - 1
+        for i in range(0, y.size, 4):
+            r = i, min(i + 1, n), min(i + 2, n), min(i + 3, n)
+            at = codes + r[0] * row, codes + r[1] * row, codes + r[2] * row, codes + r[3] * row
+            s0, s1 = scales + r[0] * scale_row, scales + r[1] * scale_row
+            s2, s3 = scales + r[2] * scale_row, scales + r[3] * scale_row
+            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, steps, sums, groups, at)
 
     return run
 
 
-MATVECS = {key: _matvec_of(product) for key, product in integer.DOTS.items()}
+MATVECS = {key: _matvec_of(products) for key, products in integer.DOTS.items()}
 
 
 def like(packed):

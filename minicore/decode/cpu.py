@@ -24,8 +24,9 @@ Array = np.ndarray
 
 
 # Core rows that are shorter than this many bytes are copied together: a row that is read where it lies brings
-# along what the CPU foresees behind it, which is another neuron's (docs/speed.md has both ways measured).
-SHORT = 512
+# along what the CPU foresees behind it, which is another neuron's. Of longer rows copying takes longer than
+# the prompt may wait (docs/speed.md has both ways measured).
+SHORT = 2048
 
 
 class CpuDecoder:

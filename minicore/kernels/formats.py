@@ -1,8 +1,8 @@
 """Weight formats: how a row lies in memory, and the few operations that kernels need of one.
 
-A format is a dtype of storage and the overloads below: ``dot`` of a row with the input, ``axpy4`` (four
+A format is a dtype of storage and the overloads below: ``dots`` of four rows with the input, ``axpy4`` (four
 rows times four numbers, added up), ``widen_row``, and ``prepare``, which brings the input into the form
-that ``dot`` wants. Kernels pass an empty array of that dtype as ``like`` and stay the same for all.
+that ``dots`` wants. Kernels pass an empty array of that dtype as ``like`` and stay the same for all.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from minicore.kernels import FAST
-from minicore.kernels.integer import DOTS, ROWS, half, has_vnni
+from minicore.kernels import FAST, plain
+from minicore.kernels.integer import DOTS, ROWS, best_kind, half
 from minicore.kernels.machine import prefetch, view1
 from minicore.kernels.packed import FORMATS, GROUP, HALF, Packed
 
 Array = np.ndarray
+Four = tuple[int, int, int, int]
 
 
 def stored(w: Array | Packed) -> Array:
@@ -29,13 +30,20 @@ def stored(w: Array | Packed) -> Array:
     return w if w.dtype == np.float32 else w.view(np.uint16)
 
 
-def dot(like: Any, w: int, m: int, d: int, i: int, x: Array) -> float:  # (d,) -> float32
-    """Return row i of the m x d matrix at address w, times x."""
+def dots(like: Any, w: int, m: int, d: int, rows: Four, x: Array, soon: Four) -> tuple[float, ...]:
+    """Return four rows of the m x d matrix at address w, each times x (d,), as float32.
+
+    A row's product has the same bits wherever it stands among the four. ``soon`` are four other rows' places,
+    which are fetched meanwhile (:func:`places`).
+    """
     raise NotImplementedError("compiled code only")
 
 
-def axpy4(like: Any, w: int, m: int, d: int, rows: Array, a: Array, y: Array) -> None:
-    """Add a[r] times row rows[r] of the m x d matrix at address w to y, for four r."""
+def axpy4(like: Any, w: int, m: int, d: int, rows: Array, a: Array, first: int, y: Array, soon: Four) -> None:
+    """Add a[r] times row rows[r] of the m x d matrix at address w to y, for four r from ``first`` on.
+
+    ``soon`` is as for :func:`dots`.
+    """
     raise NotImplementedError("compiled code only")
 
 
@@ -44,28 +52,27 @@ def widen_row(like: Any, w: int, m: int, d: int, i: int, y: Array) -> None:
     raise NotImplementedError("compiled code only")
 
 
-def prefetch_row(like: Any, w: int, m: int, d: int, i: int) -> None:
-    """Have row i of the m x d matrix at address w fetched, to be read soon."""
+def places(like: Any, w: int, m: int, d: int, rows: Four) -> Four:
+    """Return the addresses of four rows of the m x d matrix at address w, to be read soon.
+
+    :func:`dots` or :func:`axpy4` fetches them line by line among its own work; scales are fetched here.
+    """
     raise NotImplementedError("compiled code only")
 
 
 def rows_ahead(like: Any) -> int:
-    """Return how many rows ahead to fetch where rows follow one another; 0 leaves that to the CPU.
-
-    int4 multiplies about as fast as memory brings rows, so that asking for them costs more than it saves
-    (docs/speed.md); rows that lie apart are fetched ahead in every format.
-    """
+    """Return how many rows ahead to fetch where rows follow one another."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(rows_ahead)
 def _rows_ahead(like):  # type: ignore[no-untyped-def]
-    n = 0 if _format_of(like) == "int4" else 6
+    n = 4 if _is_plain(like) else 8  # some kB in either
     return lambda like: n
 
 
 def prepare(like: Any, d: int, x: Array) -> None:
-    """Bring the input of :func:`dot` into the form it reads."""
+    """Bring the input of :func:`dots` into the form it reads."""
     raise NotImplementedError("compiled code only")
 
 
@@ -106,34 +113,48 @@ def _is_plain(like: Any) -> bool:
     return getattr(like, "dtype", None) in (types.float32, types.uint16)
 
 
-@overload(dot, jit_options={"fastmath": FAST})
-def _dot(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
+@overload(dots, jit_options={"fastmath": FAST})
+def _dots(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
 
-    def code(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
-        row = view1(w + i * d * like.itemsize, d, like)
-        total = np.float32(0)
-        for j in range(d):
-            total += widen(row[j]) * x[j]
-        return total
+    def code(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
+        lines, at = d * like.itemsize // 64, places(like, w, m, d, rows)
+        y0, y1, y2, y3 = plain.dots(like, at, x.ctypes.data, lines, soon)
+        for c in range(lines * 64 // like.itemsize, d):
+            y0 += widen(view1(at[0], d, like)[c]) * x[c]
+            y1 += widen(view1(at[1], d, like)[c]) * x[c]
+            y2 += widen(view1(at[2], d, like)[c]) * x[c]
+            y3 += widen(view1(at[3], d, like)[c]) * x[c]
+        return y0, y1, y2, y3
 
     return code
 
 
 @overload(axpy4, jit_options={"fastmath": FAST})
-def _axpy4(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+def _axpy4(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
 
-    def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-        size = d * like.itemsize
-        w0, w1 = view1(w + rows[0] * size, d, like), view1(w + rows[1] * size, d, like)
-        w2, w3 = view1(w + rows[2] * size, d, like), view1(w + rows[3] * size, d, like)
-        for j in range(d):
-            y[j] += (a[0] * widen(w0[j]) + a[1] * widen(w1[j])) + (a[2] * widen(w2[j]) + a[3] * widen(w3[j]))
+    def code(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
+        r, lines = first, d * like.itemsize // 64
+        at = places(like, w, m, d, (rows[r], rows[r + 1], rows[r + 2], rows[r + 3]))
+        plain.add_rows(like, at, a.ctypes.data + 4 * r, y.ctypes.data, lines, soon)
+        for c in range(lines * 64 // like.itemsize, d):
+            for k in range(4):
+                y[c] += a[r + k] * widen(view1(at[k], d, like)[c])
 
     return code
+
+
+@nb.njit(inline="always")
+def _in_order(soon, n_bytes):  # type: ignore[no-untyped-def]  # four addresses, int -> address
+    """Return where four rows of so many bytes are fetched from; if they lie apart that is done at once."""
+    if soon[3] - soon[0] != 3 * n_bytes:
+        for at in soon:
+            prefetch(at, n_bytes)
+        return soon[3] - 3 * n_bytes
+    return soon[0]
 
 
 @overload(widen_row)
@@ -149,11 +170,16 @@ def _widen_row(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
     return code
 
 
-@overload(prefetch_row)
-def _prefetch_row(like, w, m, d, i):  # type: ignore[no-untyped-def]
+@overload(places)
+def _places(like, w, m, d, rows):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
-    return lambda like, w, m, d, i: prefetch(w + i * d * like.itemsize, d * like.itemsize)
+
+    def code(like, w, m, d, rows):  # type: ignore[no-untyped-def]
+        size = d * like.itemsize
+        return w + rows[0] * size, w + rows[1] * size, w + rows[2] * size, w + rows[3] * size
+
+    return code
 
 
 @overload(prepare)
@@ -164,8 +190,8 @@ def _prepare(like, d, x):  # type: ignore[no-untyped-def]
 
 
 # --- packed formats ---
-# After its d numbers, filled up to whole groups, an input holds: their signed bytes, 16 lanes a group of
-# what the format needs of their sum, and a step a group.
+# After its d numbers, filled up to whole groups, an input holds: their signed bytes, 16 numbers a group of
+# what the format needs of their sum (int4 takes four), and a step a group.
 
 
 @nb.njit(inline="always")
@@ -181,7 +207,7 @@ def _parts(d):  # type: ignore[no-untyped-def]  # int -> where bytes, sums and s
 
 
 def input_size(d: int) -> int:
-    """Return how many floats the input of :func:`dot` takes in the widest format."""
+    """Return how many floats the input of :func:`dots` takes in the widest format."""
     return int(_parts.py_func(d)[3])
 
 
@@ -238,10 +264,15 @@ def _prepare_int4(like, d, x):  # type: ignore[no-untyped-def]
         round_groups(d, x)
         at_bytes, at_sums, at_steps, _ = _parts(d)
         q, sums, steps = x[at_bytes:].view(np.int8), x[at_sums:at_steps], x[at_steps:]
-        for lane in range(at_bytes // 4):  # a lane's sum is that of its four bytes: eight lanes make a half
-            total = np.int32(q[4 * lane]) + np.int32(q[4 * lane + 1])
-            total += np.int32(q[4 * lane + 2]) + np.int32(q[4 * lane + 3])
-            sums[lane] = np.float32(total) * steps[lane // 16]
+        for g in range(at_bytes // GROUP):
+            sums[4 * g] = sums[4 * g + 1] = np.float32(
+                0
+            )  # where a group has its scales; then come its minima
+            for part in range(2):
+                total = np.int32(0)
+                for j in range(g * GROUP + part * HALF, g * GROUP + (part + 1) * HALF):
+                    total += np.int32(q[j])
+                sums[4 * g + 2 + part] = np.float32(total) * steps[g]
 
     return code
 
@@ -251,22 +282,19 @@ def _format_of(like: Any) -> str | None:
     return formats.get(getattr(like, "dtype", None))
 
 
-@overload(dot)
-def _dot_packed(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
+@overload(dots)
+def _dots_packed(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
     format = _format_of(like)
     if format is None:
         return None
-    product = DOTS[format, "vnni" if has_vnni() else "portable"]
+    products = DOTS[format, best_kind()]
     n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
 
-    def code(like, w, m, d, i, x):  # type: ignore[no-untyped-def]
-        groups = (d + GROUP - 1) // GROUP
+    def code(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
         at_bytes, at_sums, at_steps, _ = _parts(d)
-        codes, scales = _row_of(n_bytes, n_scales, w, m, d, i)
-        inputs = x.ctypes.data
-        return product(
-            codes, scales, inputs + 4 * at_bytes, inputs + 4 * at_steps, inputs + 4 * at_sums, groups
-        )
+        codes, scales = _rows_of(n_bytes, n_scales, w, m, d, rows)
+        x0, groups = x.ctypes.data, (d + GROUP - 1) // GROUP
+        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_steps, x0 + 4 * at_sums, groups, soon)
 
     return code
 
@@ -278,36 +306,49 @@ def _row_of(format_bytes, format_scales, w, m, d, i):  # type: ignore[no-untyped
     return w + i * groups * format_bytes, w + m * groups * format_bytes + i * groups * 2 * format_scales
 
 
-@overload(prefetch_row)
-def _prefetch_packed(like, w, m, d, i):  # type: ignore[no-untyped-def]
+@nb.njit(inline="always")
+def _rows_of(format_bytes, format_scales, w, m, d, rows):  # type: ignore[no-untyped-def]
+    """Return the addresses of four rows' bytes, and those of their scales."""
+    c0, s0 = _row_of(format_bytes, format_scales, w, m, d, rows[0])
+    c1, s1 = _row_of(format_bytes, format_scales, w, m, d, rows[1])
+    c2, s2 = _row_of(format_bytes, format_scales, w, m, d, rows[2])
+    c3, s3 = _row_of(format_bytes, format_scales, w, m, d, rows[3])
+    return (c0, c1, c2, c3), (s0, s1, s2, s3)
+
+
+@overload(places)
+def _places_packed(like, w, m, d, rows):  # type: ignore[no-untyped-def]
     format = _format_of(like)
     if format is None:
         return None
     n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
 
-    def code(like, w, m, d, i):  # type: ignore[no-untyped-def]
-        codes, scales = _row_of(n_bytes, n_scales, w, m, d, i)
-        groups = (d + GROUP - 1) // GROUP
-        prefetch(codes, groups * n_bytes)
-        prefetch(scales, groups * 2 * n_scales)
+    def code(like, w, m, d, rows):  # type: ignore[no-untyped-def]
+        codes, scales = _rows_of(n_bytes, n_scales, w, m, d, rows)
+        size = (d + GROUP - 1) // GROUP * 2 * n_scales
+        if scales[3] - scales[0] == 3 * size:
+            prefetch(scales[0], 4 * size)
+        else:
+            for at in scales:
+                prefetch(at, size)
+        return codes
 
     return code
 
 
 @overload(axpy4)
-def _axpy4_packed(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
+def _axpy4_packed(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
     format = _format_of(like)
     if format is None:
         return None
     add_rows, n_bytes, n_scales = ROWS[format], FORMATS[format].n_bytes, FORMATS[format].n_scales
 
-    def code(like, w, m, d, rows, a, y):  # type: ignore[no-untyped-def]
-        c0, s0 = _row_of(n_bytes, n_scales, w, m, d, rows[0])
-        c1, s1 = _row_of(n_bytes, n_scales, w, m, d, rows[1])
-        c2, s2 = _row_of(n_bytes, n_scales, w, m, d, rows[2])
-        c3, s3 = _row_of(n_bytes, n_scales, w, m, d, rows[3])
-        groups = (d + GROUP - 1) // GROUP
-        add_rows(c0, c1, c2, c3, s0, s1, s2, s3, a.ctypes.data, y.ctypes.data, groups)
+    def code(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
+        r, groups = first, (d + GROUP - 1) // GROUP
+        at = rows[r], rows[r + 1], rows[r + 2], rows[r + 3]
+        codes, scales = _rows_of(n_bytes, n_scales, w, m, d, at)
+        then = _in_order(soon, groups * n_bytes)
+        add_rows(codes, scales, a.ctypes.data + 4 * r, y.ctypes.data, groups, then)
 
     return code
 

@@ -1,8 +1,9 @@
 """Dot products of packed rows in integers, as LLVM code: Numba has no words for bytes in vectors.
 
 A group of 64 weights is one vector. Where the CPU has AVX-512 VNNI, one instruction multiplies and adds it
-up; elsewhere the same sums are written out for LLVM to do with what there is. The integers are the same, so
-the two differ in the order of the last few float additions only.
+up, with AVX2 two do for each half; elsewhere the same sums are written out for LLVM to do with what there is.
+The sixteen integers that a group comes to are the same, so the three differ in the order of the last few
+float additions only.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from minicore.kernels.packed import GROUP, HALF
+from minicore.kernels.packed import FORMATS, GROUP, HALF
 from minicore.kernels.vectors import (
     F16,
     F32,
+    FOUR_ADDRESSES,
+    FOUR_FLOATS,
     I8,
+    I16,
     I32,
     I64,
     LANES,
-    add_up,
+    add_up_four,
     address,
+    addresses,
     constant,
+    fetch_lines,
     fma,
     fold,
     load,
@@ -34,90 +40,152 @@ from minicore.kernels.vectors import (
     splat,
     store,
     times,
+    unpacked,
     vector,
     zeros,
 )
 
+KINDS = {"vnni": "avx512vnni", "avx2": "avx2", "portable": ""}  # best first; the feature that each needs
 
-def has_vnni() -> bool:
-    """Say whether the CPU that Numba compiles for multiplies and adds bytes in 512-bit vectors."""
+
+def has(kind: str) -> bool:
+    """Say whether the CPU that Numba compiles for can multiply bytes in this way."""
     from numba.core import config
 
+    feature = KINDS[kind]
     if config.CPU_NAME or config.CPU_FEATURES:  # the user asked for another CPU's code
-        return "+avx512vnni" in (config.CPU_FEATURES or "")
-    return bool(llvm.get_host_cpu_features().get("avx512vnni"))
+        return not feature or f"+{feature}" in (config.CPU_FEATURES or "").split(",")
+    return not feature or bool(llvm.get_host_cpu_features().get(feature))
 
 
-def _add_up(builder: Any, kind: Any, a: Any, b: Any) -> Any:
-    """Return sixteen sums of four products each: unsigned bytes a times signed bytes b."""
+def best_kind() -> str:
+    """Return the fastest way to multiply bytes that the CPU has."""
+    return next(kind for kind in KINDS if has(kind))
+
+
+def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """Call one of LLVM's functions."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
+
+
+def _signed_sums(builder: Any, kind: str, w: Any, x: Any, sums: Any) -> Any:
+    """Return sixteen sums of four products each of signed bytes; x has no -128.
+
+    Instructions want one factor unsigned. AVX2 adds pairs up in 16 bits, for which 255 * 127 twice is too
+    much: there w gives its signs to x, and 128 * 127 twice fits. The others take w 128 higher, and ``sums()``
+    has 128 times x's sums to go off.
+    """
+    if kind != "avx2":
+        w = builder.xor(w, constant(I8, [-128] * 4 * LANES))
+        return builder.sub(_unsigned_sums(builder, kind, w, x), sums())
+    halves = []
+    for w_half, x_half in zip(_halves(builder, w), _halves(builder, x), strict=True):
+        size = _call(builder, "llvm.abs.v32i8", w_half.type, w_half, ir.Constant(ir.IntType(1), 0))
+        signed = _call(builder, "llvm.x86.avx2.psign.b", w_half.type, x_half, w_half)
+        halves.append(_avx2_sums(builder, size, signed))
+    return pick(builder, halves[0], range(LANES), halves[1])
+
+
+def _unsigned_sums(builder: Any, kind: str, w: Any, x: Any) -> Any:
+    """Return sixteen sums of four products each: unsigned bytes w, for AVX2 at most 128, times signed x."""
     if kind == "vnni":
         v = vector(I32)
-        name = "llvm.x86.avx512.vpdpbusd.512"
-        function = builder.module.declare_intrinsic(name, (), ir.FunctionType(v, [v, v, v]))
-        return builder.call(function, [ir.Constant(v, None), builder.bitcast(a, v), builder.bitcast(b, v)])
+        zero = ir.Constant(v, None)
+        return _call(
+            builder, "llvm.x86.avx512.vpdpbusd.512", v, zero, builder.bitcast(w, v), builder.bitcast(x, v)
+        )
+    if kind == "avx2":
+        pairs = zip(_halves(builder, w), _halves(builder, x), strict=True)
+        first, second = (_avx2_sums(builder, *pair) for pair in pairs)
+        return pick(builder, first, range(LANES), second)
     wide = vector(I32, 4 * LANES)
-    products = builder.mul(builder.zext(a, wide), builder.sext(b, wide))
+    products = builder.mul(builder.zext(w, wide), builder.sext(x, wide))
     quarters = [pick(builder, products, range(i, 4 * LANES, 4)) for i in range(4)]
     return builder.add(builder.add(quarters[0], quarters[1]), builder.add(quarters[2], quarters[3]))
 
 
-def _dot_of(weights: Callable[..., Any], kind: str) -> Any:
-    """Return the intrinsic that adds up groups: ``(codes, scales, inputs, steps, sums, n_groups)``.
+def _avx2_sums(builder: Any, w: Any, x: Any) -> Any:
+    """Return eight sums of four products each of 32 bytes; two products must fit 16 bits."""
+    pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16), w, x)
+    return _call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, constant(I16, [1] * LANES))
 
-    ``inputs`` are addresses: 64 signed bytes a group, their float32 step, and what :func:`weights` wants to
-    know of a group's sum in 16 lanes.
+
+def _halves(builder: Any, bytes_: Any) -> list[Any]:
+    half = range(2 * LANES), range(2 * LANES, 4 * LANES)
+    return [pick(builder, bytes_, lanes) for lanes in half]
+
+
+def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
+    """Return the intrinsic that multiplies four rows with one input: their codes, their scales, the input's
+    bytes, steps and sums, the number of groups, and four other rows' codes, which are fetched meanwhile.
+
+    All but the number are addresses. An input is 64 signed bytes a group, their float32 step, and what
+    :func:`weights` wants to know of a group's sum in 16 lanes. Rows are read one after another, for memory
+    that is read in order comes fastest, and their lanes are added up together.
     """
 
     @intrinsic
-    def dot(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any) -> Any:
+    def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any,
+             soon: Any) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p = [address(builder, a) for a in args[:5]]
+            bytes_, steps, sums = (address(builder, a) for a in args[2:5])
 
-            def body(i: Any, total: list[Any]) -> list[Any]:
-                x = load(builder, vector(I8, 4 * LANES), p[2], times(builder, i, 64))
-                step = load(builder, F32, p[3], times(builder, i, 4))
-                return [weights(builder, kind, p[0], p[1], x, step, p[4], i, total[0])]
+            def product(codes: Any, scales: Any, then: Any) -> Any:
+                def body(i: Any, total: list[Any]) -> list[Any]:
+                    fetch_lines(builder, then, i, n_bytes)
+                    x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
+                    step = load(builder, F32, steps, times(builder, i, 4))
+                    return weights(builder, kind, codes, scales, x, step, sums, i, total)
 
-            return add_up(builder, fold(builder, args[5], zeros(1), body)[0])
+                none = constant(F32, [0.0] * 4)
+                lanes, four = fold(builder, args[5], [*zeros(1), none], body)
+                return builder.fadd(lanes, pick(builder, four, [0, 1, 2, 3] + [4] * 12, none))
 
-        return types.float32(*[types.int64] * 6), codegen
+            rows = zip(*(addresses(builder, args[k]) for k in (0, 1, 6)), strict=True)
+            four = add_up_four(builder, *(product(*row) for row in rows))
+            return unpacked(context, builder, signature.return_type, four)
 
-    return dot
+        four, one = FOUR_ADDRESSES, types.int64
+        return FOUR_FLOATS(four, four, one, one, one, one, four), codegen
+
+    return dots
 
 
 def _int8_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
-) -> Any:
-    """Signed weights are taken 128 higher, as unsigned; ``sums`` has 128 times the input's sum to go off."""
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: list[Any]
+) -> list[Any]:
+    """A group has one scale, which goes with the input's step."""
     w = load(builder, vector(I8, 4 * LANES), codes, times(builder, i, 64))
-    w = builder.xor(w, constant(I8, [-128] * 4 * LANES))
-    products = builder.sub(
-        _add_up(builder, kind, w, x), load(builder, vector(I32), sums, times(builder, i, 64))
+    products = _signed_sums(
+        builder, kind, w, x, lambda: load(builder, vector(I32), sums, times(builder, i, 64))
     )
     scale = builder.fmul(builder.fpext(load(builder, F16, scales, times(builder, i, 2)), F32), step)
-    return fma(builder, builder.sitofp(products, vector(F32)), splat(builder, scale), total)
+    return [fma(builder, builder.sitofp(products, vector(F32)), splat(builder, scale), total[0]), total[1]]
 
 
 def _int4_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
-) -> Any:
-    """Two halves of 32 in nibbles; a half's minimum goes with the input's sum, float32 in ``sums``."""
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: list[Any]
+) -> list[Any]:
+    """Two halves of 32 in nibbles; a half's minimum goes with the input's sum, float32 in ``sums``.
+
+    Those products are added up apart, in four lanes: the minima lie beside the scales.
+    """
     packed = load(builder, vector(I8, 2 * LANES), codes, times(builder, i, 32))
     low = builder.and_(packed, constant(I8, [15] * 2 * LANES))
     high = builder.lshr(packed, constant(I8, [4] * 2 * LANES))
     w = pick(builder, low, range(4 * LANES), high)
-    products = builder.sitofp(_add_up(builder, kind, w, x), vector(F32))
+    products = builder.sitofp(_unsigned_sums(builder, kind, w, x), vector(F32))
     four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
     scale = builder.fmul(pick(builder, four, [0] * 8 + [1] * 8), splat(builder, step))
-    low_end = pick(builder, four, [2] * 8 + [3] * 8)
-    total = fma(builder, products, scale, total)
-    return fma(builder, low_end, load(builder, vector(F32), sums, times(builder, i, 64)), total)
+    minima = load(builder, vector(F32, 4), sums, times(builder, i, 16))
+    return [fma(builder, products, scale, total[0]), fma(builder, four, minima, total[1])]
 
 
 DOTS = {
-    (format, kind): _dot_of(weights, kind)
+    (format, kind): _dots_of(weights, FORMATS[format].n_bytes, kind)
     for format, weights in (("int8", _int8_group), ("int4", _int4_group))
-    for kind in ("vnni", "portable")
+    for kind in KINDS
 }
 
 
@@ -153,36 +221,42 @@ def _int4_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any])
             out[2 * part + k] = fma(builder, builder.sitofp(q, vector(F32)), scale, out[2 * part + k])
 
 
-def _rows_of(add: Callable[..., None]) -> Any:
-    """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows: their codes, then their
-    scales, then a, y and the number of groups; all but that are addresses. y is of whole groups.
+def _rows_of(add: Callable[..., None], n_bytes: int) -> Any:
+    """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows: their codes, their scales,
+    a, y, the number of groups, and from where on as many codes are fetched meanwhile. All but the number are
+    addresses. y is of whole groups.
     """
 
     @intrinsic
-    def add_rows(typingctx: Any, c0: Any, c1: Any, c2: Any, c3: Any, s0: Any, s1: Any, s2: Any, s3: Any,
-                 a: Any, y: Any, n: Any) -> Any:  # fmt: skip
+    def add_rows(typingctx: Any, codes: Any, scales: Any, a: Any, y: Any, n: Any, soon: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            p = [address(builder, at) for at in args[:10]]
-            weights = [load(builder, F32, p[8], ir.Constant(I64, 4 * r)) for r in range(4)]
+            rows = addresses(builder, args[0]) + addresses(builder, args[1])
+            a, y, soon = (address(builder, args[k]) for k in (2, 3, 5))
+            weights = [load(builder, F32, a, ir.Constant(I64, 4 * r)) for r in range(4)]
 
             def body(i: Any, nothing: list[Any]) -> list[Any]:
+                fetch_lines(builder, soon, i, 4 * n_bytes)
                 first = times(builder, i, 4 * GROUP)
                 places = [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4)]
-                out = [load(builder, vector(F32), p[9], at) for at in places]
-                add(builder, p, i, weights, out)
+                out = [load(builder, vector(F32), y, at) for at in places]
+                add(builder, rows, i, weights, out)
                 for at, total in zip(places, out, strict=True):
-                    store(builder, total, p[9], at)
+                    store(builder, total, y, at)
                 return []
 
-            fold(builder, args[10], [], body)
+            fold(builder, args[4], [], body)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), codegen
+        four, one = FOUR_ADDRESSES, types.int64
+        return types.void(four, four, one, one, one, one), codegen
 
     return add_rows
 
 
-ROWS = {"int8": _rows_of(_int8_rows), "int4": _rows_of(_int4_rows)}
+ROWS = {
+    format: _rows_of(add, FORMATS[format].n_bytes)
+    for format, add in (("int8", _int8_rows), ("int4", _int4_rows))
+}
 
 
 @intrinsic

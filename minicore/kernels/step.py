@@ -21,7 +21,7 @@ import numpy as np
 from minicore.config import ModelConfig
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
-from minicore.kernels.formats import axpy4, dot, narrow, prefetch_row, prepare, rows_ahead, widen_row
+from minicore.kernels.formats import axpy4, dots, narrow, places, prepare, rows_ahead, widen_row
 from minicore.kernels.machine import barrier, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
@@ -141,10 +141,14 @@ def activate(x, code):  # type: ignore[no-untyped-def]  # (n,), int -> in place
 def matvec(like, w, b, m, d, first, last, x, y):  # type: ignore[no-untyped-def]
     """Write rows [first, last) of ``w @ x + b`` to y; w is m x d at an address, b an address or 0."""
     ahead = rows_ahead(like)
-    for i in range(first, last):
-        if ahead and i + ahead < last:
-            prefetch_row(like, w, m, d, i + ahead)
-        y[i] = dot(like, w, m, d, i, x)
+    for i in range(first, last, 4):
+        then = i + ahead
+        soon = places(like, w, m, d, (then, then + 1, then + 2, then + 3))
+        if i + 4 <= last:
+            y[i], y[i + 1], y[i + 2], y[i + 3] = dots(like, w, m, d, (i, i + 1, i + 2, i + 3), x, soon)
+        else:  # what follows is another thread's
+            for r in range(i, last):
+                y[r] = dots(like, w, m, d, (r, r, r, r), x, soon)[0]
     if b:
         bias = view1(b, m, y)
         for i in range(first, last):
@@ -172,50 +176,71 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
     d, m, n_used = dims.d_model, p[N_STORED], 0
     rows, a, up = view1(p[ROWS], p[N_ROWS], chosen), block[0], block[1]
     w, b = (p[W_GATE], p[B_GATE]) if dims.gated else (p[W_IN], p[B_IN])
-    foreseen = p[ROWS] or rows_ahead(like)
     for start in range(first, last, BLOCK):
         n = min(BLOCK, last - start)
         for r in range(n):
             chosen[r] = rows[start + r] if p[ROWS] else start + r
-        soon = p[W_IN] if dims.gated else p[W_OUT]
-        _activations(like, w, b, m, d, n, chosen, x, a, soon if foreseen else 0)
+        _activations(like, w, b, m, d, n, chosen, x, a, p[W_IN] if dims.gated else p[W_OUT])
         activate(a[:n], dims.activation)
         if dims.gated:
             n = _compress(threshold, n, chosen, a)
-            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up, p[W_OUT] if foreseen else 0)
+            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up, p[W_OUT])
             for r in range(n):
                 a[r] *= up[r]
             threshold_left = np.float32(0)
         else:
             threshold_left = max(threshold, np.float32(0))
-        n = _compress(
-            threshold_left, n, chosen, a
-        )  # a neuron that is zero adds nothing: its row stays unread
+        # a neuron that is zero adds nothing: its row stays unread
+        n = _compress(threshold_left, n, chosen, a)
         n_used += n
         for r in range(n, n + -n % 4):  # four rows at a time: y is passed over a quarter as often
             chosen[r], a[r] = chosen[n - 1], np.float32(0)
         for r in range(0, n, 4):
-            if foreseen:
-                for i in range(start + BLOCK + r, min(start + BLOCK + r + 4, last)):
-                    prefetch_row(like, w, m, d, rows[i] if p[ROWS] else i)
-            axpy4(like, p[W_OUT], m, d, chosen[r : r + 4], a[r : r + 4], y)
+            then = r + rows_ahead(like)
+            if then < n:
+                soon = _places_of(like, p[W_OUT], m, d, chosen, then)
+            else:
+                soon = _places_of_next(
+                    like, p, w, m, d, rows, first, last, start + BLOCK + then - (n + -n % 4)
+                )
+            axpy4(like, p[W_OUT], m, d, chosen, a, r, y, soon)
     return n_used
 
 
 @nb.njit(fastmath=FAST)
-def _activations(like, w, b, m, d, n, chosen, x, a, soon):  # type: ignore[no-untyped-def]
+def _activations(like, w, b, m, d, n, chosen, x, a, following):  # type: ignore[no-untyped-def]
     """Write rows chosen[:n] of ``w @ x + b`` to a[:n].
 
-    Of the matrix at address ``soon`` (or 0) the same rows are read next: they are fetched meanwhile.
+    Of the matrix at address ``following`` the same rows are read next: the first are fetched meanwhile.
     """
-    for r in range(n):
-        if soon:
-            prefetch_row(like, soon, m, d, chosen[r])
-        a[r] = dot(like, w, m, d, chosen[r], x)
+    for r in range(n, n + -n % 4):
+        chosen[r] = chosen[n - 1]
+    for r in range(0, n, 4):
+        four = chosen[r], chosen[r + 1], chosen[r + 2], chosen[r + 3]
+        then = r + rows_ahead(like)
+        if then < n:
+            soon = _places_of(like, w, m, d, chosen, then)
+        else:
+            soon = _places_of(like, following, m, d, chosen, min(then - (n + -n % 4), r))
+        a[r], a[r + 1], a[r + 2], a[r + 3] = dots(like, w, m, d, four, x, soon)
     if b:
         bias = view1(b, m, a)
         for r in range(n):
             a[r] += bias[chosen[r]]
+
+
+@nb.njit(inline="always")
+def _places_of(like, w, m, d, rows, r):  # type: ignore[no-untyped-def]  # -> four addresses
+    return places(like, w, m, d, (rows[r], rows[r + 1], rows[r + 2], rows[r + 3]))
+
+
+@nb.njit(inline="always")
+def _places_of_next(like, p, w, m, d, rows, first, last, r):  # type: ignore[no-untyped-def]
+    """Return the places of four rows of w from the r-th of the list on, or of its last: the next block's."""
+    r = min(r, last - 4)
+    if p[ROWS] and r >= first:
+        return _places_of(like, w, m, d, rows, r)
+    return places(like, w, m, d, (r, r + 1, r + 2, r + 3))
 
 
 @nb.njit

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import types
 
 I8, I16, I32, I64, F16, F32 = (
     ir.IntType(8),
@@ -19,6 +20,8 @@ I8, I16, I32, I64, F16, F32 = (
     ir.FloatType(),
 )
 LANES = 16
+FOUR_ADDRESSES = types.UniTuple(types.int64, 4)  # type: ignore[attr-defined]
+FOUR_FLOATS = types.UniTuple(types.float32, 4)  # type: ignore[attr-defined]
 
 
 def vector(kind: ir.Type, n: int = LANES) -> ir.VectorType:
@@ -32,6 +35,11 @@ def constant(kind: ir.Type, values: Sequence[float]) -> ir.Constant:
 def address(builder: Any, integer: Any) -> Any:
     """Return an int64 as a pointer to bytes."""
     return builder.inttoptr(integer, I8.as_pointer())
+
+
+def addresses(builder: Any, integers: Any) -> list[Any]:
+    """Return a tuple of int64 as pointers to bytes."""
+    return [address(builder, builder.extract_value(integers, i)) for i in range(integers.type.count)]
 
 
 def times(builder: Any, i: Any, k: int) -> Any:
@@ -48,6 +56,15 @@ def store(builder: Any, value: Any, pointer: Any, offset: Any) -> None:
     """Store a vector or number ``offset`` bytes on, wherever that is aligned."""
     at = builder.bitcast(builder.gep(pointer, [offset]), value.type.as_pointer())
     builder.store(value, at, align=1)
+
+
+def fetch_lines(builder: Any, pointer: Any, i: Any, n_bytes: int) -> None:
+    """Have the i-th n_bytes from an address on fetched, to be read soon; memory of nobody does no harm."""
+    kind, name = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32]), "llvm.prefetch.p0"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    for k in range(0, n_bytes, 64):
+        at = builder.gep(pointer, [builder.add(times(builder, i, n_bytes), ir.Constant(I64, k))])
+        builder.call(function, [at, *(ir.Constant(I32, k) for k in (0, 3, 1))])  # read, keep, data
 
 
 def pick(builder: Any, numbers: Any, lanes: Sequence[int], others: Any = None) -> Any:
@@ -85,6 +102,12 @@ def add_up_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     for apart in (2, 1):  # each four lanes belong to one of the vectors
         sums = builder.fadd(sums, pick(builder, sums, [lane ^ apart for lane in range(LANES)]))
     return pick(builder, sums, range(0, LANES, 4))
+
+
+def unpacked(context: Any, builder: Any, kind: Any, v: Any) -> Any:
+    """Return a short vector as the tuple, of Numba's type ``kind``, of its numbers."""
+    lanes = [builder.extract_element(v, ir.Constant(I32, i)) for i in range(v.type.count)]
+    return context.make_tuple(builder, kind, lanes)
 
 
 def zeros(n: int) -> list[Any]:
