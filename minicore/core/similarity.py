@@ -101,7 +101,8 @@ class Clusters:
     Clusters(2 of 4 texts by layer 0, 1 x 4 neurons)
     >>> clusters.names[clusters.assign(np.array([0.0, 0.0, 1.0, 0.0]))]
     'sport'
-    >>> clusters.core(0, gamma=0.5, layers=[0]).neurons[0]
+    >>> core = clusters.core(0, gamma=0.5, layers=[0])
+    >>> core.neurons[0]
     array([0, 1], dtype=int32)
     """
 
