@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicore.errors import InputError
-from minicore.tasks.readers import Example
+from minicore.tasks.readers import NUMBER, Example
 
 Array = np.ndarray
 
@@ -70,9 +70,6 @@ def contains(answer: str, example: Example) -> float:
     """Whether a reference stands in the answer, word for word."""
     said = f" {normalise(answer)} "
     return float(any(f" {normalise(right)} " in said for right in example.references if normalise(right)))
-
-
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def number(answer: str, example: Example) -> float:
