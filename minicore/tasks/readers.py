@@ -215,6 +215,15 @@ def read(task: str, data: Sequence[str | PathLike[str]]) -> list[Example]:
     ------
     InputError
         If a file cannot be read, holds no example, or a record is not of the task's form, by file and line.
+
+    Examples
+    --------
+    >>> from minicore.tasks.run import SHIPPED
+    >>> first = read("steps", [SHIPPED["steps"]])[0]
+    >>> first.fields["question"]
+    'Iris has 11 stamps. Iris finds 9 more. How many stamps does Iris have now?'
+    >>> first.references
+    ('20',)
     """
     shapes = [shape for shape in SHAPES if shape.task == task]
     seen: Counter[str] = Counter()
