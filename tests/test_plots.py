@@ -629,3 +629,15 @@ if __name__ == "__main__":
     BASELINE.mkdir(exist_ok=True)
     for name, style in PICTURES:
         picture(name, style, baseline(name, style))
+
+
+def test_a_run_of_line_breaks_takes_one_line():
+    from minicore.plots.paper import one_break
+
+    pieces = ["a", "\n", "\n", "\n\n", "b", "\n", "c"]
+    assert one_break(pieces) == ["a", "↵", "↵", "\n\n", "b", "\n", "c"]
+    one, other = (
+        plots.text_activations(some, np.zeros(7), width=20).get_ylim()[0]
+        for some in (pieces, one_break(pieces))
+    )
+    assert abs(other) < abs(one)
