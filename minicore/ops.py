@@ -19,7 +19,14 @@ TILE = 1 << 20  # numbers that are widened at a time: 4 MB, which caches hold
 
 
 def f32(w: Array | Packed) -> Array:  # any shape -> the same
-    """Return ``w`` as float32: itself, or the exact widening of bfloat16 or of a packed matrix."""
+    """Return ``w`` as float32: itself, or the exact widening of bfloat16 or of a packed matrix.
+
+    Examples
+    --------
+    >>> import ml_dtypes
+    >>> f32(np.array([1.5, -2], ml_dtypes.bfloat16))
+    array([ 1.5, -2. ], dtype=float32)
+    """
     if isinstance(w, Packed):
         return w.astype(np.float32)
     if w.dtype == np.float32:
@@ -30,7 +37,14 @@ def f32(w: Array | Packed) -> Array:  # any shape -> the same
 
 def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
     # (n, d_in), (d_out, d_in) -> (n, d_out)
-    """Return ``x @ w.T + b``; x is rounded first where w is in a format whose products are integers."""
+    """Return ``x @ w.T + b``; x is rounded first where w is in a format whose products are integers.
+
+    Examples
+    --------
+    >>> x, w = np.float32([[1, 2]]), np.float32([[3, 4], [5, 6], [0, 1]])
+    >>> linear(x, w)
+    array([[11., 17.,  2.]], dtype=float32)
+    """
     x = x if isinstance(w, np.ndarray) else round_input(x)
     tiles = list(_tiles(w))
     y = np.concatenate([x @ f32(w[rows]).T for rows in tiles], axis=1) if len(tiles) > 1 else x @ f32(w).T
@@ -38,7 +52,13 @@ def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
 
 
 def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n, d)
-    """Return ``a @ w``: the sum of w's rows, each times its weight."""
+    """Return ``a @ w``: the sum of w's rows, each times its weight.
+
+    Examples
+    --------
+    >>> weighted_rows(np.float32([[2, 0, 1]]), np.float32([[1, 1], [5, 5], [0, 3]]))
+    array([[2., 5.]], dtype=float32)
+    """
     first, *rest = _tiles(w)
     y = a[:, first] @ f32(w[first])
     for rows in rest:
@@ -55,42 +75,84 @@ def _tiles(w: Array | Packed) -> Iterator[slice]:
 
 
 def rms_norm(x: Array, w: Array, eps: float) -> Array:  # (n, d), (d,) -> (n, d)
-    """Scale each row to a root mean square of one, then by ``w`` (Zhang & Sennrich, 1910.07467)."""
+    """Scale each row to a root mean square of one, then by ``w`` (Zhang & Sennrich, 1910.07467).
+
+    Examples
+    --------
+    >>> rms_norm(np.float32([[1, 7]]), np.float32([1, 10]), eps=0.0)
+    array([[ 0.2, 14. ]], dtype=float32)
+    """
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * w
 
 
 def layer_norm(x: Array, w: Array, b: Array, eps: float) -> Array:  # (n, d), (d,), (d,) -> (n, d)
-    """Shift and scale each row to mean zero and variance one, then by ``w`` and ``b`` (1607.06450)."""
+    """Shift and scale each row to mean zero and variance one, then by ``w`` and ``b`` (1607.06450).
+
+    Examples
+    --------
+    >>> layer_norm(np.float32([[1, 7]]), np.float32([1, 10]), np.float32([0, 5]), eps=0.0)
+    array([[-1., 15.]], dtype=float32)
+    """
     centred = x - np.mean(x, axis=-1, keepdims=True)
     variance = np.mean(centred * centred, axis=-1, keepdims=True)
     return centred / np.sqrt(variance + np.float32(eps)) * w + b
 
 
 def softmax(x: Array) -> Array:  # (..., n) -> (..., n)
-    """Return exp(x) over its sum along the last axis; the largest entry is subtracted first."""
+    """Return exp(x) over its sum along the last axis; the largest entry is subtracted first.
+
+    Examples
+    --------
+    >>> softmax(np.array([1000.0, 1000.0, -1000.0]))
+    array([0.5, 0.5, 0. ])
+    """
     e = np.exp(x - np.max(x, axis=-1, keepdims=True))
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
 def log_softmax(x: Array) -> Array:  # (..., n) -> (..., n)
-    """Return the logarithm of :func:`softmax` without taking it of a rounded zero."""
+    """Return the logarithm of :func:`softmax` without taking it of a rounded zero.
+
+    Examples
+    --------
+    >>> log_softmax(np.array([0.0, -1000.0]))
+    array([    0., -1000.])
+    """
     shifted = x - np.max(x, axis=-1, keepdims=True)
     return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 
 
 def relu(x: Array) -> Array:  # any shape -> the same
-    """Return x where positive, else 0; NaN stays NaN."""
+    """Return x where positive, else 0; NaN stays NaN.
+
+    Examples
+    --------
+    >>> relu(np.float32([-1, 2, np.nan]))
+    array([ 0.,  2., nan], dtype=float32)
+    """
     return np.maximum(x, np.float32(0))
 
 
 def silu(x: Array) -> Array:  # any shape -> the same
-    """Return x * sigmoid(x), without overflow for very negative x."""
+    """Return x * sigmoid(x), without overflow for very negative x.
+
+    Examples
+    --------
+    >>> silu(np.array([-1000.0, 0.0, 1.0])).round(3)
+    array([-0.   ,  0.   ,  0.731])
+    """
     e = np.exp(-np.abs(x))
     return x * np.where(x >= 0, 1, e) / (1 + e)
 
 
 def gelu_tanh(x: Array) -> Array:  # any shape -> the same
-    """Return the tanh approximation of GELU that GPT-2 uses (1606.08415, sec. 2)."""
+    """Return the tanh approximation of GELU that GPT-2 uses (1606.08415, sec. 2).
+
+    Examples
+    --------
+    >>> gelu_tanh(np.float32([-1, 0, 1])).round(3)
+    array([-0.159,  0.   ,  0.841], dtype=float32)
+    """
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
     return np.float32(0.5) * x * (1 + np.tanh(inner))
 
@@ -103,7 +165,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def rope_frequencies(cfg: ModelConfig) -> Array:  # -> (d_head // 2,)
-    """Return the angle a position advances by in each rotary pair, radians (RoFormer, 2104.09864)."""
+    """Return the angle a position advances by in each rotary pair, radians (RoFormer, 2104.09864).
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> rope_frequencies(SimpleNamespace(d_head=4, rope_theta=1e4, rope_factors=None))
+    array([1.  , 0.01], dtype=float32)
+    """
     pairs = np.arange(0, cfg.d_head, 2) / cfg.d_head
     factors = np.ones(cfg.d_head // 2) if cfg.rope_factors is None else np.array(cfg.rope_factors)
     return (cfg.rope_theta**-pairs / factors).astype(np.float32)
@@ -113,6 +182,12 @@ def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads,
     """Rotate the pairs (j, j + d_head // 2) of each head by position times frequency.
 
     Angles are float32 products, as Transformers computes them, so that long contexts agree too.
+
+    Examples
+    --------
+    >>> x = np.float32([[[1, 0]], [[1, 0]]])  # the same head at two positions
+    >>> rope(x, np.array([0, 1]), np.float32([np.pi / 2]))[1].round(3)  # a quarter of a turn
+    array([[-0.,  1.]], dtype=float32)
     """
     angles = positions.astype(np.float32)[:, None] * frequencies  # (n, d_head // 2)
     cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
@@ -125,6 +200,13 @@ def attention_pattern(q: Array, k: Array) -> tuple[Array, Array]:
     """Return masked scores and their softmax; the queries are the last n_q of the n_kv positions.
 
     Under grouped-query attention n_heads // n_kv_heads neighbouring query heads read one key head.
+
+    Examples
+    --------
+    >>> q, k = np.zeros((2, 1, 4), np.float32), np.ones((1, 2, 4), np.float32)
+    >>> attention_pattern(q, k)[1][0]  # the first of two positions sees itself alone
+    array([[1. , 0. ],
+           [0.5, 0.5]], dtype=float32)
     """
     n_q, n_heads, d_head = q.shape
     n_kv_heads, n_kv, _ = k.shape
@@ -138,7 +220,14 @@ def attention_pattern(q: Array, k: Array) -> tuple[Array, Array]:
 
 def attend(pattern: Array, v: Array) -> Array:
     # (n_heads, n_q, n_kv), (n_kv_heads, n_kv, d_head) -> (n_q, n_heads, d_head)
-    """Return the pattern's mixture of the values."""
+    """Return the pattern's mixture of the values.
+
+    Examples
+    --------
+    >>> v = np.float32([[[1, 0], [0, 1]]])  # one head, two positions
+    >>> attend(np.float32([[[0.25, 0.75]]]), v)
+    array([[[0.25, 0.75]]], dtype=float32)
+    """
     n_heads, n_q, n_kv = pattern.shape
     mixed = pattern.reshape(v.shape[0], -1, n_kv) @ v
     return mixed.reshape(n_heads, n_q, -1).transpose(1, 0, 2)

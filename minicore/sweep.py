@@ -111,6 +111,11 @@ def sweep(
     WorkerDied
         If a job ends its worker ``ATTEMPTS`` times over. What a job itself raises comes through; either way
         the other jobs are dropped.
+
+    Examples
+    --------
+    >>> list(sweep(len, ["one", "three"]))
+    [(0, 3), (1, 5)]
     """
     from tqdm import tqdm
 

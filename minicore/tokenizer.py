@@ -173,7 +173,8 @@ class Tokenizer:
         Examples
         --------
         >>> import minicore as mc
-        >>> tokenizer = mc.load("minicore-opt-core").tokenizer
+        >>> model = mc.load("minicore-opt-core")
+        >>> tokenizer = model.tokenizer
         >>> tokenizer.decode(tokenizer.encode("naïve 😀"))
         'naïve 😀'
         """
@@ -211,7 +212,8 @@ class Tokenizer:
         Examples
         --------
         >>> import minicore as mc
-        >>> tokenizer = mc.load("minicore-opt-core").tokenizer
+        >>> model = mc.load("minicore-opt-core")
+        >>> tokenizer = model.tokenizer
         >>> tokenizer.pieces(tokenizer.encode("The cat sat."))
         ['<|endoftext|>', 'The', ' cat', ' sat', '.']
         """

@@ -6,13 +6,17 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+from types import ModuleType
 
 import pytest
 
 import minicore
+from minicore.core.similarity import fit
 from minicore.explore import explore
 from minicore.fitting import fit_clusters
 from minicore.model import Model
+from minicore.sweep import sweep
+from minicore.tasks.readers import read
 from minicore.tokenizer import Tokenizer
 
 NOT_IMPORTED = ("minicore.__main__", "cuda", "device")  # runs the program; need a GPU's compiler
@@ -21,6 +25,16 @@ MODULES = [
     for module in pkgutil.walk_packages(minicore.__path__, "minicore.")
     if not module.name.endswith(NOT_IMPORTED)
 ]
+
+
+def defined(module: ModuleType) -> list[object]:
+    """Return a module's public functions: those it names, else those it makes."""
+    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
+    made = [one for one in map(vars(module).get, names) if inspect.isfunction(one)]
+    return [one for one in made if one.__module__.startswith(module.__name__)]
+
+
+WHOLE = ("core.stability", "ops", "plots")  # all that they make
 PUBLIC = [
     *(getattr(minicore, name) for name in minicore.__all__),
     *(getattr(Model, name) for name in ("forward", "run_with_cache", "generate", "stream", "restrict")),
@@ -28,6 +42,10 @@ PUBLIC = [
     *(getattr(Tokenizer, name) for name in ("encode", "pieces")),
     explore,
     fit_clusters,
+    fit,
+    read,
+    sweep,
+    *(thing for name in WHOLE for thing in defined(importlib.import_module(f"minicore.{name}"))),
 ]
 
 

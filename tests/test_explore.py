@@ -172,6 +172,14 @@ def test_nothing_is_wider_than_the_window(page, tmp_path, width):
     assert wide <= room <= width
 
 
+def test_a_word_of_several_tokens_stays_on_one_line(page, tmp_path):
+    script = "tokens.map(of => of.map(one => [one.textContent, one.offsetTop]))"
+    for tokens in in_browser(page, tmp_path, script, 360):
+        assert len({top for _, top in tokens}) > 1
+        for (_, before), (text, top) in zip(tokens, tokens[1:], strict=False):
+            assert text.startswith(" ") or top == before, text
+
+
 # --- bad input ---
 
 

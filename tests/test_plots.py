@@ -279,11 +279,15 @@ def test_transparent_axes_take_the_background_that_their_text_is_for():
 
 def test_series_differ_in_more_than_colour():
     ax = plots.new_axes()
-    looks = [tuple(shared.look(ax, i).values()) for i in range(28)]
-    assert len(set(looks)) == 28
+    looks = [tuple(shared.look(ax, i).values()) for i in range(32)]
+    assert len(set(looks)) == 32
+    assert len({colour for colour, *_ in looks}) == 8  # as many as the sample corpus has topics
 
 
-@pytest.mark.parametrize("palette", [shared.LIGHT, shared.DARK])
+@pytest.mark.parametrize(
+    "palette",
+    [(*shared.LIGHT, "#000000", shared.LAST_LIGHT), (*shared.DARK, "#ffffff", shared.LAST_DARK)],
+)
 def test_colours_are_told_apart_without_red_or_green_cones(palette):
     """Under protanopia and deuteranopia (Machado et al. 2009, severity 1) no two colours come close."""
     protan = [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
@@ -625,3 +629,15 @@ if __name__ == "__main__":
     BASELINE.mkdir(exist_ok=True)
     for name, style in PICTURES:
         picture(name, style, baseline(name, style))
+
+
+def test_a_run_of_line_breaks_takes_one_line():
+    from minicore.plots.paper import one_break
+
+    pieces = ["a", "\n", "\n", "\n\n", "b", "\n", "c"]
+    assert one_break(pieces) == ["a", "↵", "↵", "\n\n", "b", "\n", "c"]
+    one, other = (
+        plots.text_activations(some, np.zeros(7), width=20).get_ylim()[0]
+        for some in (pieces, one_break(pieces))
+    )
+    assert abs(other) < abs(one)

@@ -327,7 +327,7 @@ def test_each_json_line_gives_its_beginning(chat, tmp_path):
         ("a.jsonl", b'"fine"\n{"text": 3}\n', r"a\.jsonl, line 2"),
         ("a.jsonl", b'{"title": "x"}\n', r"a\.jsonl, line 1"),
         ("a.jsonl", b"plain text\n", r"a\.jsonl, line 1: is not valid JSON"),
-        ("a.txt", b"caf\xe9", r"a\.txt: is not UTF-8 text: byte 0xe9 at 3"),
+        ("a.txt", b"caf\xe9", r"a\.txt, line 1: is not UTF-8 text: byte 0xe9 at 3"),
         ("a.txt", b"short", r"a\.txt: no passage of 22 tokens"),
         ("a.txt", b"", r"a\.txt: no passage"),
         ("a.txt", None, r"a\.txt: cannot be read"),

@@ -250,11 +250,11 @@ def test_parallel_text_is_read_from_source_to_target(tmp_path):
 
 def test_ids_that_come_twice_are_told_apart(tmp_path):
     lines = [{"id": "a", "document": f"d{i}", "summary": "s"} for i in range(3)]
-    assert [one.id for one in readers.read("summary", [write(tmp_path / "x.jsonl", *lines)])] == [
-        "a",
-        "a#2",
-        "a#3",
-    ]
+    read = readers.read("summary", [write(tmp_path / "x.jsonl", *lines)])
+    assert [one.id for one in read] == ["a", "a#2", "a#3"]
+    lines[1]["id"] = "a#2"
+    read = readers.read("summary", [write(tmp_path / "x.jsonl", *lines)])
+    assert [one.id for one in read] == ["a", "a#2", "a#2#2"]
 
 
 GOOD = {"document": "d", "summary": "s"}
@@ -273,7 +273,11 @@ BAD = [
     ("openqa", [{"question": "q", "answer": {"value": "x", "aliases": 3}}], "line 1: aliases"),
     ("translation", [{"translation": {"en": "a"}}], "line 1: translation"),
     ("translation", [{"translation": {"xx": "a", "en": "b"}}], "line 1: 'xx'"),
+    ("translation", [{"translation": {"de": "a", "deu": "b"}}], "line 1: de and deu are one language"),
     ("steps", [{"question": "q", "answer": 4}], "line 1: answer is 4"),
+    ("steps", [{"question": "q", "answer": "#### four"}], 'line 1: answer is "four", expected a number'),
+    ("summary", [GOOD, "[" * 100_000], "line 2: is not valid JSON"),
+    ("summary", [GOOD, '{"document": "\\ud800", "summary": "s"}'], "line 2: document is .*ud800"),
 ]
 
 
@@ -294,6 +298,7 @@ def test_a_malformed_question_of_squad_is_named_by_its_line(tmp_path):
         readers.read("qa", [path])
     for wrong, said in (
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ("[]", 'line 1: .* "data"'),
         ('{"data": [{}]}', '"paragraphs"'),
     ):

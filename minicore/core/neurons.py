@@ -166,7 +166,8 @@ class CoreSet:
     >>> one
     CoreSet(2 of 2 layers, 0.312 of 2 x 8 neurons)
     >>> other = CoreSet({0: np.array([2, 5]), 1: np.array([1, 7])}, n_neurons=8, n_layers=2)
-    >>> (one & other).neurons[0], len((one | other).neurons[1])
+    >>> both, either = one & other, one | other
+    >>> both.neurons[0], len(either.neurons[1])
     (array([2, 5], dtype=int32), 3)
     """
 

@@ -101,7 +101,8 @@ class Clusters:
     Clusters(2 of 4 texts by layer 0, 1 x 4 neurons)
     >>> clusters.names[clusters.assign(np.array([0.0, 0.0, 1.0, 0.0]))]
     'sport'
-    >>> clusters.core(0, gamma=0.5, layers=[0]).neurons[0]
+    >>> core = clusters.core(0, gamma=0.5, layers=[0])
+    >>> core.neurons[0]
     array([0, 1], dtype=int32)
     """
 
@@ -224,6 +225,12 @@ def fit(
     ------
     InputError
         If the lengths differ, a vector is not finite, or there are too few texts for k clusters.
+
+    Examples
+    --------
+    >>> sets = np.eye(4, dtype=bool).repeat(2, axis=0)[:, None]  # eight texts of four kinds, one layer
+    >>> fit(sets, fingerprint="", k=4).sizes
+    array([2, 2, 2, 2], dtype=int32)
     """
     n_texts, n_layers = sets.shape[:2]
     if not n_texts:
@@ -257,7 +264,13 @@ def fit(
 
 
 def default_layer(n_layers: int) -> int:
-    """Return the layer that texts are clustered by: the paper's 25 of 32, at the same depth."""
+    """Return the layer that texts are clustered by: the paper's 25 of 32, at the same depth.
+
+    Examples
+    --------
+    >>> default_layer(32), default_layer(30), default_layer(5)
+    (25, 23, 4)
+    """
     return min(round(25 / 32 * n_layers), n_layers - 1)
 
 

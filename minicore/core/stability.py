@@ -97,7 +97,13 @@ def stability_curve(a: Array, alpha: float, beta: float, lengths: Sequence[int])
 
 
 def growth_marks(n_tokens: int) -> list[int]:
-    """Return the prefix lengths whose sets :func:`is_stable` compares; none for too short a prompt."""
+    """Return the prefix lengths whose sets :func:`is_stable` compares; none for too short a prompt.
+
+    Examples
+    --------
+    >>> growth_marks(100), growth_marks(7)
+    ([50, 75, 100], [])
+    """
     return [int(share * n_tokens) for share in GROWTH] if n_tokens >= SHORTEST else []
 
 
@@ -105,6 +111,12 @@ def similarity(counts: Sequence[Array]) -> float:  # n_steps of (n_layers, n_neu
     """Return the mean Jaccard similarity of consecutive growth steps' core sets, over steps and layers.
 
     ``counts`` are f_alpha of the growing prefixes, shortest first; the sets are of ``TEST_BETA``.
+
+    Examples
+    --------
+    >>> one, two = np.array([[3, 2, 1, 0, 0]]), np.array([[5, 2, 4, 1, 0]])
+    >>> similarity([one, two])  # 0 and 1, then 0 and 2
+    0.3333333333333333
     """
     sets = [[core_from_scores(layer, TEST_BETA) for layer in step] for step in counts]
     steps = zip(sets, sets[1:], strict=False)
@@ -122,6 +134,12 @@ def is_stable(counts: Sequence[Array], n_tokens: int, wanted: float = WANTED) ->
         Length of the prompt.
     wanted : float
         Recall against C_alpha^beta([s, g]) from which on a set counts as stable.
+
+    Examples
+    --------
+    >>> settled = [np.array([[9, 8, 0, 0, 0]])] * 3
+    >>> print(is_stable(settled, n_tokens=256))
+    settled: similarity of the last growth steps 1.000, expected recall 1.00, wanted 0.80
     """
     check_fraction("wanted recall", wanted)
     if not len(counts):

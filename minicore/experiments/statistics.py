@@ -17,7 +17,13 @@ def mean(x: Array) -> Array:  # (..., n) -> (...)
 
 
 def exp_mean(x: Array) -> Array:  # (..., n) -> (...)
-    """Return exp of the mean over the last axis: of nats a perplexity, of their difference a ratio."""
+    """Return exp of the mean over the last axis: of nats a perplexity, of their difference a ratio.
+
+    Examples
+    --------
+    >>> float(exp_mean(np.log([2.0, 8.0])).round(6))
+    4.0
+    """
     return np.exp(np.mean(x, axis=-1))
 
 
@@ -53,6 +59,11 @@ def bootstrap(
     -------
     estimate, low, high : float
         The statistic of x and the interval's ends (Efron & Tibshirani 1993, ch. 13).
+
+    Examples
+    --------
+    >>> bootstrap(np.array([1.0, 1.0, 1.0]))
+    (1.0, 1.0, 1.0)
     """
     x = np.asarray(x)
     if not len(x):
@@ -63,14 +74,26 @@ def bootstrap(
 
 
 def ranks(x: Array) -> Array:  # (n,) -> float64 (n,)
-    """Return each entry's rank from 1 upwards; equal entries share the mean of their ranks."""
+    """Return each entry's rank from 1 upwards; equal entries share the mean of their ranks.
+
+    Examples
+    --------
+    >>> ranks(np.array([10, 30, 10]))
+    array([1.5, 3. , 1.5])
+    """
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return ((last - counts + 1 + last) / 2)[inverse]
 
 
 def spearman(x: Array, y: Array) -> float:  # (n,), (n,) -> in [-1, 1]
-    """Return the correlation of the ranks; 0 where one side has no spread to correlate with."""
+    """Return the correlation of the ranks; 0 where one side has no spread to correlate with.
+
+    Examples
+    --------
+    >>> spearman(np.array([1, 2, 3]), np.array([1, 4, 9])), spearman(np.array([1, 2]), np.array([5, 5]))
+    (1.0, 0.0)
+    """
     if np.isnan(x).any() or np.isnan(y).any():
         raise InputError("a rank correlation of NaN is not defined, expected numbers")
     a, b = ranks(x) - (len(x) + 1) / 2, ranks(y) - (len(y) + 1) / 2

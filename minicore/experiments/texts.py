@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,15 +35,23 @@ class Passage:
 
 
 def read_text(path: str | PathLike[str]) -> str:
-    """Return a UTF-8 file's text; InputError names the file and the byte that is not."""
+    """Return a UTF-8 file's text; InputError names the file, the line and the byte that is not."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: is not UTF-8 text: byte {error.object[error.start]:#04x} at {error.start}"
-        ) from None
+        wrong, at = error.object[error.start], error.start
+        number = 1 + error.object.count(b"\n", 0, at)
+        raise InputError(f"{path}, line {number}: is not UTF-8 text: byte {wrong:#04x} at {at}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def parse_json(text: str, where: str, loads: Callable[[str], Any] = json.loads) -> Any:
+    """Return what a JSON text holds; InputError says where it is none, or nested deeper than Python reads."""
+    try:
+        return loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: is not valid JSON ({error})") from None
 
 
 def read_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
@@ -51,10 +59,7 @@ def read_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: is not valid JSON ({error})") from None
+        value = parse_json(line, f"{path}, line {number}")
         text = value.get("text") if isinstance(value, dict) else value
         if not isinstance(text, str):
             raise InputError(f'{path}, line {number}: expected a string, or an object whose "text" is one')

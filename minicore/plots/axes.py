@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ Array = np.ndarray
 # Okabe and Ito's colours, without those that fade into a light or a dark background.
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DARK = ("#56B4E9", "#E69F00", "#10B98A", "#CC79A7", "#F0E442", "#E8702A")
+LAST_LIGHT, LAST_DARK = "#5B2A86", "#A44BFF"  # of eight; the seventh is the text's own
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", ":", "-.")
 
@@ -32,6 +33,12 @@ def new_axes(width: float = 7, height: float = 4) -> Axes:
 
     Where pyplot is in use, as in a notebook, the figure is one of pyplot's and is shown as others are;
     elsewhere no window manager knows of it.
+
+    Examples
+    --------
+    >>> ax = new_axes(4, 3)
+    >>> ax.figure.get_size_inches()
+    array([4., 3.])
     """
     if "matplotlib.pyplot" in sys.modules or "ipykernel" in sys.modules:
         import matplotlib.pyplot as plt
@@ -41,7 +48,13 @@ def new_axes(width: float = 7, height: float = 4) -> Axes:
 
 
 def check_format(path: str) -> str:
-    """Return the format that a file's ending asks for; raise InputError if matplotlib writes none such."""
+    """Return the format that a file's ending asks for; raise InputError if matplotlib writes none such.
+
+    Examples
+    --------
+    >>> check_format("figures/fig3.PNG")
+    'png'
+    """
     known = Figure().canvas.get_supported_filetypes()
     ending = path.rpartition(".")[2].lower() if "." in path else ""
     if ending not in known:
@@ -49,8 +62,17 @@ def check_format(path: str) -> str:
     return ending
 
 
-def save(ax: Axes, path: str | PathLike[str], format: str | None = None) -> None:
-    """Write the axes' figure to a file."""
+def save(ax: Axes, path: str | PathLike[str] | IO[bytes], format: str | None = None) -> None:
+    """Write the axes' figure to a file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryFile() as file:
+    ...     save(new_axes(), file, format="png")
+    ...     file.tell() > 1000
+    True
+    """
     figure = ax.get_figure(root=True)
     assert figure is not None
     figure.savefig(path, format=format, dpi=150)
@@ -160,8 +182,9 @@ def scale(ax: Axes, x: Array, vmax: float | None = None) -> dict[str, Any]:
 
 
 def look(ax: Axes, i: int) -> dict[str, Any]:
-    """Return colour, marker and line style of the i-th series; no two of the first 28 are alike."""
-    colours = [*(DARK if is_dark(ax) else LIGHT), ink(ax)]
+    """Return colour, marker and line style of the i-th series; no two of the first 32 are alike."""
+    few, last = (DARK, LAST_DARK) if is_dark(ax) else (LIGHT, LAST_LIGHT)
+    colours = [*few, ink(ax), last]
     return {
         "color": colours[i % len(colours)],
         "marker": MARKERS[i % len(MARKERS)],
@@ -211,12 +234,19 @@ def open_frame(ax: Axes) -> None:
 def plain_log(axis: Axis) -> None:
     """Write plain numbers at the ticks of a logarithmic axis, more of them where it spans little."""
     low, high = axis.get_view_interval()
+    powers = high >= 1e6 and high >= 300 * low
+
+    def written(x: float, _: int) -> str:
+        if powers and x >= 1e3:
+            return f"$10^{{{round(np.log10(x))}}}$"
+        return f"{x:,g}" if x < 1e6 else f"{x:.0e}"
+
     if high < 8 * low:  # few of 1, 2 and 5 would be in it
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(LogLocator(subs=[1, 2, 5] if high < 300 * low else [1]))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}" if x < 1e6 else f"{x:.0e}"))
+    axis.set_major_formatter(FuncFormatter(written))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -240,14 +240,22 @@ def fig5(found: Found) -> Figure:
     figure.suptitle(textwrap.fill(found["drawn"]["prompt"].replace("$", r"\$"), 105), fontsize=9)
     for ax, way in zip(axes, ways, strict=True):
         label = "surprise of the whole model (nats)"
-        text_activations(
-            way["pieces"], way["nats"], width=104, vmax=10, label=label, ax=ax, colorbar=ax is axes[-1]
-        )
+        pieces = one_break(way["pieces"])
+        text_activations(pieces, way["nats"], width=104, vmax=10, label=label, ax=ax, colorbar=ax is axes[-1])
         ax.set_title(f"{way['neurons']} writes on", loc="left", fontsize=10, fontweight="bold")
     heights = [-ax.get_ylim()[0] * CHARACTER for ax in axes]  # what each text needs, in inches
     axes[0].get_gridspec().set_height_ratios(heights)
     figure.set_size_inches(9.5, 1.02 * sum(heights) + 0.35 * len(ways) + 1.1)
     return figure
+
+
+def one_break(pieces: list[str]) -> list[str]:
+    """Return a text's pieces with runs of line breaks on one line, which breaks behind the last."""
+    following = [*pieces[1:], ""]
+    return [
+        piece.replace("\n", "↵") if piece.strip("\n") == "" and after.startswith("\n") else piece
+        for piece, after in zip(pieces, following, strict=True)
+    ]
 
 
 def fig6(found: Found) -> Figure:

@@ -196,6 +196,18 @@ def decode_speed(report: dict[str, Any], context: int | None = None, ax: Axes | 
     -------
     Axes
         Tokens a second, medians with quartiles.
+
+    Examples
+    --------
+    >>> speed = {"median": 90.0, "q1": 88.0, "q3": 91.0}
+    >>> row = {"context": 64, "n_threads": 1, "dtype": "int8", "beta": None, "bytes_per_token": 1e8}
+    >>> report = {
+    ...     "model": "minicore-opt-core",
+    ...     "decode": [row | {"tokens_per_s": speed}],
+    ...     "bandwidth": [{"n_threads": 1, "gb_per_s": {"median": 12.0}}],
+    ... }
+    >>> [label.get_text() for label in decode_speed(report).get_xticklabels()]
+    ['int8']
     """
     context = report["decode"][0]["context"] if context is None else context
     rows = [row for row in report["decode"] if row["context"] == context]

@@ -82,8 +82,8 @@ def text_activations(
                 x, line = 0, line + 1
             pieces.append((x, line, text, i))
             x += columns(text)
-            if text.endswith("↵"):
-                x, line = 0, line + 1
+        if token.endswith("\n"):
+            x, line = 0, line + 1
     ax = page(ax, width, line + 1, colorbar)
     write(
         ax,

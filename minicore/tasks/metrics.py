@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicore.errors import InputError
-from minicore.tasks.readers import Example
+from minicore.tasks.readers import NUMBER, Example
 
 Array = np.ndarray
 
@@ -44,18 +44,38 @@ def mean_of(score: Callable[[str, Example], float]) -> Metric:
 
 
 def normalise(text: str) -> str:
-    """Return a text as SQuAD's evaluation compares it: no case, ASCII punctuation, articles, extra space."""
+    """Return a text as SQuAD's evaluation compares it: no case, ASCII punctuation, articles, extra space.
+
+    Examples
+    --------
+    >>> normalise("The  Eiffel Tower!")
+    'eiffel tower'
+    """
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match(answer: str, example: Example) -> float:
-    """Whether the answer is one of the references (1606.05250 sec. 6.1)."""
+    """Whether the answer is one of the references (1606.05250 sec. 6.1).
+
+    Examples
+    --------
+    >>> example = Example("1", "a.jsonl, line 1", {}, references=("the Eiffel Tower", "Eiffel Tower"))
+    >>> exact_match("eiffel tower.", example)
+    1.0
+    """
     return float(normalise(answer) in map(normalise, example.references))
 
 
 def f1(answer: str, example: Example) -> float:
-    """The best overlap in words with a reference; of nothing with nothing it is 1, as in SQuAD 2.0."""
+    """The best overlap in words with a reference; of nothing with nothing it is 1, as in SQuAD 2.0.
+
+    Examples
+    --------
+    >>> example = Example("1", "a.jsonl, line 1", {}, references=("the Eiffel Tower", "Eiffel Tower"))
+    >>> f1("It is the tall Eiffel Tower", example)  # of five words two, all of the reference
+    0.5714285714285714
+    """
     return max(_f1(normalise(answer).split(), normalise(right).split()) for right in example.references)
 
 
@@ -67,16 +87,26 @@ def _f1(words: list[str], right: list[str]) -> float:
 
 
 def contains(answer: str, example: Example) -> float:
-    """Whether a reference stands in the answer, word for word."""
+    """Whether a reference stands in the answer, word for word.
+
+    Examples
+    --------
+    >>> example = Example("1", "a.jsonl, line 1", {}, references=("the Eiffel Tower", "Eiffel Tower"))
+    >>> contains("It is the Eiffel Tower.", example), contains("It is a tower.", example)
+    (1.0, 0.0)
+    """
     said = f" {normalise(answer)} "
     return float(any(f" {normalise(right)} " in said for right in example.references if normalise(right)))
 
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-
 def number(answer: str, example: Example) -> float:
-    """Whether the last number of the answer is the reference's."""
+    """Whether the last number of the answer is the reference's.
+
+    Examples
+    --------
+    >>> number("4 + 3 = 7, so 7.0.", Example("1", "a.jsonl, line 1", {}, references=("7",)))
+    1.0
+    """
     said = [float(found.replace(",", "")) for found in NUMBER.findall(answer)]
     return float(bool(said) and said[-1] in [float(right.replace(",", "")) for right in example.references])
 

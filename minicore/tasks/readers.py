@@ -10,6 +10,7 @@ import bisect
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minicore.errors import InputError
-from minicore.experiments.texts import read_text
+from minicore.experiments.texts import parse_json, read_text
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 HUB = "hub:"  # what a name of Hugging Face datasets begins with
 
@@ -68,7 +71,7 @@ class Record(NamedTuple):
     def text(self, key: str, empty: bool = False) -> str:
         """Return a value that has to be a text, with something in it unless it may be empty."""
         value = self.values[key]
-        if not isinstance(value, str) or not (value.strip() or empty):
+        if not _is_text(value, empty):
             raise InputError(f"{self.where}: {key} is {_short(value)}, expected a text")
         return value.strip()
 
@@ -76,17 +79,20 @@ class Record(NamedTuple):
         """Return a value that has to be a text, or a list of at least one."""
         values = self.values[key] if values is None else values
         listed = [values] if isinstance(values, str) else values
-        if (
-            not isinstance(listed, list | tuple)
-            or not listed
-            or not all(isinstance(value, str) and value.strip() for value in listed)
-        ):
+        if not isinstance(listed, list | tuple) or not listed or not all(map(_is_text, listed)):
             raise InputError(f"{self.where}: {key} is {_short(values)}, expected a text or a list of texts")
         return tuple(dict.fromkeys(value.strip() for value in listed))
 
 
+def _is_text(value: object, empty: bool = False) -> bool:
+    """Say whether it is a text that UTF-8 can hold: JSON's escapes can spell half a character."""
+    if not isinstance(value, str) or not (value.strip() or empty):
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _short(value: object) -> str:
-    said = json.dumps(value, ensure_ascii=False, default=str)
+    said = json.dumps(value, default=str)
     return said if len(said) <= 60 else said[:57] + "..."
 
 
@@ -144,6 +150,8 @@ def short_answer(record: Record) -> Parts:
 def steps(record: Record) -> Parts:
     """A problem and a number, perhaps behind its working and ``####``, as GSM8K writes it."""
     number = record.text("answer").rpartition("####")[2].strip()
+    if not NUMBER.fullmatch(number):
+        raise InputError(f"{record.where}: answer is {_short(number)}, expected a number")
     return {"question": record.text("question")}, (number,), ()
 
 
@@ -156,6 +164,8 @@ def translation(record: Record) -> Parts:
         if code not in LANGUAGES:
             known = ", ".join(LANGUAGES)
             raise InputError(f"{record.where}: {code!r} is no language known here, expected one of {known}")
+    if LANGUAGES[source] == LANGUAGES[target]:
+        raise InputError(f"{record.where}: {source} and {target} are one language, expected two")
     both = Record(record.where, pair)
     fields = {"source_language": LANGUAGES[source], "target_language": LANGUAGES[target]}
     return fields | {"source": both.text(source)}, (both.text(target),), ()
@@ -205,6 +215,15 @@ def read(task: str, data: Sequence[str | PathLike[str]]) -> list[Example]:
     ------
     InputError
         If a file cannot be read, holds no example, or a record is not of the task's form, by file and line.
+
+    Examples
+    --------
+    >>> from minicore.tasks.run import SHIPPED
+    >>> first = read("steps", [SHIPPED["steps"]])[0]
+    >>> first.fields["question"]
+    'Iris has 11 stamps. Iris finds 9 more. How many stamps does Iris have now?'
+    >>> first.references
+    ('20',)
     """
     shapes = [shape for shape in SHAPES if shape.task == task]
     seen: Counter[str] = Counter()
@@ -219,12 +238,17 @@ def read(task: str, data: Sequence[str | PathLike[str]]) -> list[Example]:
         fields, right, wrong = shape.read(record)
         given = next((record.values[key] for key in ID_KEYS if key in record.values), Path(record.where).name)
         example = Example(str(given), record.where, fields, right, wrong, shape.prompts)
-        seen[example.id] += 1
-        again = seen[example.id]
-        found.append(example if again == 1 else replace(example, id=f"{example.id}#{again}"))
+        found.append(replace(example, id=_own_id(example.id, seen)))
     if not found:
         raise InputError(f"{', '.join(map(str, data))}: no example in it")
     return found
+
+
+def _own_id(name: str, seen: Counter[str]) -> str:
+    seen[name] += 1
+    if seen[name] == 1:
+        return name
+    return _own_id(f"{name}#{seen[name]}", seen)  # which another record may be called by itself
 
 
 # --- a file to records ---
@@ -250,10 +274,7 @@ def json_lines(path: Path) -> Iterator[Record]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: is not valid JSON ({error})") from None
+        value = parse_json(line, where)
         if not isinstance(value, dict):
             raise InputError(f"{where}: is {_short(value)}, expected an object")
         yield Record(where, value)
@@ -286,11 +307,7 @@ def csv_rows(path: Path) -> Iterator[Record]:
 
 def nested_json(path: Path) -> Iterator[Record]:
     """Yield the questions of SQuAD's and TriviaQA's own files."""
-    text = read_text(path)
-    try:
-        value = Located.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error})") from None
+    value = parse_json(read_text(path).removeprefix("\ufeff"), str(path), Located.loads)
     if isinstance(value, dict) and isinstance(value.get("Data"), list):
         for entry in value["Data"]:
             yield _trivia_entry(path, entry)
