@@ -144,7 +144,7 @@ def complete(words: Any, i: int, pair: Any, tag: Any) -> tuple[Any, Any]:
     a, tag_a, b, tag_b = pair
     while tag_a != tag or tag_b != tag:
         grid.wait("word", i)
-        a, tag_a, b, tag_b = device.take2(words, i)
+        a, tag_a, b, tag_b = device.take2(words, i, True)
     return a, b
 
 

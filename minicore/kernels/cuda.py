@@ -563,12 +563,30 @@ def load_norm(s, m, me, w_at, b_at, layer, w, b):  # type: ignore[no-untyped-def
 def add(s, m, me, at, column, layer, tag, x):  # type: ignore[no-untyped-def]
     """Add the vector exchanged from word ``at`` on, and a layer's bias, to the residual stream."""
     settle()
-    for k in range(s.rounds):
-        p = me.tid + k * s.threads
-        if 2 * p < s.d:
-            u, v = take(m.words, (at >> 1) + p, tag)
-            x[2 * k] += u + bias(s, m, column, layer, 2 * p)
-            x[2 * k + 1] += v + bias(s, m, column, layer, 2 * p + 1)
+    for k in range(0, s.rounds, 4):  # four on their way at once
+        r0, r1 = pair_of(s, m, me, at, k), pair_of(s, m, me, at, k + 1)
+        r2, r3 = pair_of(s, m, me, at, k + 2), pair_of(s, m, me, at, k + 3)
+        add_pair(s, m, me, at, column, layer, tag, k, r0, x)
+        add_pair(s, m, me, at, column, layer, tag, k + 1, r1, x)
+        add_pair(s, m, me, at, column, layer, tag, k + 2, r2, x)
+        add_pair(s, m, me, at, column, layer, tag, k + 3, r3, x)
+
+
+@device
+def pair_of(s, m, me, at, k):  # type: ignore[no-untyped-def]
+    """Read a thread's k-th pair of the vector exchanged from word ``at`` on, if it has one."""
+    p = me.tid + k * s.threads
+    return take2(m.words, (at >> 1) + p, k < s.rounds and 2 * p < s.d)
+
+
+@device
+def add_pair(s, m, me, at, column, layer, tag, k, read, x):  # type: ignore[no-untyped-def]
+    """Add a pair that was read, once it is there, and a layer's bias."""
+    p = me.tid + k * s.threads
+    if k < s.rounds and 2 * p < s.d:
+        u, v = complete(m.words, (at >> 1) + p, read, tag)
+        x[2 * k] += u + bias(s, m, column, layer, 2 * p)
+        x[2 * k + 1] += v + bias(s, m, column, layer, 2 * p + 1)
 
 
 @device
@@ -827,10 +845,10 @@ def attend(s, m, me, layer, position, tag, acc):  # type: ignore[no-untyped-def]
 
 @device
 def share_of(s, m, head, j, share, n_split):  # type: ignore[no-untyped-def]
-    """Read a share's top and mass, and numbers j and j + 1 of its mixture; of the last share behind it."""
-    z = s.at_z + (min(share, n_split - 1) * s.n_heads + head) * (s.d_head + 2)
+    """Read a share's top and mass, and numbers j and j + 1 of its mixture, if there is such a share."""
+    z, there = s.at_z + (share * s.n_heads + head) * (s.d_head + 2), share < n_split
     about, mixture = (z + s.d_head) >> 1, (z + j) >> 1
-    return about, mixture, take2(m.words, about), take2(m.words, mixture)
+    return about, mixture, take2(m.words, about, there), take2(m.words, mixture, there)
 
 
 @device
@@ -951,8 +969,8 @@ def gather(s, m, me, n, spread, tag):  # type: ignore[no-untyped-def]
     at, pairs, count = s.at_a >> 1, (n + 1) // 2, 0
     for p in range(me.tid, pairs, 4 * s.threads):
         p1, p2, p3 = p + s.threads, p + 2 * s.threads, p + 3 * s.threads
-        r0, r1 = take2(m.words, at + p), take2(m.words, at + min(p1, pairs - 1))
-        r2, r3 = take2(m.words, at + min(p2, pairs - 1)), take2(m.words, at + min(p3, pairs - 1))
+        r0, r1 = take2(m.words, at + p, True), take2(m.words, at + p1, p1 < pairs)
+        r2, r3 = take2(m.words, at + p2, p2 < pairs), take2(m.words, at + p3, p3 < pairs)
         count += keep_activations(s, m, at, p, pairs, r0, tag, spread)
         count += keep_activations(s, m, at, p1, pairs, r1, tag, spread)
         count += keep_activations(s, m, at, p2, pairs, r2, tag, spread)

@@ -90,8 +90,10 @@ if SIMULATED:
         """Write word i: a float32 and its tag."""
         words[2 * i], words[2 * i + 1] = np.float32(value).view(np.uint32), tag
 
-    def take2(words: Any, i: int) -> tuple[Any, ...]:
-        """Return words 2 i and 2 i + 1: value, tag, value, tag."""
+    def take2(words: Any, i: int, there: bool) -> tuple[Any, ...]:
+        """Return words 2 i and 2 i + 1: value, tag, value, tag; nothing is read unless they are there."""
+        if not there:
+            return np.float32(0), np.uint32(0), np.float32(0), np.uint32(0)
         a, b = words[4 * i], words[4 * i + 2]
         return as_float(a), words[4 * i + 1], as_float(b), words[4 * i + 3]
 
@@ -286,20 +288,22 @@ else:
         return types.none(words, types.int64, types.float32, types.uint32), code
 
     @intrinsic
-    def take2(typingctx, words, i):  # type: ignore[no-untyped-def]
+    def take2(typingctx, words, i, there):  # type: ignore[no-untyped-def]
         kind = types.Tuple((types.float32, types.uint32, types.float32, types.uint32))
 
         def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
             at = _address(context, builder, signature.args[0], args[0], args[1], 16)
             text = (
-                "{ .reg .b64 s, t; ld.relaxed.gpu.global.v2.b64 {s, t}, [$4];"
+                "{ .reg .pred p; .reg .b64 s, t; setp.ne.b32 p, $5, 0; mov.b64 s, 0; mov.b64 t, 0;"
+                "@p ld.relaxed.gpu.global.v2.b64 {s, t}, [$4];"
                 "mov.b64 {$0, $1}, s; mov.b64 {$2, $3}, t; }"
             )
             four = ir.LiteralStructType([F32, I32, F32, I32])
-            out = _asm(builder, four, text, "=f,=r,=f,=r,l,~{memory}", [at], True)
+            ok = builder.zext(args[2], I32)
+            out = _asm(builder, four, text, "=f,=r,=f,=r,l,r,~{memory}", [at, ok], True)
             return _tuple(context, builder, kind, out, 4)
 
-        return kind(words, types.int64), code
+        return kind(words, types.int64, types.boolean), code
 
     @intrinsic
     def prefetch(typingctx, arena, i):  # type: ignore[no-untyped-def]
@@ -335,14 +339,14 @@ def complete(words, i, pair, tag):  # type: ignore[no-untyped-def]  # -> float32
         spins += 1
         if spins > SPINS:
             stop()
-        a, tag_a, b, tag_b = take2(words, i)
+        a, tag_a, b, tag_b = take2(words, i, True)
     return a, b
 
 
 @device
 def take(words, i, tag):  # type: ignore[no-untyped-def]  # -> float32, float32
     """Wait for words 2 i and 2 i + 1 with this tag and return their values."""
-    return complete(words, i, take2(words, i), tag)
+    return complete(words, i, take2(words, i, True), tag)
 
 
 @device
