@@ -66,7 +66,7 @@ W_IN, B_IN, W_GATE, B_GATE, W_OUT, N_ROWS, N_CHUNKS, COMPACT = range(8)  # N_CHU
 N_FFN = 8
 AHEAD_BYTES = 12 << 20  # layers up to this size are brought to the L2 cache one layer ahead
 MAX_SPLIT_BITS = 3  # a head's positions are cut into 8 shares at most
-SPLIT = 128  # and none of fewer positions than half of this
+SPLIT = 96  # and none of fewer positions than half of this; so many a block reads before it waits, or nearly
 
 
 def row_chunks(n: int, shift: int) -> int:
@@ -680,27 +680,30 @@ def as_kept(x, rounded):  # type: ignore[no-untyped-def]
 def new_position(s, m, me, head, tag):  # type: ignore[no-untyped-def]
     """Put a head's query and new key, both rotated, and its new value into shared memory."""
     half, kv = s.d_head // 2, head // (s.n_heads // s.n_kv_heads)
-    for p in range(me.tid, 3 * half, s.threads):
-        which, j = p // half, p % half
+    for p in range(me.tid, 3 * half // 2, s.threads):
+        which, j = p // (half // 2), 2 * (p % (half // 2))
         row = head * s.d_head if which == 0 else s.n_q + (which - 1) * s.n_kv + kv * s.d_head
-        u, v = take(m.words, (row >> 1) + j, tag)
-        let(m.shared, s.a + 2 * p, u)
-        let(m.shared, s.a + 2 * p + 1, v)
+        near, far = (row + j) >> 1, (row + half + j) >> 1  # what is rotated together, one thread reads
+        first, second = take2(m.words, near, True), take2(m.words, far, True)
+        u0, u1 = complete(m.words, near, first, tag)
+        v0, v1 = complete(m.words, far, second, tag)
+        if s.rope and which < 2:
+            u0, v0 = rotated(s, m, j, u0, v0)
+            u1, v1 = rotated(s, m, j + 1, u1, v1)
+        factor = np.float32(1 / math.sqrt(s.d_head)) if which == 0 else np.float32(1)
+        at, rounded = s.a + which * s.d_head + j, s.rounded and which > 0
+        let(m.shared, at, as_kept(u0 * factor, rounded))
+        let(m.shared, at + 1, as_kept(u1 * factor, rounded))
+        let(m.shared, at + half, as_kept(v0 * factor, rounded))
+        let(m.shared, at + half + 1, as_kept(v1 * factor, rounded))
     cuda.syncthreads()
-    for t in range(me.tid, 2 * half, s.threads):
-        j, at = t % half, s.a + t // half * s.d_head
-        u, v = get(m.shared, at + j), get(m.shared, at + half + j)
-        if s.rope:
-            cos, sin = get(m.shared, s.angles + j), get(m.shared, s.angles + half + j)
-            u, v = u * cos - v * sin, v * cos + u * sin
-        factor = np.float32(1 / math.sqrt(s.d_head)) if t < half else np.float32(1)
-        rounded = s.rounded and t >= half
-        let(m.shared, at + j, as_kept(u * factor, rounded))
-        let(m.shared, at + half + j, as_kept(v * factor, rounded))
-    for j in range(me.tid, s.d_head if s.rounded else 0, s.threads):
-        at = s.a + 2 * s.d_head + j
-        let(m.shared, at, as_kept(get(m.shared, at), True))
-    cuda.syncthreads()
+
+
+@device
+def rotated(s, m, j, u, v):  # type: ignore[no-untyped-def]
+    """Return numbers j and half a head further, turned by the position's angle."""
+    cos, sin = get(m.shared, s.angles + j), get(m.shared, s.angles + s.d_head // 2 + j)
+    return u * cos - v * sin, v * cos + u * sin
 
 
 @device
@@ -716,15 +719,28 @@ def fresh(loaded, p, position, new):  # type: ignore[no-untyped-def]
 
 
 @device
-def load_four(s, x, row0, c, p, gap, end, position, new):  # type: ignore[no-untyped-def]
+def load_four(s, x, row0, c, p, gap, end, position):  # type: ignore[no-untyped-def]
     """Return chunk c of four keys or values, a gap of positions apart: all on their way at once."""
     i, last = (row0 + p) * s.key_chunks + c, min(end, position) if c < s.key_chunks else 0
     k0 = load4(x, i, p < last)
     k1 = load4(x, i + gap * s.key_chunks, p + gap < last)
     k2 = load4(x, i + 2 * gap * s.key_chunks, p + 2 * gap < last)
     k3 = load4(x, i + 3 * gap * s.key_chunks, p + 3 * gap < last)
-    k0, k1 = fresh(k0, p, position, new), fresh(k1, p + gap, position, new)
-    return k0, k1, fresh(k2, p + 2 * gap, position, new), fresh(k3, p + 3 * gap, position, new)
+    return k0, k1, k2, k3
+
+
+@device
+def load_first(s, x, me, row0, first, end, position):  # type: ignore[no-untyped-def]
+    """Return what a thread reads first of keys or values: they need not wait for the new position."""
+    sub, gap = me.tid & (s.per_key - 1), s.threads // s.per_key
+    return load_four(s, x, row0, sub, first + me.tid // s.per_key, gap, end, position)
+
+
+@device
+def fresh_four(loaded, p, gap, position, new):  # type: ignore[no-untyped-def]
+    """Return four keys or values with the new position's among them."""
+    k0, k1 = fresh(loaded[0], p, position, new), fresh(loaded[1], p + gap, position, new)
+    return k0, k1, fresh(loaded[2], p + 2 * gap, position, new), fresh(loaded[3], p + 3 * gap, position, new)
 
 
 @device
@@ -739,7 +755,7 @@ def keep(s, m, p, first, end, score, me):  # type: ignore[no-untyped-def]
 
 
 @device
-def score(s, m, me, row0, first, end, position):  # type: ignore[no-untyped-def]
+def score(s, m, me, row0, first, end, position, ahead):  # type: ignore[no-untyped-def]
     """Score positions [first, end), neighbouring lanes a key together; return the largest score."""
     sub, gap, top = me.tid & (s.per_key - 1), s.threads // s.per_key, np.float32(-np.inf)
     for p0 in range(first, end, 4 * gap):  # all lanes take all turns: they add up together
@@ -749,7 +765,10 @@ def score(s, m, me, row0, first, end, position):  # type: ignore[no-untyped-def]
             c = sub + r * s.per_key
             if c < s.key_chunks:
                 q, new = four(m.shared, s.a + 4 * c), four(m.shared, s.a + s.d_head + 4 * c)
-                k0, k1, k2, k3 = load_four(s, m.keys, row0, c, p, gap, end, position, new)
+                loaded = ahead
+                if r > 0 or p0 > first:
+                    loaded = load_four(s, m.keys, row0, c, p, gap, end, position)
+                k0, k1, k2, k3 = fresh_four(loaded, p, gap, position, new)
                 s0, s1, s2, s3 = s0 + dot4(q, k0), s1 + dot4(q, k1), s2 + dot4(q, k2), s3 + dot4(q, k3)
         s0, s1 = keep(s, m, p, first, end, s0, me), keep(s, m, p + gap, first, end, s1, me)
         s2 = keep(s, m, p + 2 * gap, first, end, s2, me)
@@ -773,7 +792,7 @@ def weight(s, m, p, first, end, top):  # type: ignore[no-untyped-def]
 
 
 @device
-def mix(s, m, me, row0, first, end, position, top, acc):  # type: ignore[no-untyped-def]
+def mix(s, m, me, row0, first, end, position, top, acc, ahead):  # type: ignore[no-untyped-def]
     """Leave each warp's unnormalised mixture of values, and its mass, in its part of shared memory."""
     sub, gap, mass = me.tid & (s.per_key - 1), s.threads // s.per_key, np.float32(0)
     for j in range(4 * s.key_rounds):
@@ -787,7 +806,10 @@ def mix(s, m, me, row0, first, end, position, top, acc):  # type: ignore[no-unty
             c = sub + r * s.per_key
             if c < s.key_chunks:
                 new = four(m.shared, s.a + 2 * s.d_head + 4 * c)
-                v0, v1, v2, v3 = load_four(s, m.values, row0, c, p, gap, end, position, new)
+                loaded = ahead
+                if r > 0 or p0 > first:
+                    loaded = load_four(s, m.values, row0, c, p, gap, end, position)
+                v0, v1, v2, v3 = fresh_four(loaded, p, gap, position, new)
                 for j in range(4):
                     acc[4 * r + j] += e0 * v0[j] + e1 * v1[j] + (e2 * v2[j] + e3 * v3[j])
     offset = s.per_key
@@ -827,13 +849,15 @@ def attend(s, m, me, layer, position, tag, acc):  # type: ignore[no-untyped-def]
         head, share = item >> bits, item & ((1 << bits) - 1)
         first, end = share * (position + 1) >> bits, (share + 1) * (position + 1) >> bits
         row0 = np.int64((layer * s.n_kv_heads + head // group) * capacity)
+        some_keys = load_first(s, m.keys, me, row0, first, end, position)
+        some_values = load_first(s, m.values, me, row0, first, end, position)
         new_position(s, m, me, head, tag)
         if end == position + 1 and head % group == 0:
             for j in range(me.tid, s.d_head, s.threads):
                 let(m.keys, (row0 + position) * s.d_head + j, get(m.shared, s.a + s.d_head + j))
                 let(m.values, (row0 + position) * s.d_head + j, get(m.shared, s.a + 2 * s.d_head + j))
-        top = score(s, m, me, row0, first, end, position)
-        mix(s, m, me, row0, first, end, position, top, acc)
+        top = score(s, m, me, row0, first, end, position, some_keys)
+        mix(s, m, me, row0, first, end, position, top, acc, some_values)
         z = s.at_z + (share * s.n_heads + head) * width
         for j in range(me.tid, width, s.threads):  # the mixture, the top, the mass
             total = np.float32(0)
