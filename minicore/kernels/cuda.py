@@ -30,6 +30,8 @@ from minicore.kernels.device import (
     LANES,
     SIMULATED,
     SOURCE,
+    arrived,
+    arrived_but_three,
     as_bits,
     as_float,
     as_half,
@@ -47,6 +49,8 @@ from minicore.kernels.device import (
     prefetch,
     put,
     rsqrt,
+    send16,
+    sent,
     settle,
     take,
     take2,
@@ -99,6 +103,7 @@ class Shape(NamedTuple):
     n_threads: int
     int8: bool = False
     rounded: bool = False  # keys and values, to bfloat16
+    sent_bytes: int = 0  # of a block's shared memory, for rows that are on their way while it waits
 
     @property
     def shift(self) -> int:
@@ -125,6 +130,30 @@ class Shape(NamedTuple):
         """Return the most halvings of a head's positions, for blocks to share them."""
         return min(MAX_SPLIT_BITS, max(1, self.n_blocks // self.n_heads).bit_length() - 1)
 
+    def held(self) -> tuple[int, int, int, bool]:
+        """Return the chunks of a row of d_model, n_q and n_neurons numbers that a warp can have sent ahead.
+
+        And whether those are all of a warp's first rows of a layer, each of them in a place of its own.
+        """
+        rows = 2 if self.gated else 1
+        mine = self.sent_bytes // 16 // (self.n_threads // LANES)
+        d, q, a = (
+            -(-self.chunks(n) // LANES) * LANES
+            for n in (self.d_model, self.n_heads * self.d_head, self.n_neurons)
+        )
+        if d + q + rows * d + a <= mine:
+            return d, q, a, True
+        part = mine // rows // (4 * LANES) * 4 * LANES  # sums of four loads are what a row's sum is made of
+        d, q, a = (n if n <= mine // rows else part for n in (d, q, a))
+        return (d, q, a, False) if d else (0, 0, 0, False)
+
+    def places(self) -> list[int]:
+        """Return where in a warp's part rows begin, in floats: qkv, w_o, gate or only, up, w_out; the end."""
+        (d, q, a, whole), gated = self.held(), int(self.gated)
+        if whole:
+            return [0, *accumulate(4 * n for n in (d, q, d, gated * d, a))]
+        return [0, 0, 0, 4 * d * gated, 0, 4 * max((1 + gated) * d, q, a)]
+
     def words(self) -> list[int]:
         """Return where the words begin of q k v, attention, its projection, activations, outputs; the end."""
         d, q, kv = self.d_model, self.n_heads * self.d_head, self.n_kv_heads * self.d_head
@@ -141,7 +170,8 @@ class Shape(NamedTuple):
         warps = self.n_threads // LANES
         attention = 3 * self.d_head + warps * (self.d_head + 2) + (capacity >> self.split_bits()) + 1 + SPLIT
         a = max(self.spread(self.n_neurons, self.shift) << (self.shift - 2), attention)
-        return [0, *accumulate(-(-n // 4) * 4 for n in (x, x, 2 * warps, 2 * warps + 1, self.d_head, a))]
+        parts = (x, x, 2 * warps, 2 * warps + 1, self.d_head, warps * self.places()[-1], a)
+        return [0, *accumulate(-(-n // 4) * 4 for n in parts)]
 
 
 class Sizes(NamedTuple):
@@ -181,13 +211,14 @@ class Sizes(NamedTuple):
     red: int  # warps' sums,
     best: int  # warps' best tokens,
     angles: int  # the position's cosines and sines,
+    ahead: int  # rows that were sent ahead,
     a: int  # activations, or what attention needs
     parts: int
     scores: int
     per_key: int  # lanes that read a key together
     key_chunks: int
     key_rounds: int
-    ahead: bool
+    prefetched: bool
     layout: tuple[int, ...]
     source: int
     int8: bool
@@ -196,6 +227,18 @@ class Sizes(NamedTuple):
     x_shift: int
     d_padded: int
     q_padded: int
+    d_held: int
+    q_held: int
+    a_held: int
+    whole: bool  # a layer's rows are sent when those of the layer before have been read, not a phase ahead
+    place_qkv: int
+    place_o: int
+    place_gate: int
+    place_up: int
+    place_out: int
+    place_end: int
+    n_qkv: int
+    n_neurons: int
 
     @classmethod
     def of(cls, s: Shape) -> Sizes:
@@ -206,7 +249,7 @@ class Sizes(NamedTuple):
         d_chunks, q_chunks, x_shift = s.chunks(s.d_model), s.chunks(n_q), 2 if s.int8 else s.shift
         parts = s.shared_floats()[-2] + 3 * s.d_head
         rows = n_q + 2 * n_kv + (3 if s.gated else 2) * s.n_neurons
-        ahead = 16 * (d_chunks * rows + s.d_model * q_chunks) <= AHEAD_BYTES
+        prefetched = 16 * (d_chunks * rows + s.d_model * q_chunks) <= AHEAD_BYTES
         values: tuple[Any, ...] = (
             *(s.n_layers, s.d_model, s.n_heads, s.n_kv_heads, s.d_head, n_q, n_kv, s.n_vocab),
             *(s.position_offset, s.layer_norm, s.eps, s.activation, s.gated, s.rope, s.bfloat16),
@@ -214,8 +257,9 @@ class Sizes(NamedTuple):
             *(d_chunks, q_chunks, s.spread(s.d_model, x_shift), s.spread(n_q, x_shift), s.split_bits()),
             *s.words()[1:],
             *(*s.shared_floats()[1:-1], parts, parts + warps * (s.d_head + 2)),
-            *(per_key, key_chunks, -(-key_chunks // per_key), ahead, s.layout, SOURCE),
+            *(per_key, key_chunks, -(-key_chunks // per_key), prefetched, s.layout, SOURCE),
             *(s.int8, s.rounded, s.shift, x_shift, s.padded(s.d_model), s.padded(n_q)),
+            *(*s.held(), *s.places(), n_q + 2 * n_kv, s.n_neurons),
         )
         return cls(*values)
 
@@ -327,39 +371,131 @@ def times(w, shared, at, spread, bf):  # type: ignore[no-untyped-def]
 
 
 @device
-def two_times(arena, at, c, shared, x, spread, bf):  # type: ignore[no-untyped-def]
+def weights(arena, at, c, there, shared, held):  # type: ignore[no-untyped-def]
+    """Return chunk c of a row: at a 16-byte unit of the arena or, sent ahead, at a float of shared memory."""
+    if held:
+        w = four(shared, at + 4 * c)
+        return as_bits(w[0]), as_bits(w[1]), as_bits(w[2]), as_bits(w[3])
+    return load16(arena, at + c, there)
+
+
+@device
+def two_times(arena, at, c, shared, x, spread, bf, held):  # type: ignore[no-untyped-def]
     """Return two chunks of a row, a warp apart, times the vector at x."""
-    w0, w1 = load16(arena, at + c, True), load16(arena, at + c + LANES, True)
+    w0 = weights(arena, at, c, True, shared, held)
+    w1 = weights(arena, at, c + LANES, True, shared, held)
     total = times(w0, shared, x + 4 * c, spread, bf)
     return total + times(w1, shared, x + 4 * (c + LANES), spread, bf)
 
 
 @device
-def four_times(arena, at, c, shared, x, spread, bf):  # type: ignore[no-untyped-def]
+def four_times(arena, at, c, shared, x, spread, bf, held):  # type: ignore[no-untyped-def]
     """Return four chunks of a row, a warp apart, times the vector at x: four loads on their way at once."""
-    total = two_times(arena, at, c, shared, x, spread, bf)
-    return total + two_times(arena, at, c + 2 * LANES, shared, x, spread, bf)
+    total = two_times(arena, at, c, shared, x, spread, bf, held)
+    return total + two_times(arena, at, c + 2 * LANES, shared, x, spread, bf, held)
 
 
 @device
-def row_times(arena, at, chunks, lane, shared, x, spread, bf):  # type: ignore[no-untyped-def]
-    """Return a lane's part of the row at a 16-byte unit, times the vector at float x of shared memory."""
-    total, k = np.float32(0), 0
+def row_times(arena, at, k, chunks, lane, shared, x, spread, bf, total, held):  # type: ignore[no-untyped-def]
+    """Add to a total a lane's part of a row times the vector at x, from chunk k on."""
     while k + 8 * LANES <= chunks:
-        total += four_times(arena, at, k + lane, shared, x, spread, bf)
-        total += four_times(arena, at, k + 4 * LANES + lane, shared, x, spread, bf)
+        total += four_times(arena, at, k + lane, shared, x, spread, bf, held)
+        total += four_times(arena, at, k + 4 * LANES + lane, shared, x, spread, bf, held)
         k += 8 * LANES
     if k + 4 * LANES <= chunks:
-        total += four_times(arena, at, k + lane, shared, x, spread, bf)
+        total += four_times(arena, at, k + lane, shared, x, spread, bf, held)
         k += 4 * LANES
     if k + 2 * LANES <= chunks:
-        total += two_times(arena, at, k + lane, shared, x, spread, bf)
+        total += two_times(arena, at, k + lane, shared, x, spread, bf, held)
         k += 2 * LANES
     while k < chunks:
-        w = load16(arena, at + k + lane, k + lane < chunks)
+        w = weights(arena, at, k + lane, k + lane < chunks, shared, held)
         total += times(w, shared, x + 4 * (k + lane), spread, bf)
         k += LANES
     return total
+
+
+@device
+def held_row(s, arena, at, chunks, lane, shared, x, spread, place, n_held):  # type: ignore[no-untyped-def]
+    """Return a lane's part of a row of which n_held chunks, or all, were sent to a place of shared memory."""
+    total, k = np.float32(0), 0
+    if n_held > 0:
+        k = min(n_held, chunks)
+        total = row_times(arena, place, 0, k, lane, shared, x, spread, s.bf, total, True)
+        if s.whole:
+            return total
+    return row_times(arena, at, k, chunks, lane, shared, x, spread, s.bf, total, False)
+
+
+# --- rows on their way: a warp sends what it reads first of a phase, and waits for words meanwhile ---
+
+
+@device
+def pocket(s, me, place):  # type: ignore[no-untyped-def]
+    """Return where this warp's rows lie that were sent ahead."""
+    return s.ahead + me.warp * s.place_end + place
+
+
+@device
+def send_row(m, me, arena, at, chunks, n_held, to):  # type: ignore[no-untyped-def]
+    """Send the first chunks of a row to float ``to`` of shared memory; each lane those that it will read."""
+    n = min(chunks, n_held)
+    for k in range(0, n, LANES):
+        send16(m.shared, to + 4 * (k + me.lane), arena, at + k + me.lane, k + me.lane < n)
+
+
+@device
+def send_qkv(s, m, me, layer):  # type: ignore[no-untyped-def]
+    """Send this warp's first row of queries, keys and values."""
+    if s.d_held > 0:
+        if me.number < s.n_qkv:
+            at = s.layout[W_QKV] + layer * s.layout[LAYER] + me.number * s.d_chunks
+            send_row(m, me, m.fixed, at, s.d_chunks, s.d_held, pocket(s, me, s.place_qkv))
+        sent()
+
+
+@device
+def send_o(s, m, me, layer):  # type: ignore[no-untyped-def]
+    """Send this warp's first row of attention's projection."""
+    if s.d_held > 0:
+        if me.number < s.d:
+            at = s.layout[W_O] + layer * s.layout[LAYER] + me.number * s.q_chunks
+            send_row(m, me, m.fixed, at, s.q_chunks, s.q_held, pocket(s, me, s.place_o))
+        sent()
+
+
+@device
+def send_neuron(s, m, me, f, threshold):  # type: ignore[no-untyped-def]
+    """Send this warp's first neuron, but no row that its gate may spare."""
+    if s.d_held > 0:
+        if me.number < f[N_ROWS]:
+            ffn, at = m.core if f[COMPACT] else m.dense, me.number * s.d_chunks
+            first = f[W_GATE] if s.gated else f[W_IN]
+            send_row(m, me, ffn, first + at, s.d_chunks, s.d_held, pocket(s, me, s.place_gate))
+            if s.gated and threshold < 0:
+                send_row(m, me, ffn, f[W_IN] + at, s.d_chunks, s.d_held, pocket(s, me, s.place_up))
+        sent()
+
+
+@device
+def send_out(s, m, me, f, threshold):  # type: ignore[no-untyped-def]
+    """Send this warp's first output, unless closed gates spare parts of it."""
+    if s.d_held > 0:
+        if me.number < s.d and threshold < 0:
+            ffn = m.core if f[COMPACT] else m.dense
+            at = f[W_OUT] + me.number * f[N_CHUNKS]
+            send_row(m, me, ffn, at, f[N_CHUNKS], s.a_held, pocket(s, me, s.place_out))
+        sent()
+
+
+@device
+def await_rows(s, newer):  # type: ignore[no-untyped-def]
+    """Wait for the rows of this phase; with whole layers under way, those of three other phases are newer."""
+    if s.d_held > 0:
+        if newer:
+            arrived_but_three()
+        else:
+            arrived()
 
 
 # --- int8: sums of products of bytes, a group of 64 at a time ---
@@ -425,11 +561,11 @@ def int8_row(arena, at, padded, lane, shared, x):  # type: ignore[no-untyped-def
 
 
 @device
-def row(s, arena, at, chunks, lane, shared, x, spread, padded):  # type: ignore[no-untyped-def]
+def row(s, arena, at, chunks, lane, shared, x, spread, padded, place, n_held):  # type: ignore[no-untyped-def]
     """Return a lane's part of a row times a vector that was rounded if rows are int8."""
     if s.int8:
         return int8_row(arena, at, padded, lane, shared, x)
-    return row_times(arena, at, chunks, lane, shared, x, spread, s.bf)
+    return held_row(s, arena, at, chunks, lane, shared, x, spread, place, n_held)
 
 
 @device
@@ -658,12 +794,23 @@ def rotations(s, m, me, position):  # type: ignore[no-untyped-def]
 @device
 def project(s, m, me, layer, by, tag):  # type: ignore[no-untyped-def]
     """Hand out this warp's rows of queries, keys and values."""
-    at = s.layout[W_QKV] + layer * s.layout[LAYER]
-    for i in range(me.number, s.n_q + 2 * s.n_kv, s.stride):
-        total = row(s, m.fixed, at + i * s.d_chunks, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
-        total = warp_sum(total) * by
-        if me.lane == 0:
-            put(m.words, i, total + bias(s, m, B_QKV, layer, i), tag)
+    if me.number < s.n_qkv:
+        project_row(s, m, me, layer, by, tag, me.number, s.d_held)
+    if s.n_qkv > s.stride:
+        for i in range(me.number + s.stride, s.n_qkv, s.stride):
+            project_row(s, m, me, layer, by, tag, i, 0)
+
+
+@device
+def project_row(s, m, me, layer, by, tag, i, n_held):  # type: ignore[no-untyped-def]
+    """Hand out row i of queries, keys and values."""
+    at, place = s.layout[W_QKV] + layer * s.layout[LAYER] + i * s.d_chunks, pocket(s, me, s.place_qkv)
+    total = row(
+        s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, n_held
+    )  # fmt: skip
+    total = warp_sum(total) * by
+    if me.lane == 0:
+        put(m.words, i, total + bias(s, m, B_QKV, layer, i), tag)
 
 
 @device
@@ -908,21 +1055,33 @@ def merge(s, m, i, n_split, tag):  # type: ignore[no-untyped-def]
 
 
 @device
-def project_out(s, m, me, layer, position, tag):  # type: ignore[no-untyped-def]
+def project_out(s, m, me, layer, position, tag, newer):  # type: ignore[no-untyped-def]
     """Put attention's output together and hand out this warp's rows of its projection."""
-    n_split, at = 1 << split_of(s, position), s.layout[W_O] + layer * s.layout[LAYER]
+    n_split = 1 << split_of(s, position)
     settle()
     for p in range(me.tid, s.n_q // 2, s.threads):
         u, v = merge(s, m, 2 * p, n_split, tag)
         store2(m.shared, s.z, 2 * p, u, v, s.q_spread, s.x_shift)
     cuda.syncthreads()
     round_if_int8(s, m, me, s.z, s.q_padded)
-    for i in range(me.number, s.d, s.stride):
-        w = at + i * s.q_chunks
-        total = row(s, m.fixed, w, s.q_chunks, me.lane, m.shared, s.z, s.q_spread, s.q_padded)
-        total = warp_sum(total)
-        if me.lane == 0:
-            put(m.words, s.at_o + i, total, tag)
+    await_rows(s, newer)
+    if me.number < s.d:
+        project_out_row(s, m, me, layer, tag, me.number, s.q_held)
+    if s.d > s.stride:
+        for i in range(me.number + s.stride, s.d, s.stride):
+            project_out_row(s, m, me, layer, tag, i, 0)
+
+
+@device
+def project_out_row(s, m, me, layer, tag, i, n_held):  # type: ignore[no-untyped-def]
+    """Hand out row i of attention's projection."""
+    at, place = s.layout[W_O] + layer * s.layout[LAYER] + i * s.q_chunks, pocket(s, me, s.place_o)
+    total = row(
+        s, m.fixed, at, s.q_chunks, me.lane, m.shared, s.z, s.q_spread, s.q_padded, place, n_held
+    )  # fmt: skip
+    total = warp_sum(total)
+    if me.lane == 0:
+        put(m.words, s.at_o + i, total, tag)
 
 
 # --- the FFN ---
@@ -941,13 +1100,18 @@ def activate(x, code):  # type: ignore[no-untyped-def]
 
 
 @device
-def neuron(s, m, me, ffn, f, i, by, threshold):  # type: ignore[no-untyped-def]
+def neuron(s, m, me, ffn, f, i, by, threshold, n_held):  # type: ignore[no-untyped-def]
     """Return a neuron's activation, 0 if its gate is not larger in magnitude than the threshold."""
+    place, up_place = pocket(s, me, s.place_gate), pocket(s, me, s.place_up)
     w, b = (f[W_GATE], f[B_GATE]) if s.gated else (f[W_IN], f[B_IN])
     at, up_at, up = w + i * s.d_chunks, f[W_IN] + i * s.d_chunks, np.float32(0)
-    part = row(s, ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
+    part = row(
+        s, ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, n_held
+    )  # fmt: skip
     if s.gated and threshold < 0:  # both rows on their way at once
-        up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
+        up = row(
+            s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, up_place, n_held
+        )  # fmt: skip
     a = warp_sum(part) * by
     if b >= 0:
         a += number(ffn, b, i, False)
@@ -956,7 +1120,7 @@ def neuron(s, m, me, ffn, f, i, by, threshold):  # type: ignore[no-untyped-def]
         if abs(a) <= threshold:
             return np.float32(0)
         if s.gated:
-            up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
+            up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
     if s.gated:
         up = warp_sum(up) * by
         if f[B_IN] >= 0:
@@ -968,13 +1132,22 @@ def neuron(s, m, me, ffn, f, i, by, threshold):  # type: ignore[no-untyped-def]
 @device
 def activations(s, m, me, f, threshold, by, tag):  # type: ignore[no-untyped-def]
     """Hand out the activations of this warp's neurons, and a zero that makes their number even."""
-    ffn, n = m.core if f[COMPACT] else m.dense, f[N_ROWS]
-    for i in range(me.number, n + (n & 1), s.stride):
-        a = np.float32(0)
-        if i < n:
-            a = neuron(s, m, me, ffn, f, i, by, threshold)
-        if me.lane == 0:
-            put(m.words, s.at_a + i, a, tag)
+    end = f[N_ROWS] + (f[N_ROWS] & 1)
+    if me.number < end:
+        activation(s, m, me, f, threshold, by, tag, me.number, s.d_held)
+    if s.n_neurons + 1 > s.stride:
+        for i in range(me.number + s.stride, end, s.stride):
+            activation(s, m, me, f, threshold, by, tag, i, 0)
+
+
+@device
+def activation(s, m, me, f, threshold, by, tag, i, n_held):  # type: ignore[no-untyped-def]
+    """Hand out neuron i's activation, or a zero behind the last."""
+    a = np.float32(0)
+    if i < f[N_ROWS]:
+        a = neuron(s, m, me, m.core if f[COMPACT] else m.dense, f, i, by, threshold, n_held)
+    if me.lane == 0:
+        put(m.words, s.at_a + i, a, tag)
 
 
 @device
@@ -1004,30 +1177,43 @@ def gather(s, m, me, n, spread, tag):  # type: ignore[no-untyped-def]
 
 
 @device
-def outputs(s, m, me, layer, f, threshold, tag):  # type: ignore[no-untyped-def]
+def outputs(s, m, me, layer, f, threshold, tag, newer):  # type: ignore[no-untyped-def]
     """Gather all activations and hand out this warp's outputs; one block counts those that are not zero."""
-    ffn, chunks = m.core if f[COMPACT] else m.dense, f[N_CHUNKS]
+    chunks = f[N_CHUNKS]
     spread = (chunks + LANES - 1) // LANES * LANES * 4
     settle()
     count = gather(s, m, me, f[N_ROWS], spread, tag)
     cuda.syncthreads()
-    first, end, step = me.number, s.d, s.stride
+    await_rows(s, newer)
     if s.int8:  # a block's rows are neighbours: they share scales
-        first, end, step = me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps
-    for i in range(first, end, step):
-        if s.int8:
-            total = int8_column(s, ffn, f[W_OUT], i, chunks, me.lane, m.shared, s.a, spread, threshold >= 0)
-        elif threshold >= 0:
-            total = sparse_row(s, ffn, f[W_OUT] + i * chunks, chunks, me.lane, m.shared, s.a, spread)
-        else:
-            total = row_times(ffn, f[W_OUT] + i * chunks, chunks, me.lane, m.shared, s.a, spread, s.bf)
-        total = warp_sum(total)
-        if me.lane == 0:
-            put(m.words, s.at_out + i, total, tag)
+        for i in range(me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps):
+            output(s, m, me, f, threshold, tag, spread, i, 0)
+    else:
+        if me.number < s.d:
+            output(s, m, me, f, threshold, tag, spread, me.number, s.a_held)
+        if s.d > s.stride:
+            for i in range(me.number + s.stride, s.d, s.stride):
+                output(s, m, me, f, threshold, tag, spread, i, 0)
     if me.block == layer % s.blocks:
         count = warp_sum(count)
         if me.lane == 0:
             cuda.atomic.add(m.n_used, layer, np.int64(count))
+
+
+@device
+def output(s, m, me, f, threshold, tag, spread, i, n_held):  # type: ignore[no-untyped-def]
+    """Hand out output i."""
+    ffn, chunks = m.core if f[COMPACT] else m.dense, f[N_CHUNKS]
+    at, place = f[W_OUT] + i * chunks, pocket(s, me, s.place_out)
+    if s.int8:
+        total = int8_column(s, ffn, f[W_OUT], i, chunks, me.lane, m.shared, s.a, spread, threshold >= 0)
+    elif threshold >= 0:
+        total = sparse_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread)
+    else:
+        total = held_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread, place, n_held)
+    total = warp_sum(total)
+    if me.lane == 0:
+        put(m.words, s.at_out + i, total, tag)
 
 
 # --- choosing the token ---
@@ -1058,8 +1244,8 @@ def best_row(s, m, me, by, position, temperature, seed):  # type: ignore[no-unty
     for i in range(me.number, s.n_vocab, 2 * s.stride):  # two rows on their way at once
         other = min(i + s.stride, s.n_vocab - 1)
         at, at_other = s.layout[HEAD] + i * s.d_chunks, s.layout[HEAD] + other * s.d_chunks
-        a = row(s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
-        b = row(s, m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
+        a = row(s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
+        b = row(s, m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
         a, b = warp_sum(a) * by, warp_sum(b) * by
         if me.lane == 0:
             let(m.logits, i, a)
@@ -1127,28 +1313,57 @@ ARRAYS = (
 
 
 @device
+def send_first(s, m, me):  # type: ignore[no-untyped-def]
+    """Send the rows that a launch begins with."""
+    send_qkv(s, m, me, 0)
+    if s.whole:
+        f, threshold = ffn_of(m, 0), get(m.thresholds, 0)
+        send_o(s, m, me, 0)
+        send_neuron(s, m, me, f, threshold)
+        send_out(s, m, me, f, threshold)
+
+
+@device
 def one_token(s, m, me, x, w, b, acc, token, position, tag, temperature, seed):  # type: ignore[no-untyped-def]
     """Read a token at a position and return the one chosen after it."""
     embed(s, m, me, token, position, x)
     rotations(s, m, me, position)
-    following = ffn_of(m, 0)
     for layer in range(s.n_layers):
         before, tag, threshold = tag, np.uint32(tag + 1), get(m.thresholds, layer)
-        f, following = following, ffn_of(m, min(layer + 1, s.n_layers - 1))
-        if s.ahead and layer + 1 < s.n_layers:
-            prefetch_layer(s, m, me, layer + 1, following)
+        then = layer + 1 if layer + 1 < s.n_layers else 0  # the next token begins anew
+        f = ffn_of(m, layer)
+        if s.prefetched and not s.whole and then > 0:
+            prefetch_layer(s, m, me, then, ffn_of(m, then))
         load_norm(s, m, me, LN1_W, LN1_B, layer, w, b)
         if layer > 0:
             add(s, m, me, s.at_out, B_OUT, layer - 1, before, x)
         by = norm(s, m, me, x, w, b)
+        await_rows(s, s.whole)
         project(s, m, me, layer, by, tag)
+        if s.whole:
+            send_qkv(s, m, me, then)
+        else:
+            send_o(s, m, me, layer)
         attend(s, m, me, layer, position, tag, acc)
-        project_out(s, m, me, layer, position, tag)
+        project_out(s, m, me, layer, position, tag, s.whole)
+        if s.whole:
+            send_o(s, m, me, then)
+        else:
+            send_neuron(s, m, me, f, threshold)
         load_norm(s, m, me, LN2_W, LN2_B, layer, w, b)
         add(s, m, me, s.at_o, B_O, layer, tag, x)
         by = norm(s, m, me, x, w, b)
+        await_rows(s, s.whole)
         activations(s, m, me, f, threshold, by, tag)
-        outputs(s, m, me, layer, f, threshold, tag)
+        if s.whole:
+            send_neuron(s, m, me, ffn_of(m, then), get(m.thresholds, then))
+        else:
+            send_out(s, m, me, f, threshold)
+        outputs(s, m, me, layer, f, threshold, tag, s.whole)
+        if s.whole:
+            send_out(s, m, me, ffn_of(m, then), get(m.thresholds, then))
+        else:
+            send_qkv(s, m, me, then)
     load_norm(s, m, me, LN_F_W, LN_F_B, 0, w, b)
     add(s, m, me, s.at_out, B_OUT, s.n_layers - 1, tag, x)
     by = norm(s, m, me, x, w, b)
@@ -1182,12 +1397,14 @@ def make_step(shape: Shape) -> Any:
         b, acc = cuda.local.array(n_x, float32), cuda.local.array(n_acc, float32)
         clear(shared, 0, s.d, s.d_padded, s.d_spread, s.x_shift, me, s.threads)
         clear(shared, s.z, s.n_q, s.q_padded, s.q_spread, s.x_shift, me, s.threads)
+        send_first(s, m, me)
         token = chain[0]
         for i in range(n):
             tag = np.uint32((epoch + i) * s.n_layers)  # a layer's is one more than that of the layer before
             token = one_token(s, m, me, x, w, b, acc, token, position + i, tag, temperature, seed)
             if me.block == 0 and me.tid == 0:
                 tokens[i] = token
+        await_rows(s, False)  # which nobody reads
         if me.block == 0 and me.tid == 0:
             chain[0] = token
 
@@ -1274,7 +1491,8 @@ def make_phase(shape: Shape) -> Any:
         clear(shared, s.z, s.n_q, s.q_padded, s.q_spread, s.x_shift, me, s.threads)
         at, tag = state[POSITION], np.uint32(state[EPOCH] * s.n_layers + layer + 1)
         if which == PROJECT:
-            if s.ahead and layer + 1 < s.n_layers:
+            send_qkv(s, m, me, layer)
+            if s.prefetched and layer + 1 < s.n_layers:
                 prefetch_layer(s, m, me, layer + 1, ffn_of(m, layer + 1))
             load_norm(s, m, me, LN1_W, LN1_B, layer, w, b)
             if layer == 0:
@@ -1283,21 +1501,29 @@ def make_phase(shape: Shape) -> Any:
                 load_stream(s, me, x, stream, 0)
                 add(s, m, me, s.at_out, B_OUT, layer - 1, np.uint32(tag - 1), x)
             store_stream(s, me, x, stream, 1)
-            project(s, m, me, layer, norm(s, m, me, x, w, b), tag)
+            by = norm(s, m, me, x, w, b)
+            await_rows(s, False)
+            project(s, m, me, layer, by, tag)
         elif which == ATTEND:
             rotations(s, m, me, at)
             attend(s, m, me, layer, at, tag, acc)
         elif which == PROJECT_OUT:
-            project_out(s, m, me, layer, at, tag)
+            send_o(s, m, me, layer)
+            project_out(s, m, me, layer, at, tag, False)
         elif which == NEURONS:
+            f, threshold = ffn_of(m, layer), get(thresholds, layer)
+            send_neuron(s, m, me, f, threshold)
             load_norm(s, m, me, LN2_W, LN2_B, layer, w, b)
             load_stream(s, me, x, stream, 1)
             add(s, m, me, s.at_o, B_O, layer, tag, x)
             store_stream(s, me, x, stream, 0)
             by = norm(s, m, me, x, w, b)
-            activations(s, m, me, ffn_of(m, layer), get(thresholds, layer), by, tag)
+            await_rows(s, False)
+            activations(s, m, me, f, threshold, by, tag)
         elif which == OUTPUTS:
-            outputs(s, m, me, layer, ffn_of(m, layer), get(thresholds, layer), tag)
+            f, threshold = ffn_of(m, layer), get(thresholds, layer)
+            send_out(s, m, me, f, threshold)
+            outputs(s, m, me, layer, f, threshold, tag, False)
         elif which == BEST:
             load_norm(s, m, me, LN_F_W, LN_F_B, 0, w, b)
             load_stream(s, me, x, stream, 0)

@@ -120,6 +120,19 @@ if SIMULATED:
     def prefetch(arena: Any, i: int) -> None:
         """Bring the line with 16-byte unit i on its way to the L2 cache."""
 
+    def send16(shared: Any, i: int, arena: Any, j: int, there: bool) -> None:
+        """Bring 16-byte unit j on its way to float i of shared memory; zeros unless it is there."""
+        shared[i : i + 4] = np.asarray(load16(arena, j, there), np.uint32).view(np.float32)
+
+    def sent() -> None:
+        """Make what this thread sent since the last call one lot."""
+
+    def arrived() -> None:
+        """Wait for all lots of this thread."""
+
+    def arrived_but_three() -> None:
+        """Wait for all lots of this thread but the last three."""
+
     def stop() -> None:
         """End the kernel with an error."""
         raise RuntimeError("a word never came")
@@ -313,6 +326,34 @@ else:
             return context.get_dummy_value()
 
         return types.none(arena, types.int64), code
+
+    @intrinsic
+    def send16(typingctx, shared, i, arena, j, there):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            to = builder.ptrtoint(_element(context, builder, signature.args[0], args[0], args[1]), I64)
+            at = _address(context, builder, signature.args[2], args[2], args[3], 16)
+            size = builder.shl(builder.zext(args[4], I32), I32(4))  # 16 bytes or, filled up with zeros, none
+            text = (
+                "{ .reg .u64 t; .reg .u32 s; cvta.to.shared.u64 t, $0; cvt.u32.u64 s, t;"
+                "cp.async.cg.shared.global [s], [$1], 16, $2; }"
+            )
+            _asm(builder, ir.VoidType(), text, "l,l,r,~{memory}", [to, at, size], True)
+            return context.get_dummy_value()
+
+        return types.none(shared, types.int64, arena, types.int64, types.boolean), code
+
+    def _statement(text: str) -> Any:
+        def statement(typingctx):  # type: ignore[no-untyped-def]
+            def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+                _asm(builder, ir.VoidType(), text, "~{memory}", [], True)
+                return context.get_dummy_value()
+
+            return types.none(), code
+
+        return intrinsic(statement)
+
+    sent = _statement("cp.async.commit_group;")
+    arrived, arrived_but_three = _statement("cp.async.wait_group 0;"), _statement("cp.async.wait_group 3;")
 
     @intrinsic
     def stop(typingctx):  # type: ignore[no-untyped-def]
