@@ -43,6 +43,8 @@ from minicore.kernels.device import (
     get,
     group_max,
     group_sum,
+    group_sum2,
+    group_sum4,
     let,
     load4,
     load16,
@@ -892,8 +894,7 @@ def fresh_four(loaded, p, gap, position, new):  # type: ignore[no-untyped-def]
 
 @device
 def keep(s, m, p, first, end, score, me):  # type: ignore[no-untyped-def]
-    """Store a position's score, of which each lane has a part, and return it; -inf behind the end."""
-    score = group_sum(score, s.per_key)
+    """Store a position's score and return it; -inf behind the end."""
     if p >= end:
         return np.float32(-np.inf)
     if me.tid & (s.per_key - 1) == 0:
@@ -917,6 +918,7 @@ def score(s, m, me, row0, first, end, position, ahead):  # type: ignore[no-untyp
                     loaded = load_four(s, m.keys, row0, c, p, gap, end, position)
                 k0, k1, k2, k3 = fresh_four(loaded, p, gap, position, new)
                 s0, s1, s2, s3 = s0 + dot4(q, k0), s1 + dot4(q, k1), s2 + dot4(q, k2), s3 + dot4(q, k3)
+        s0, s1, s2, s3 = group_sum4(s0, s1, s2, s3, s.per_key)
         s0, s1 = keep(s, m, p, first, end, s0, me), keep(s, m, p + gap, first, end, s1, me)
         s2 = keep(s, m, p + 2 * gap, first, end, s2, me)
         s3 = keep(s, m, p + 3 * gap, first, end, s3, me)
@@ -1112,7 +1114,8 @@ def neuron(s, m, me, ffn, f, i, by, threshold, n_held):  # type: ignore[no-untyp
         up = row(
             s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, up_place, n_held
         )  # fmt: skip
-    a = warp_sum(part) * by
+    a, up = group_sum2(part, up, LANES) if s.gated and threshold < 0 else (warp_sum(part), up)
+    a *= by
     if b >= 0:
         a += number(ffn, b, i, False)
     a = activate(a, s.activation)
@@ -1121,8 +1124,9 @@ def neuron(s, m, me, ffn, f, i, by, threshold, n_held):  # type: ignore[no-untyp
             return np.float32(0)
         if s.gated:
             up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
+            up = warp_sum(up)
     if s.gated:
-        up = warp_sum(up) * by
+        up *= by
         if f[B_IN] >= 0:
             up += number(ffn, f[B_IN], i, False)
         a *= up
@@ -1246,7 +1250,8 @@ def best_row(s, m, me, by, position, temperature, seed):  # type: ignore[no-unty
         at, at_other = s.layout[HEAD] + i * s.d_chunks, s.layout[HEAD] + other * s.d_chunks
         a = row(s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
         b = row(s, m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
-        a, b = warp_sum(a) * by, warp_sum(b) * by
+        a, b = group_sum2(a, b, LANES)
+        a, b = a * by, b * by
         if me.lane == 0:
             let(m.logits, i, a)
             let(m.logits, other, b)

@@ -407,6 +407,29 @@ def warp_sum(x):  # type: ignore[no-untyped-def]
 
 
 @device
+def group_sum2(a, b, width):  # type: ignore[no-untyped-def]
+    """Return two such sums: one is added up while the other is on its way to the neighbours."""
+    offset = width >> 1
+    while offset > 0:
+        c, d = cuda.shfl_xor_sync(ALL, a, offset), cuda.shfl_xor_sync(ALL, b, offset)
+        a, b = a + c, b + d
+        offset >>= 1
+    return a, b
+
+
+@device
+def group_sum4(a, b, c, d, width):  # type: ignore[no-untyped-def]
+    """Return four such sums."""
+    offset = width >> 1
+    while offset > 0:
+        e, f = cuda.shfl_xor_sync(ALL, a, offset), cuda.shfl_xor_sync(ALL, b, offset)
+        g, h = cuda.shfl_xor_sync(ALL, c, offset), cuda.shfl_xor_sync(ALL, d, offset)
+        a, b, c, d = a + e, b + f, c + g, d + h
+        offset >>= 1
+    return a, b, c, d
+
+
+@device
 def group_max(x, width):  # type: ignore[no-untyped-def]
     """Return the largest x of neighbouring lanes, so many at a time."""
     offset = width >> 1
