@@ -29,8 +29,15 @@ from minicore.kernels import cuda as kernels  # noqa: E402
 from minicore.model import KVCache, load, prefill  # noqa: E402
 
 BLOCKS, THREADS = 3, 64
-AHEAD = 1 << 16, 2048  # bytes for rows on their way: a layer's, and no more than a phase's
-N_READ, N_NEW = 70, 2  # more positions than a warp has lanes; SPLIT below makes blocks share them
+AHEAD = 1 << 16, 0  # bytes for rows on their way: a layer's, and none
+N_READ, N_NEW = 70, 3  # more positions than a warp has lanes; SPLIT below makes blocks share them
+
+
+def added(x: Any, i: int, value: Any) -> Any:
+    """Add to x[i] and return what was there."""
+    before = x[i]
+    x[i] = before + value
+    return before
 
 
 class Grid:
@@ -41,7 +48,7 @@ class Grid:
         self.shared = SimpleNamespace(array=lambda n, dtype: self.now.shared)
         self.local = SimpleNamespace(array=lambda n, dtype: np.full(n, np.nan, np.float32))
         self.cg = SimpleNamespace(this_grid=lambda: None)
-        self.atomic = SimpleNamespace(add=lambda x, i, value: x.__setitem__(i, x[i] + value))
+        self.atomic = SimpleNamespace(add=added)
 
     @property
     def threadIdx(self) -> SimpleNamespace:
@@ -68,6 +75,9 @@ class Grid:
 
     def shfl_xor_sync(self, mask: int, x: Any, offset: int) -> Any:
         return self.wait("shuffle", where(), x, offset)
+
+    def shfl_sync(self, mask: int, x: Any, lane: int) -> Any:
+        return self.wait("shuffle", where(), x, self.now.thread % 32 ^ lane)
 
     def run(self, kernel: Any, n_bytes: int, args: tuple[Any, ...]) -> None:
         """Run a kernel to its end."""

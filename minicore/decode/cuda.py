@@ -59,7 +59,7 @@ def threads_for(cfg: ModelConfig, n_blocks: int) -> int:
 
 
 def bytes_ahead(shape: kernels.Shape, capacity: int) -> int:
-    """Return the bytes of a block's shared memory that are left for rows on their way."""
+    """Return the bytes of a block's shared memory for rows on their way; 0 if a layer's do not fit."""
     from numba import cuda
 
     if shape.int8:  # whose rows have scales behind them
@@ -70,7 +70,8 @@ def bytes_ahead(shape: kernels.Shape, capacity: int) -> int:
     if tuple(gpu.compute_capability) < (8, 0):
         return 0
     left = gpu.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN - 4 * shape.shared_floats(capacity)[-1]
-    return max(left // STEP_AHEAD * STEP_AHEAD, 0)  # so that two kv caches seldom need two kernels
+    left = max(left // STEP_AHEAD * STEP_AHEAD, 0)  # so that two kv caches seldom need two kernels
+    return left if shape._replace(sent_bytes=left).held()[0] else 0
 
 
 class Arena:
@@ -389,6 +390,7 @@ class CudaDecoder:
         self.logits = cuda.device_array(cfg.n_vocab, np.float32)
         self.chain = cuda.to_device(np.zeros(1, np.int32))
         self.used = cuda.to_device(np.zeros(cfg.n_layers, np.int64))
+        self.turns = cuda.to_device(np.zeros(2 * cfg.n_layers * kernels.N_TURNS, np.int32))
         self.tokens = [cuda.mapped_array(AT_ONCE, np.int32) for _ in range(2)]
         self.kernel, self.compile_s = self._compiled()
         self.use(core)
@@ -511,6 +513,7 @@ class CudaDecoder:
         return (
             *(self.fixed, self.ffn, self.rows.array, self.ffn_plan, self.thresholds, self.frequencies),
             *(self.held.keys, self.held.values, self.words, self.chain, self.logits, tokens, self.used),
+            self.turns,
             *(np.int64(n), np.int64(position), np.int64(self.epoch), np.float32(temperature), np.int64(seed)),
         )
 

@@ -40,6 +40,7 @@ from minicore.kernels.device import (
     device,
     dp4a,
     four,
+    from_first,
     get,
     group_max,
     group_sum,
@@ -70,6 +71,7 @@ EMBED, POS_EMBED, LN_F_W, LN_F_B, HEAD, LAYER = range(9, 15)
 N_LAYOUT = 15
 W_IN, B_IN, W_GATE, B_GATE, W_OUT, N_ROWS, N_CHUNKS, COMPACT = range(8)  # N_CHUNKS of a row of w_out
 N_FFN = 8
+N_TURNS = 4  # of a layer: rows of q k v, of w_o, neurons, rows of w_out
 AHEAD_BYTES = 12 << 20  # layers up to this size are brought to the L2 cache one layer ahead
 MAX_SPLIT_BITS = 3  # a head's positions are cut into 8 shares at most
 SPLIT = 96  # and none of fewer positions than half of this; so many a block reads before it waits, or nearly
@@ -132,10 +134,10 @@ class Shape(NamedTuple):
         """Return the most halvings of a head's positions, for blocks to share them."""
         return min(MAX_SPLIT_BITS, max(1, self.n_blocks // self.n_heads).bit_length() - 1)
 
-    def held(self) -> tuple[int, int, int, bool]:
-        """Return the chunks of a row of d_model, n_q and n_neurons numbers that a warp can have sent ahead.
+    def held(self) -> tuple[int, int, int]:
+        """Return the chunks of a row of d_model, n_q and n_neurons numbers that a warp sends ahead.
 
-        And whether those are all of a warp's first rows of a layer, each of them in a place of its own.
+        They are whole rows, a warp's first of every phase; or none, where a layer's do not fit.
         """
         rows = 2 if self.gated else 1
         mine = self.sent_bytes // 16 // (self.n_threads // LANES)
@@ -143,18 +145,12 @@ class Shape(NamedTuple):
             -(-self.chunks(n) // LANES) * LANES
             for n in (self.d_model, self.n_heads * self.d_head, self.n_neurons)
         )
-        if d + q + rows * d + a <= mine:
-            return d, q, a, True
-        part = mine // rows // (4 * LANES) * 4 * LANES  # sums of four loads are what a row's sum is made of
-        d, q, a = (n if n <= mine // rows else part for n in (d, q, a))
-        return (d, q, a, False) if d else (0, 0, 0, False)
+        return (d, q, a) if d + q + rows * d + a <= mine else (0, 0, 0)
 
     def places(self) -> list[int]:
         """Return where in a warp's part rows begin, in floats: qkv, w_o, gate or only, up, w_out; the end."""
-        (d, q, a, whole), gated = self.held(), int(self.gated)
-        if whole:
-            return [0, *accumulate(4 * n for n in (d, q, d, gated * d, a))]
-        return [0, 0, 0, 4 * d * gated, 0, 4 * max((1 + gated) * d, q, a)]
+        (d, q, a), gated = self.held(), int(self.gated)
+        return [0, *accumulate(4 * n for n in (d, q, d, gated * d, a))]
 
     def words(self) -> list[int]:
         """Return where the words begin of q k v, attention, its projection, activations, outputs; the end."""
@@ -232,7 +228,6 @@ class Sizes(NamedTuple):
     d_held: int
     q_held: int
     a_held: int
-    whole: bool  # a layer's rows are sent when those of the layer before have been read, not a phase ahead
     place_qkv: int
     place_o: int
     place_gate: int
@@ -241,6 +236,7 @@ class Sizes(NamedTuple):
     place_end: int
     n_qkv: int
     n_neurons: int
+    dealt: bool  # some phase has more rows than there are warps
 
     @classmethod
     def of(cls, s: Shape) -> Sizes:
@@ -262,6 +258,7 @@ class Sizes(NamedTuple):
             *(per_key, key_chunks, -(-key_chunks // per_key), prefetched, s.layout, SOURCE),
             *(s.int8, s.rounded, s.shift, x_shift, s.padded(s.d_model), s.padded(n_q)),
             *(*s.held(), *s.places(), n_q + 2 * n_kv, s.n_neurons),
+            max(n_q + 2 * n_kv, s.d_model, s.n_neurons + 1) > warps * s.n_blocks,
         )
         return cls(*values)
 
@@ -282,6 +279,7 @@ class Memory(NamedTuple):
     logits: Any
     tokens: Any
     n_used: Any
+    turns: Any
     shared: Any
 
 
@@ -398,8 +396,9 @@ def four_times(arena, at, c, shared, x, spread, bf, held):  # type: ignore[no-un
 
 
 @device
-def row_times(arena, at, k, chunks, lane, shared, x, spread, bf, total, held):  # type: ignore[no-untyped-def]
-    """Add to a total a lane's part of a row times the vector at x, from chunk k on."""
+def row_times(arena, at, chunks, lane, shared, x, spread, bf, total, held):  # type: ignore[no-untyped-def]
+    """Add to a total a lane's part of a row times the vector at x."""
+    k = 0
     while k + 8 * LANES <= chunks:
         total += four_times(arena, at, k + lane, shared, x, spread, bf, held)
         total += four_times(arena, at, k + 4 * LANES + lane, shared, x, spread, bf, held)
@@ -419,17 +418,37 @@ def row_times(arena, at, k, chunks, lane, shared, x, spread, bf, total, held):  
 
 @device
 def held_row(s, arena, at, chunks, lane, shared, x, spread, place, n_held):  # type: ignore[no-untyped-def]
-    """Return a lane's part of a row of which n_held chunks, or all, were sent to a place of shared memory."""
-    total, k = np.float32(0), 0
+    """Return a lane's part of a row: of the arena or, if chunks are held, at a place of shared memory."""
+    total = np.float32(0)
     if n_held > 0:
-        k = min(n_held, chunks)
-        total = row_times(arena, place, 0, k, lane, shared, x, spread, s.bf, total, True)
-        if s.whole:
-            return total
-    return row_times(arena, at, k, chunks, lane, shared, x, spread, s.bf, total, False)
+        return row_times(arena, place, chunks, lane, shared, x, spread, s.bf, total, True)
+    return row_times(arena, at, chunks, lane, shared, x, spread, s.bf, total, False)
 
 
-# --- rows on their way: a warp sends what it reads first of a phase, and waits for words meanwhile ---
+# --- whose turn it is: rows beyond a warp's first go to the warps that are done first ---
+
+
+@device
+def draw(s, m, me, turn, i, most):  # type: ignore[no-untyped-def]
+    """Return in a warp's first lane which row it takes after row i; whoever asks early need not wait for it.
+
+    Multiprocessors are not equally far from the memory: with as many rows for each, all wait for the slowest.
+    Without a turn's place (-1), or where there are at most as many rows as warps, rows are dealt out evenly.
+    """
+    if turn >= 0 and most > s.stride and me.lane == 0:
+        return np.int32(s.stride + cuda.atomic.add(m.turns, turn, np.int32(1)))
+    return np.int32(i + s.stride)
+
+
+@device
+def forget_turns(s, m, me, turn):  # type: ignore[no-untyped-def]
+    """Begin a layer's turns anew, those of the next token: nobody draws there before this token is chosen."""
+    if s.dealt and me.block == 0:
+        for k in range(me.tid, N_TURNS, s.threads):
+            let(m.turns, turn + k, np.int32(0))
+
+
+# --- rows on their way: a warp sends its first rows of a layer when it has read those of the layer before ---
 
 
 @device
@@ -439,11 +458,10 @@ def pocket(s, me, place):  # type: ignore[no-untyped-def]
 
 
 @device
-def send_row(m, me, arena, at, chunks, n_held, to):  # type: ignore[no-untyped-def]
-    """Send the first chunks of a row to float ``to`` of shared memory; each lane those that it will read."""
-    n = min(chunks, n_held)
-    for k in range(0, n, LANES):
-        send16(m.shared, to + 4 * (k + me.lane), arena, at + k + me.lane, k + me.lane < n)
+def send_row(m, me, arena, at, chunks, to):  # type: ignore[no-untyped-def]
+    """Send a row to float ``to`` of shared memory; each lane the chunks that it will read."""
+    for k in range(0, chunks, LANES):
+        send16(m.shared, to + 4 * (k + me.lane), arena, at + k + me.lane, k + me.lane < chunks)
 
 
 @device
@@ -452,7 +470,7 @@ def send_qkv(s, m, me, layer):  # type: ignore[no-untyped-def]
     if s.d_held > 0:
         if me.number < s.n_qkv:
             at = s.layout[W_QKV] + layer * s.layout[LAYER] + me.number * s.d_chunks
-            send_row(m, me, m.fixed, at, s.d_chunks, s.d_held, pocket(s, me, s.place_qkv))
+            send_row(m, me, m.fixed, at, s.d_chunks, pocket(s, me, s.place_qkv))
         sent()
 
 
@@ -462,7 +480,7 @@ def send_o(s, m, me, layer):  # type: ignore[no-untyped-def]
     if s.d_held > 0:
         if me.number < s.d:
             at = s.layout[W_O] + layer * s.layout[LAYER] + me.number * s.q_chunks
-            send_row(m, me, m.fixed, at, s.q_chunks, s.q_held, pocket(s, me, s.place_o))
+            send_row(m, me, m.fixed, at, s.q_chunks, pocket(s, me, s.place_o))
         sent()
 
 
@@ -473,9 +491,9 @@ def send_neuron(s, m, me, f, threshold):  # type: ignore[no-untyped-def]
         if me.number < f[N_ROWS]:
             ffn, at = m.core if f[COMPACT] else m.dense, me.number * s.d_chunks
             first = f[W_GATE] if s.gated else f[W_IN]
-            send_row(m, me, ffn, first + at, s.d_chunks, s.d_held, pocket(s, me, s.place_gate))
+            send_row(m, me, ffn, first + at, s.d_chunks, pocket(s, me, s.place_gate))
             if s.gated and threshold < 0:
-                send_row(m, me, ffn, f[W_IN] + at, s.d_chunks, s.d_held, pocket(s, me, s.place_up))
+                send_row(m, me, ffn, f[W_IN] + at, s.d_chunks, pocket(s, me, s.place_up))
         sent()
 
 
@@ -486,18 +504,18 @@ def send_out(s, m, me, f, threshold):  # type: ignore[no-untyped-def]
         if me.number < s.d and threshold < 0:
             ffn = m.core if f[COMPACT] else m.dense
             at = f[W_OUT] + me.number * f[N_CHUNKS]
-            send_row(m, me, ffn, at, f[N_CHUNKS], s.a_held, pocket(s, me, s.place_out))
+            send_row(m, me, ffn, at, f[N_CHUNKS], pocket(s, me, s.place_out))
         sent()
 
 
 @device
-def await_rows(s, newer):  # type: ignore[no-untyped-def]
-    """Wait for the rows of this phase; with whole layers under way, those of three other phases are newer."""
+def await_rows(s, only):  # type: ignore[no-untyped-def]
+    """Wait for the rows of this phase; unless they are the only ones, three other phases' are newer."""
     if s.d_held > 0:
-        if newer:
-            arrived_but_three()
-        else:
+        if only:
             arrived()
+        else:
+            arrived_but_three()
 
 
 # --- int8: sums of products of bytes, a group of 64 at a time ---
@@ -794,13 +812,17 @@ def rotations(s, m, me, position):  # type: ignore[no-untyped-def]
 
 
 @device
-def project(s, m, me, layer, by, tag):  # type: ignore[no-untyped-def]
+def project(s, m, me, layer, by, tag, turn):  # type: ignore[no-untyped-def]
     """Hand out this warp's rows of queries, keys and values."""
+    following = draw(s, m, me, turn, me.number, s.n_qkv)
     if me.number < s.n_qkv:
         project_row(s, m, me, layer, by, tag, me.number, s.d_held)
     if s.n_qkv > s.stride:
-        for i in range(me.number + s.stride, s.n_qkv, s.stride):
+        i = from_first(following)
+        while i < s.n_qkv:
+            following = draw(s, m, me, turn, i, s.n_qkv)
             project_row(s, m, me, layer, by, tag, i, 0)
+            i = from_first(following)
 
 
 @device
@@ -1057,7 +1079,7 @@ def merge(s, m, i, n_split, tag):  # type: ignore[no-untyped-def]
 
 
 @device
-def project_out(s, m, me, layer, position, tag, newer):  # type: ignore[no-untyped-def]
+def project_out(s, m, me, layer, position, tag, turn, only):  # type: ignore[no-untyped-def]
     """Put attention's output together and hand out this warp's rows of its projection."""
     n_split = 1 << split_of(s, position)
     settle()
@@ -1066,12 +1088,16 @@ def project_out(s, m, me, layer, position, tag, newer):  # type: ignore[no-untyp
         store2(m.shared, s.z, 2 * p, u, v, s.q_spread, s.x_shift)
     cuda.syncthreads()
     round_if_int8(s, m, me, s.z, s.q_padded)
-    await_rows(s, newer)
+    await_rows(s, only)
+    following = draw(s, m, me, turn, me.number, s.d)
     if me.number < s.d:
         project_out_row(s, m, me, layer, tag, me.number, s.q_held)
     if s.d > s.stride:
-        for i in range(me.number + s.stride, s.d, s.stride):
+        i = from_first(following)
+        while i < s.d:
+            following = draw(s, m, me, turn, i, s.d)
             project_out_row(s, m, me, layer, tag, i, 0)
+            i = from_first(following)
 
 
 @device
@@ -1134,14 +1160,18 @@ def neuron(s, m, me, ffn, f, i, by, threshold, n_held):  # type: ignore[no-untyp
 
 
 @device
-def activations(s, m, me, f, threshold, by, tag):  # type: ignore[no-untyped-def]
+def activations(s, m, me, f, threshold, by, tag, turn):  # type: ignore[no-untyped-def]
     """Hand out the activations of this warp's neurons, and a zero that makes their number even."""
     end = f[N_ROWS] + (f[N_ROWS] & 1)
+    following = draw(s, m, me, turn, me.number, s.n_neurons + 1)
     if me.number < end:
         activation(s, m, me, f, threshold, by, tag, me.number, s.d_held)
     if s.n_neurons + 1 > s.stride:
-        for i in range(me.number + s.stride, end, s.stride):
+        i = from_first(following)
+        while i < end:
+            following = draw(s, m, me, turn, i, s.n_neurons + 1)
             activation(s, m, me, f, threshold, by, tag, i, 0)
+            i = from_first(following)
 
 
 @device
@@ -1181,23 +1211,27 @@ def gather(s, m, me, n, spread, tag):  # type: ignore[no-untyped-def]
 
 
 @device
-def outputs(s, m, me, layer, f, threshold, tag, newer):  # type: ignore[no-untyped-def]
+def outputs(s, m, me, layer, f, threshold, tag, turn, only):  # type: ignore[no-untyped-def]
     """Gather all activations and hand out this warp's outputs; one block counts those that are not zero."""
     chunks = f[N_CHUNKS]
     spread = (chunks + LANES - 1) // LANES * LANES * 4
     settle()
     count = gather(s, m, me, f[N_ROWS], spread, tag)
     cuda.syncthreads()
-    await_rows(s, newer)
+    await_rows(s, only)
     if s.int8:  # a block's rows are neighbours: they share scales
         for i in range(me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps):
             output(s, m, me, f, threshold, tag, spread, i, 0)
     else:
+        following = draw(s, m, me, turn, me.number, s.d)
         if me.number < s.d:
             output(s, m, me, f, threshold, tag, spread, me.number, s.a_held)
         if s.d > s.stride:
-            for i in range(me.number + s.stride, s.d, s.stride):
+            i = from_first(following)
+            while i < s.d:
+                following = draw(s, m, me, turn, i, s.d)
                 output(s, m, me, f, threshold, tag, spread, i, 0)
+                i = from_first(following)
     if me.block == layer % s.blocks:
         count = warp_sum(count)
         if me.lane == 0:
@@ -1310,70 +1344,59 @@ def who(s, tid, block):  # type: ignore[no-untyped-def]
     return Me(tid, warp, tid & (LANES - 1), block, warp * s.blocks + block)
 
 
-# fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens, n_used
+# fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens, n_used,
+# turns
 ARRAYS = (
     "uint32[::1], uint32[::1], uint32[::1], int64[::1], float32[::1], float32[::1], float32[::1],"
-    "float32[::1], uint32[::1], int32[::1], float32[::1], int32[::1], int64[::1]"
+    "float32[::1], uint32[::1], int32[::1], float32[::1], int32[::1], int64[::1], int32[::1]"
 )
 
 
 @device
 def send_first(s, m, me):  # type: ignore[no-untyped-def]
     """Send the rows that a launch begins with."""
+    f, threshold = ffn_of(m, 0), get(m.thresholds, 0)
     send_qkv(s, m, me, 0)
-    if s.whole:
-        f, threshold = ffn_of(m, 0), get(m.thresholds, 0)
-        send_o(s, m, me, 0)
-        send_neuron(s, m, me, f, threshold)
-        send_out(s, m, me, f, threshold)
+    send_o(s, m, me, 0)
+    send_neuron(s, m, me, f, threshold)
+    send_out(s, m, me, f, threshold)
 
 
 @device
-def one_token(s, m, me, x, w, b, acc, token, position, tag, temperature, seed):  # type: ignore[no-untyped-def]
-    """Read a token at a position and return the one chosen after it."""
+def one_token(s, m, me, x, w, b, acc, token, position, tag, odd, temperature, seed):  # type: ignore[no-untyped-def]
+    """Read a token at a position and return the one chosen after it; odd is 1 at every other token."""
     embed(s, m, me, token, position, x)
     rotations(s, m, me, position)
     for layer in range(s.n_layers):
         before, tag, threshold = tag, np.uint32(tag + 1), get(m.thresholds, layer)
         then = layer + 1 if layer + 1 < s.n_layers else 0  # the next token begins anew
-        f = ffn_of(m, layer)
-        if s.prefetched and not s.whole and then > 0:
+        f, turn = ffn_of(m, layer), N_TURNS * (odd * s.n_layers + layer)
+        forget_turns(s, m, me, N_TURNS * ((1 - odd) * s.n_layers + layer))
+        if s.prefetched and s.d_held == 0 and then > 0:
             prefetch_layer(s, m, me, then, ffn_of(m, then))
         load_norm(s, m, me, LN1_W, LN1_B, layer, w, b)
         if layer > 0:
             add(s, m, me, s.at_out, B_OUT, layer - 1, before, x)
         by = norm(s, m, me, x, w, b)
-        await_rows(s, s.whole)
-        project(s, m, me, layer, by, tag)
-        if s.whole:
-            send_qkv(s, m, me, then)
-        else:
-            send_o(s, m, me, layer)
+        await_rows(s, False)
+        project(s, m, me, layer, by, tag, turn)
+        send_qkv(s, m, me, then)
         attend(s, m, me, layer, position, tag, acc)
-        project_out(s, m, me, layer, position, tag, s.whole)
-        if s.whole:
-            send_o(s, m, me, then)
-        else:
-            send_neuron(s, m, me, f, threshold)
+        project_out(s, m, me, layer, position, tag, turn + 1, False)
+        send_o(s, m, me, then)
         load_norm(s, m, me, LN2_W, LN2_B, layer, w, b)
         add(s, m, me, s.at_o, B_O, layer, tag, x)
         by = norm(s, m, me, x, w, b)
-        await_rows(s, s.whole)
-        activations(s, m, me, f, threshold, by, tag)
-        if s.whole:
-            send_neuron(s, m, me, ffn_of(m, then), get(m.thresholds, then))
-        else:
-            send_out(s, m, me, f, threshold)
-        outputs(s, m, me, layer, f, threshold, tag, s.whole)
-        if s.whole:
-            send_out(s, m, me, ffn_of(m, then), get(m.thresholds, then))
-        else:
-            send_qkv(s, m, me, then)
+        await_rows(s, False)
+        activations(s, m, me, f, threshold, by, tag, turn + 2)
+        send_neuron(s, m, me, ffn_of(m, then), get(m.thresholds, then))
+        outputs(s, m, me, layer, f, threshold, tag, turn + 3, False)
+        send_out(s, m, me, ffn_of(m, then), get(m.thresholds, then))
     load_norm(s, m, me, LN_F_W, LN_F_B, 0, w, b)
     add(s, m, me, s.at_out, B_OUT, s.n_layers - 1, tag, x)
     by = norm(s, m, me, x, w, b)
     best, at_best = best_row(s, m, me, by, position, temperature, seed)
-    cuda.threadfence()  # keys and values are seen by whoever sees the words below
+    cuda.threadfence()  # keys and values, and turns forgotten, are seen by whoever sees the words below
     offer(s, m, me, best, at_best, tag)
     return choose(s, m, me, tag)
 
@@ -1389,13 +1412,13 @@ def make_step(shape: Shape) -> Any:
 
     def step(  # type: ignore[no-untyped-def]
         fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-        n_used, n, position, epoch, temperature, seed
+        n_used, turns, n, position, epoch, temperature, seed
     ):  # fmt: skip
         cuda.cg.this_grid()  # all blocks must be resident at once: the launch refuses anything else
         shared = cuda.shared.array(0, float32)
         m = Memory(
             fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-            n_used, shared
+            n_used, turns, shared
         )  # fmt: skip
         me = who(s, cuda.threadIdx.x, cuda.blockIdx.x)
         x, w = cuda.local.array(n_x, float32), cuda.local.array(n_x, float32)
@@ -1406,10 +1429,11 @@ def make_step(shape: Shape) -> Any:
         token = chain[0]
         for i in range(n):
             tag = np.uint32((epoch + i) * s.n_layers)  # a layer's is one more than that of the layer before
-            token = one_token(s, m, me, x, w, b, acc, token, position + i, tag, temperature, seed)
+            odd = (epoch + i) & 1
+            token = one_token(s, m, me, x, w, b, acc, token, position + i, tag, odd, temperature, seed)
             if me.block == 0 and me.tid == 0:
                 tokens[i] = token
-        await_rows(s, False)  # which nobody reads
+        await_rows(s, True)  # which nobody reads
         if me.block == 0 and me.tid == 0:
             chain[0] = token
 
@@ -1482,12 +1506,12 @@ def make_phase(shape: Shape) -> Any:
 
     def phase(  # type: ignore[no-untyped-def]
         fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-        n_used, stream, state, heat, which, layer, position, epoch, temperature, seed
+        n_used, turns, stream, state, heat, which, layer, position, epoch, temperature, seed
     ):  # fmt: skip
         shared = cuda.shared.array(0, float32)
         m = Memory(
             fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-            n_used, shared
+            n_used, turns, shared
         )  # fmt: skip
         me = who(s, cuda.threadIdx.x, cuda.blockIdx.x)
         x, w = cuda.local.array(n_x, float32), cuda.local.array(n_x, float32)
@@ -1496,6 +1520,7 @@ def make_phase(shape: Shape) -> Any:
         clear(shared, s.z, s.n_q, s.q_padded, s.q_spread, s.x_shift, me, s.threads)
         at, tag = state[POSITION], np.uint32(state[EPOCH] * s.n_layers + layer + 1)
         if which == PROJECT:
+            forget_turns(s, m, me, N_TURNS * ((1 - (state[EPOCH] & 1)) * s.n_layers + layer))
             send_qkv(s, m, me, layer)
             if s.prefetched and layer + 1 < s.n_layers:
                 prefetch_layer(s, m, me, layer + 1, ffn_of(m, layer + 1))
@@ -1507,14 +1532,14 @@ def make_phase(shape: Shape) -> Any:
                 add(s, m, me, s.at_out, B_OUT, layer - 1, np.uint32(tag - 1), x)
             store_stream(s, me, x, stream, 1)
             by = norm(s, m, me, x, w, b)
-            await_rows(s, False)
-            project(s, m, me, layer, by, tag)
+            await_rows(s, True)
+            project(s, m, me, layer, by, tag, -1)
         elif which == ATTEND:
             rotations(s, m, me, at)
             attend(s, m, me, layer, at, tag, acc)
         elif which == PROJECT_OUT:
             send_o(s, m, me, layer)
-            project_out(s, m, me, layer, at, tag, False)
+            project_out(s, m, me, layer, at, tag, -1, True)
         elif which == NEURONS:
             f, threshold = ffn_of(m, layer), get(thresholds, layer)
             send_neuron(s, m, me, f, threshold)
@@ -1523,12 +1548,12 @@ def make_phase(shape: Shape) -> Any:
             add(s, m, me, s.at_o, B_O, layer, tag, x)
             store_stream(s, me, x, stream, 0)
             by = norm(s, m, me, x, w, b)
-            await_rows(s, False)
-            activations(s, m, me, f, threshold, by, tag)
+            await_rows(s, True)
+            activations(s, m, me, f, threshold, by, tag, -1)
         elif which == OUTPUTS:
             f, threshold = ffn_of(m, layer), get(thresholds, layer)
             send_out(s, m, me, f, threshold)
-            outputs(s, m, me, layer, f, threshold, tag, False)
+            outputs(s, m, me, layer, f, threshold, tag, -1, True)
         elif which == BEST:
             load_norm(s, m, me, LN_F_W, LN_F_B, 0, w, b)
             load_stream(s, me, x, stream, 0)

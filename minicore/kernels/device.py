@@ -407,6 +407,12 @@ def warp_sum(x):  # type: ignore[no-untyped-def]
 
 
 @device
+def from_first(x):  # type: ignore[no-untyped-def]
+    """Return the first lane's x to all lanes of a warp."""
+    return cuda.shfl_sync(ALL, x, 0) if LANES > 1 else x
+
+
+@device
 def group_sum2(a, b, width):  # type: ignore[no-untyped-def]
     """Return two such sums: one is added up while the other is on its way to the neighbours."""
     offset = width >> 1
