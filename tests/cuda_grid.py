@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,15 @@ from minicore.kernels import cuda as kernels  # noqa: E402
 from minicore.model import KVCache, load, prefill  # noqa: E402
 
 BLOCKS, THREADS = 3, 64
-N_READ, N_NEW = 70, 2  # more positions than a warp has lanes; SPLIT below makes blocks share them
+AHEAD = 1 << 16, 0  # bytes for rows on their way: a layer's, and none
+N_READ, N_NEW = 70, 3  # more positions than a warp has lanes; SPLIT below makes blocks share them
+
+
+def added(x: Any, i: int, value: Any) -> Any:
+    """Add to x[i] and return what was there."""
+    before = x[i]
+    x[i] = before + value
+    return before
 
 
 class Grid:
@@ -39,7 +48,7 @@ class Grid:
         self.shared = SimpleNamespace(array=lambda n, dtype: self.now.shared)
         self.local = SimpleNamespace(array=lambda n, dtype: np.full(n, np.nan, np.float32))
         self.cg = SimpleNamespace(this_grid=lambda: None)
-        self.atomic = SimpleNamespace(add=lambda x, i, value: x.__setitem__(i, x[i] + value))
+        self.atomic = SimpleNamespace(add=added)
 
     @property
     def threadIdx(self) -> SimpleNamespace:
@@ -67,6 +76,9 @@ class Grid:
     def shfl_xor_sync(self, mask: int, x: Any, offset: int) -> Any:
         return self.wait("shuffle", where(), x, offset)
 
+    def shfl_sync(self, mask: int, x: Any, lane: int) -> Any:
+        return self.wait("shuffle", where(), x, self.now.thread % 32 ^ lane)
+
     def run(self, kernel: Any, n_bytes: int, args: tuple[Any, ...]) -> None:
         """Run a kernel to its end."""
         self.main, threads = greenlet.getcurrent(), []
@@ -75,6 +87,7 @@ class Grid:
             for thread in range(THREADS):
                 g = greenlet.greenlet(lambda: kernel(*args))
                 g.block, g.thread, g.shared, g.why, g.got = block, thread, shared, ("turn",), None
+                g.lots, g.lot = [], []
                 threads.append(g)
         blocks = [threads[i : i + THREADS] for i in range(0, len(threads), THREADS)]
         idle = 0
@@ -144,19 +157,42 @@ def complete(words: Any, i: int, pair: Any, tag: Any) -> tuple[Any, Any]:
     a, tag_a, b, tag_b = pair
     while tag_a != tag or tag_b != tag:
         grid.wait("word", i)
-        a, tag_a, b, tag_b = device.take2(words, i)
+        a, tag_a, b, tag_b = device.take2(words, i, True)
     return a, b
+
+
+def send16(shared: Any, i: int, arena: Any, j: int, there: bool) -> None:
+    """Keep 16 bytes on their way until they are awaited; what was in their place is gone at once."""
+    shared[i : i + 4] = np.nan
+    grid.now.lot.append((shared, i, arena, j, there))
+
+
+def sent() -> None:
+    """Make what a thread sent one lot."""
+    grid.now.lots.append(grid.now.lot)
+    grid.now.lot = []
+
+
+def arrived(newer: int = 0) -> None:
+    """Let a thread's lots arrive, but for the newest."""
+    g = grid.now
+    for lot in g.lots[: max(len(g.lots) - newer, 0)]:
+        for arguments in lot:
+            device.send16(*arguments)
+    g.lots = g.lots[max(len(g.lots) - newer, 0) :]
 
 
 grid = Grid()
 device.cuda = kernels.cuda = grid
+kernels.send16, kernels.sent, kernels.arrived = send16, sent, arrived
+kernels.arrived_but_three = lambda: arrived(3)
 device.complete = kernels.complete = complete
 kernels.settle = lambda: None
 kernels.SPLIT = 32
 
 
 def main(checkpoints: list[str]) -> None:
-    for checkpoint in checkpoints:
+    for checkpoint, decoder.SIMULATED_AHEAD in product(checkpoints, AHEAD):
         model = load(Path(checkpoint))
         n_read = min(N_READ, model.config.n_ctx - N_NEW)
         ids = np.random.default_rng(0).integers(0, model.config.n_vocab, n_read + N_NEW)

@@ -29,6 +29,8 @@ from minicore.model import KVCache, Model
 Array = np.ndarray
 
 AT_ONCE = 32  # tokens of one launch
+STEP_AHEAD = 1 << 14
+SIMULATED_AHEAD = 1 << 16
 SHIFTS = {"float32": 2, "bfloat16": 3, "int8": 4}  # 1 << shift numbers take 16 bytes
 
 
@@ -54,6 +56,22 @@ def allocate(n: int, dtype: type) -> Any:  # -> (n,) on the device
 def threads_for(cfg: ModelConfig, n_blocks: int) -> int:
     """Return the threads of a block: a warp a neuron if they go round, 8 warps at least and 16 at most."""
     return 32 * min(max(-(-cfg.n_neurons // n_blocks), 8), 16)
+
+
+def bytes_ahead(shape: kernels.Shape, capacity: int) -> int:
+    """Return the bytes of a block's shared memory for rows on their way; 0 if a layer's do not fit."""
+    from numba import cuda
+
+    if shape.int8:  # whose rows have scales behind them
+        return 0
+    if kernels.SIMULATED:
+        return SIMULATED_AHEAD
+    gpu = cuda.get_current_device()
+    if tuple(gpu.compute_capability) < (8, 0):
+        return 0
+    left = gpu.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN - 4 * shape.shared_floats(capacity)[-1]
+    left = max(left // STEP_AHEAD * STEP_AHEAD, 0)  # so that two kv caches seldom need two kernels
+    return left if shape._replace(sent_bytes=left).held()[0] else 0
 
 
 class Arena:
@@ -363,6 +381,7 @@ class CudaDecoder:
             n_blocks=n_blocks,
             n_threads=n_threads or (2 if kernels.SIMULATED else threads_for(cfg, n_blocks)),
         )
+        self.shape = self.shape._replace(sent_bytes=bytes_ahead(self.shape, cache.capacity))
         self.rows, self.epoch = CoreRows(self.weights), 1
         self.check_limit(core)
         rope = cfg.positions == "rope"
@@ -371,6 +390,7 @@ class CudaDecoder:
         self.logits = cuda.device_array(cfg.n_vocab, np.float32)
         self.chain = cuda.to_device(np.zeros(1, np.int32))
         self.used = cuda.to_device(np.zeros(cfg.n_layers, np.int64))
+        self.turns = cuda.to_device(np.zeros(2 * cfg.n_layers * kernels.N_TURNS, np.int32))
         self.tokens = [cuda.mapped_array(AT_ONCE, np.int32) for _ in range(2)]
         self.kernel, self.compile_s = self._compiled()
         self.use(core)
@@ -493,6 +513,7 @@ class CudaDecoder:
         return (
             *(self.fixed, self.ffn, self.rows.array, self.ffn_plan, self.thresholds, self.frequencies),
             *(self.held.keys, self.held.values, self.words, self.chain, self.logits, tokens, self.used),
+            self.turns,
             *(np.int64(n), np.int64(position), np.int64(self.epoch), np.float32(temperature), np.int64(seed)),
         )
 

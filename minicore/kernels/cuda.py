@@ -30,6 +30,8 @@ from minicore.kernels.device import (
     LANES,
     SIMULATED,
     SOURCE,
+    arrived,
+    arrived_but_three,
     as_bits,
     as_float,
     as_half,
@@ -38,15 +40,20 @@ from minicore.kernels.device import (
     device,
     dp4a,
     four,
+    from_first,
     get,
     group_max,
     group_sum,
+    group_sum2,
+    group_sum4,
     let,
     load4,
     load16,
     prefetch,
     put,
     rsqrt,
+    send16,
+    sent,
     settle,
     take,
     take2,
@@ -64,9 +71,10 @@ EMBED, POS_EMBED, LN_F_W, LN_F_B, HEAD, LAYER = range(9, 15)
 N_LAYOUT = 15
 W_IN, B_IN, W_GATE, B_GATE, W_OUT, N_ROWS, N_CHUNKS, COMPACT = range(8)  # N_CHUNKS of a row of w_out
 N_FFN = 8
+N_TURNS = 4  # of a layer: rows of q k v, of w_o, neurons, rows of w_out
 AHEAD_BYTES = 12 << 20  # layers up to this size are brought to the L2 cache one layer ahead
 MAX_SPLIT_BITS = 3  # a head's positions are cut into 8 shares at most
-SPLIT = 128  # and none of fewer positions than half of this
+SPLIT = 96  # and none of fewer positions than half of this; so many a block reads before it waits, or nearly
 
 
 def row_chunks(n: int, shift: int) -> int:
@@ -99,6 +107,7 @@ class Shape(NamedTuple):
     n_threads: int
     int8: bool = False
     rounded: bool = False  # keys and values, to bfloat16
+    sent_bytes: int = 0  # of a block's shared memory, for rows that are on their way while it waits
 
     @property
     def shift(self) -> int:
@@ -125,6 +134,24 @@ class Shape(NamedTuple):
         """Return the most halvings of a head's positions, for blocks to share them."""
         return min(MAX_SPLIT_BITS, max(1, self.n_blocks // self.n_heads).bit_length() - 1)
 
+    def held(self) -> tuple[int, int, int]:
+        """Return the chunks of a row of d_model, n_q and n_neurons numbers that a warp sends ahead.
+
+        They are whole rows, a warp's first of every phase; or none, where a layer's do not fit.
+        """
+        rows = 2 if self.gated else 1
+        mine = self.sent_bytes // 16 // (self.n_threads // LANES)
+        d, q, a = (
+            -(-self.chunks(n) // LANES) * LANES
+            for n in (self.d_model, self.n_heads * self.d_head, self.n_neurons)
+        )
+        return (d, q, a) if d + q + rows * d + a <= mine else (0, 0, 0)
+
+    def places(self) -> list[int]:
+        """Return where in a warp's part rows begin, in floats: qkv, w_o, gate or only, up, w_out; the end."""
+        (d, q, a), gated = self.held(), int(self.gated)
+        return [0, *accumulate(4 * n for n in (d, q, d, gated * d, a))]
+
     def words(self) -> list[int]:
         """Return where the words begin of q k v, attention, its projection, activations, outputs; the end."""
         d, q, kv = self.d_model, self.n_heads * self.d_head, self.n_kv_heads * self.d_head
@@ -141,7 +168,8 @@ class Shape(NamedTuple):
         warps = self.n_threads // LANES
         attention = 3 * self.d_head + warps * (self.d_head + 2) + (capacity >> self.split_bits()) + 1 + SPLIT
         a = max(self.spread(self.n_neurons, self.shift) << (self.shift - 2), attention)
-        return [0, *accumulate(-(-n // 4) * 4 for n in (x, x, 2 * warps, 2 * warps + 1, self.d_head, a))]
+        parts = (x, x, 2 * warps, 2 * warps + 1, self.d_head, warps * self.places()[-1], a)
+        return [0, *accumulate(-(-n // 4) * 4 for n in parts)]
 
 
 class Sizes(NamedTuple):
@@ -181,13 +209,14 @@ class Sizes(NamedTuple):
     red: int  # warps' sums,
     best: int  # warps' best tokens,
     angles: int  # the position's cosines and sines,
+    ahead: int  # rows that were sent ahead,
     a: int  # activations, or what attention needs
     parts: int
     scores: int
     per_key: int  # lanes that read a key together
     key_chunks: int
     key_rounds: int
-    ahead: bool
+    prefetched: bool
     layout: tuple[int, ...]
     source: int
     int8: bool
@@ -196,6 +225,18 @@ class Sizes(NamedTuple):
     x_shift: int
     d_padded: int
     q_padded: int
+    d_held: int
+    q_held: int
+    a_held: int
+    place_qkv: int
+    place_o: int
+    place_gate: int
+    place_up: int
+    place_out: int
+    place_end: int
+    n_qkv: int
+    n_neurons: int
+    dealt: bool  # some phase has more rows than there are warps
 
     @classmethod
     def of(cls, s: Shape) -> Sizes:
@@ -206,7 +247,7 @@ class Sizes(NamedTuple):
         d_chunks, q_chunks, x_shift = s.chunks(s.d_model), s.chunks(n_q), 2 if s.int8 else s.shift
         parts = s.shared_floats()[-2] + 3 * s.d_head
         rows = n_q + 2 * n_kv + (3 if s.gated else 2) * s.n_neurons
-        ahead = 16 * (d_chunks * rows + s.d_model * q_chunks) <= AHEAD_BYTES
+        prefetched = 16 * (d_chunks * rows + s.d_model * q_chunks) <= AHEAD_BYTES
         values: tuple[Any, ...] = (
             *(s.n_layers, s.d_model, s.n_heads, s.n_kv_heads, s.d_head, n_q, n_kv, s.n_vocab),
             *(s.position_offset, s.layer_norm, s.eps, s.activation, s.gated, s.rope, s.bfloat16),
@@ -214,8 +255,10 @@ class Sizes(NamedTuple):
             *(d_chunks, q_chunks, s.spread(s.d_model, x_shift), s.spread(n_q, x_shift), s.split_bits()),
             *s.words()[1:],
             *(*s.shared_floats()[1:-1], parts, parts + warps * (s.d_head + 2)),
-            *(per_key, key_chunks, -(-key_chunks // per_key), ahead, s.layout, SOURCE),
+            *(per_key, key_chunks, -(-key_chunks // per_key), prefetched, s.layout, SOURCE),
             *(s.int8, s.rounded, s.shift, x_shift, s.padded(s.d_model), s.padded(n_q)),
+            *(*s.held(), *s.places(), n_q + 2 * n_kv, s.n_neurons),
+            max(n_q + 2 * n_kv, s.d_model, s.n_neurons + 1) > warps * s.n_blocks,
         )
         return cls(*values)
 
@@ -236,6 +279,7 @@ class Memory(NamedTuple):
     logits: Any
     tokens: Any
     n_used: Any
+    turns: Any
     shared: Any
 
 
@@ -327,39 +371,151 @@ def times(w, shared, at, spread, bf):  # type: ignore[no-untyped-def]
 
 
 @device
-def two_times(arena, at, c, shared, x, spread, bf):  # type: ignore[no-untyped-def]
+def weights(arena, at, c, there, shared, held):  # type: ignore[no-untyped-def]
+    """Return chunk c of a row: at a 16-byte unit of the arena or, sent ahead, at a float of shared memory."""
+    if held:
+        w = four(shared, at + 4 * c)
+        return as_bits(w[0]), as_bits(w[1]), as_bits(w[2]), as_bits(w[3])
+    return load16(arena, at + c, there)
+
+
+@device
+def two_times(arena, at, c, shared, x, spread, bf, held):  # type: ignore[no-untyped-def]
     """Return two chunks of a row, a warp apart, times the vector at x."""
-    w0, w1 = load16(arena, at + c, True), load16(arena, at + c + LANES, True)
+    w0 = weights(arena, at, c, True, shared, held)
+    w1 = weights(arena, at, c + LANES, True, shared, held)
     total = times(w0, shared, x + 4 * c, spread, bf)
     return total + times(w1, shared, x + 4 * (c + LANES), spread, bf)
 
 
 @device
-def four_times(arena, at, c, shared, x, spread, bf):  # type: ignore[no-untyped-def]
+def four_times(arena, at, c, shared, x, spread, bf, held):  # type: ignore[no-untyped-def]
     """Return four chunks of a row, a warp apart, times the vector at x: four loads on their way at once."""
-    total = two_times(arena, at, c, shared, x, spread, bf)
-    return total + two_times(arena, at, c + 2 * LANES, shared, x, spread, bf)
+    total = two_times(arena, at, c, shared, x, spread, bf, held)
+    return total + two_times(arena, at, c + 2 * LANES, shared, x, spread, bf, held)
 
 
 @device
-def row_times(arena, at, chunks, lane, shared, x, spread, bf):  # type: ignore[no-untyped-def]
-    """Return a lane's part of the row at a 16-byte unit, times the vector at float x of shared memory."""
-    total, k = np.float32(0), 0
+def row_times(arena, at, chunks, lane, shared, x, spread, bf, total, held):  # type: ignore[no-untyped-def]
+    """Add to a total a lane's part of a row times the vector at x."""
+    k = 0
     while k + 8 * LANES <= chunks:
-        total += four_times(arena, at, k + lane, shared, x, spread, bf)
-        total += four_times(arena, at, k + 4 * LANES + lane, shared, x, spread, bf)
+        total += four_times(arena, at, k + lane, shared, x, spread, bf, held)
+        total += four_times(arena, at, k + 4 * LANES + lane, shared, x, spread, bf, held)
         k += 8 * LANES
     if k + 4 * LANES <= chunks:
-        total += four_times(arena, at, k + lane, shared, x, spread, bf)
+        total += four_times(arena, at, k + lane, shared, x, spread, bf, held)
         k += 4 * LANES
     if k + 2 * LANES <= chunks:
-        total += two_times(arena, at, k + lane, shared, x, spread, bf)
+        total += two_times(arena, at, k + lane, shared, x, spread, bf, held)
         k += 2 * LANES
     while k < chunks:
-        w = load16(arena, at + k + lane, k + lane < chunks)
+        w = weights(arena, at, k + lane, k + lane < chunks, shared, held)
         total += times(w, shared, x + 4 * (k + lane), spread, bf)
         k += LANES
     return total
+
+
+@device
+def held_row(s, arena, at, chunks, lane, shared, x, spread, place, n_held):  # type: ignore[no-untyped-def]
+    """Return a lane's part of a row: of the arena or, if chunks are held, at a place of shared memory."""
+    total = np.float32(0)
+    if n_held > 0:
+        return row_times(arena, place, chunks, lane, shared, x, spread, s.bf, total, True)
+    return row_times(arena, at, chunks, lane, shared, x, spread, s.bf, total, False)
+
+
+# --- whose turn it is: rows beyond a warp's first go to the warps that are done first ---
+
+
+@device
+def draw(s, m, me, turn, i, most):  # type: ignore[no-untyped-def]
+    """Return in a warp's first lane which row it takes after row i; whoever asks early need not wait for it.
+
+    Multiprocessors are not equally far from the memory: with as many rows for each, all wait for the slowest.
+    Without a turn's place (-1), or where there are at most as many rows as warps, rows are dealt out evenly.
+    """
+    if turn >= 0 and most > s.stride and me.lane == 0:
+        return np.int32(s.stride + cuda.atomic.add(m.turns, turn, np.int32(1)))
+    return np.int32(i + s.stride)
+
+
+@device
+def forget_turns(s, m, me, turn):  # type: ignore[no-untyped-def]
+    """Begin a layer's turns anew, those of the next token: nobody draws there before this token is chosen."""
+    if s.dealt and me.block == 0:
+        for k in range(me.tid, N_TURNS, s.threads):
+            let(m.turns, turn + k, np.int32(0))
+
+
+# --- rows on their way: a warp sends its first rows of a layer when it has read those of the layer before ---
+
+
+@device
+def pocket(s, me, place):  # type: ignore[no-untyped-def]
+    """Return where this warp's rows lie that were sent ahead."""
+    return s.ahead + me.warp * s.place_end + place
+
+
+@device
+def send_row(m, me, arena, at, chunks, to):  # type: ignore[no-untyped-def]
+    """Send a row to float ``to`` of shared memory; each lane the chunks that it will read."""
+    for k in range(0, chunks, LANES):
+        send16(m.shared, to + 4 * (k + me.lane), arena, at + k + me.lane, k + me.lane < chunks)
+
+
+@device
+def send_qkv(s, m, me, layer):  # type: ignore[no-untyped-def]
+    """Send this warp's first row of queries, keys and values."""
+    if s.d_held > 0:
+        if me.number < s.n_qkv:
+            at = s.layout[W_QKV] + layer * s.layout[LAYER] + me.number * s.d_chunks
+            send_row(m, me, m.fixed, at, s.d_chunks, pocket(s, me, s.place_qkv))
+        sent()
+
+
+@device
+def send_o(s, m, me, layer):  # type: ignore[no-untyped-def]
+    """Send this warp's first row of attention's projection."""
+    if s.d_held > 0:
+        if me.number < s.d:
+            at = s.layout[W_O] + layer * s.layout[LAYER] + me.number * s.q_chunks
+            send_row(m, me, m.fixed, at, s.q_chunks, pocket(s, me, s.place_o))
+        sent()
+
+
+@device
+def send_neuron(s, m, me, f, threshold):  # type: ignore[no-untyped-def]
+    """Send this warp's first neuron, but no row that its gate may spare."""
+    if s.d_held > 0:
+        if me.number < f[N_ROWS]:
+            ffn, at = m.core if f[COMPACT] else m.dense, me.number * s.d_chunks
+            first = f[W_GATE] if s.gated else f[W_IN]
+            send_row(m, me, ffn, first + at, s.d_chunks, pocket(s, me, s.place_gate))
+            if s.gated and threshold < 0:
+                send_row(m, me, ffn, f[W_IN] + at, s.d_chunks, pocket(s, me, s.place_up))
+        sent()
+
+
+@device
+def send_out(s, m, me, f, threshold):  # type: ignore[no-untyped-def]
+    """Send this warp's first output, unless closed gates spare parts of it."""
+    if s.d_held > 0:
+        if me.number < s.d and threshold < 0:
+            ffn = m.core if f[COMPACT] else m.dense
+            at = f[W_OUT] + me.number * f[N_CHUNKS]
+            send_row(m, me, ffn, at, f[N_CHUNKS], pocket(s, me, s.place_out))
+        sent()
+
+
+@device
+def await_rows(s, only):  # type: ignore[no-untyped-def]
+    """Wait for the rows of this phase; unless they are the only ones, three other phases' are newer."""
+    if s.d_held > 0:
+        if only:
+            arrived()
+        else:
+            arrived_but_three()
 
 
 # --- int8: sums of products of bytes, a group of 64 at a time ---
@@ -425,11 +581,11 @@ def int8_row(arena, at, padded, lane, shared, x):  # type: ignore[no-untyped-def
 
 
 @device
-def row(s, arena, at, chunks, lane, shared, x, spread, padded):  # type: ignore[no-untyped-def]
+def row(s, arena, at, chunks, lane, shared, x, spread, padded, place, n_held):  # type: ignore[no-untyped-def]
     """Return a lane's part of a row times a vector that was rounded if rows are int8."""
     if s.int8:
         return int8_row(arena, at, padded, lane, shared, x)
-    return row_times(arena, at, chunks, lane, shared, x, spread, s.bf)
+    return held_row(s, arena, at, chunks, lane, shared, x, spread, place, n_held)
 
 
 @device
@@ -563,12 +719,30 @@ def load_norm(s, m, me, w_at, b_at, layer, w, b):  # type: ignore[no-untyped-def
 def add(s, m, me, at, column, layer, tag, x):  # type: ignore[no-untyped-def]
     """Add the vector exchanged from word ``at`` on, and a layer's bias, to the residual stream."""
     settle()
-    for k in range(s.rounds):
-        p = me.tid + k * s.threads
-        if 2 * p < s.d:
-            u, v = take(m.words, (at >> 1) + p, tag)
-            x[2 * k] += u + bias(s, m, column, layer, 2 * p)
-            x[2 * k + 1] += v + bias(s, m, column, layer, 2 * p + 1)
+    for k in range(0, s.rounds, 4):  # four on their way at once
+        r0, r1 = pair_of(s, m, me, at, k), pair_of(s, m, me, at, k + 1)
+        r2, r3 = pair_of(s, m, me, at, k + 2), pair_of(s, m, me, at, k + 3)
+        add_pair(s, m, me, at, column, layer, tag, k, r0, x)
+        add_pair(s, m, me, at, column, layer, tag, k + 1, r1, x)
+        add_pair(s, m, me, at, column, layer, tag, k + 2, r2, x)
+        add_pair(s, m, me, at, column, layer, tag, k + 3, r3, x)
+
+
+@device
+def pair_of(s, m, me, at, k):  # type: ignore[no-untyped-def]
+    """Read a thread's k-th pair of the vector exchanged from word ``at`` on, if it has one."""
+    p = me.tid + k * s.threads
+    return take2(m.words, (at >> 1) + p, k < s.rounds and 2 * p < s.d)
+
+
+@device
+def add_pair(s, m, me, at, column, layer, tag, k, read, x):  # type: ignore[no-untyped-def]
+    """Add a pair that was read, once it is there, and a layer's bias."""
+    p = me.tid + k * s.threads
+    if k < s.rounds and 2 * p < s.d:
+        u, v = complete(m.words, (at >> 1) + p, read, tag)
+        x[2 * k] += u + bias(s, m, column, layer, 2 * p)
+        x[2 * k + 1] += v + bias(s, m, column, layer, 2 * p + 1)
 
 
 @device
@@ -638,14 +812,29 @@ def rotations(s, m, me, position):  # type: ignore[no-untyped-def]
 
 
 @device
-def project(s, m, me, layer, by, tag):  # type: ignore[no-untyped-def]
+def project(s, m, me, layer, by, tag, turn):  # type: ignore[no-untyped-def]
     """Hand out this warp's rows of queries, keys and values."""
-    at = s.layout[W_QKV] + layer * s.layout[LAYER]
-    for i in range(me.number, s.n_q + 2 * s.n_kv, s.stride):
-        total = row(s, m.fixed, at + i * s.d_chunks, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
-        total = warp_sum(total) * by
-        if me.lane == 0:
-            put(m.words, i, total + bias(s, m, B_QKV, layer, i), tag)
+    following = draw(s, m, me, turn, me.number, s.n_qkv)
+    if me.number < s.n_qkv:
+        project_row(s, m, me, layer, by, tag, me.number, s.d_held)
+    if s.n_qkv > s.stride:
+        i = from_first(following)
+        while i < s.n_qkv:
+            following = draw(s, m, me, turn, i, s.n_qkv)
+            project_row(s, m, me, layer, by, tag, i, 0)
+            i = from_first(following)
+
+
+@device
+def project_row(s, m, me, layer, by, tag, i, n_held):  # type: ignore[no-untyped-def]
+    """Hand out row i of queries, keys and values."""
+    at, place = s.layout[W_QKV] + layer * s.layout[LAYER] + i * s.d_chunks, pocket(s, me, s.place_qkv)
+    total = row(
+        s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, n_held
+    )  # fmt: skip
+    total = warp_sum(total) * by
+    if me.lane == 0:
+        put(m.words, i, total + bias(s, m, B_QKV, layer, i), tag)
 
 
 @device
@@ -662,27 +851,30 @@ def as_kept(x, rounded):  # type: ignore[no-untyped-def]
 def new_position(s, m, me, head, tag):  # type: ignore[no-untyped-def]
     """Put a head's query and new key, both rotated, and its new value into shared memory."""
     half, kv = s.d_head // 2, head // (s.n_heads // s.n_kv_heads)
-    for p in range(me.tid, 3 * half, s.threads):
-        which, j = p // half, p % half
+    for p in range(me.tid, 3 * half // 2, s.threads):
+        which, j = p // (half // 2), 2 * (p % (half // 2))
         row = head * s.d_head if which == 0 else s.n_q + (which - 1) * s.n_kv + kv * s.d_head
-        u, v = take(m.words, (row >> 1) + j, tag)
-        let(m.shared, s.a + 2 * p, u)
-        let(m.shared, s.a + 2 * p + 1, v)
+        near, far = (row + j) >> 1, (row + half + j) >> 1  # what is rotated together, one thread reads
+        first, second = take2(m.words, near, True), take2(m.words, far, True)
+        u0, u1 = complete(m.words, near, first, tag)
+        v0, v1 = complete(m.words, far, second, tag)
+        if s.rope and which < 2:
+            u0, v0 = rotated(s, m, j, u0, v0)
+            u1, v1 = rotated(s, m, j + 1, u1, v1)
+        factor = np.float32(1 / math.sqrt(s.d_head)) if which == 0 else np.float32(1)
+        at, rounded = s.a + which * s.d_head + j, s.rounded and which > 0
+        let(m.shared, at, as_kept(u0 * factor, rounded))
+        let(m.shared, at + 1, as_kept(u1 * factor, rounded))
+        let(m.shared, at + half, as_kept(v0 * factor, rounded))
+        let(m.shared, at + half + 1, as_kept(v1 * factor, rounded))
     cuda.syncthreads()
-    for t in range(me.tid, 2 * half, s.threads):
-        j, at = t % half, s.a + t // half * s.d_head
-        u, v = get(m.shared, at + j), get(m.shared, at + half + j)
-        if s.rope:
-            cos, sin = get(m.shared, s.angles + j), get(m.shared, s.angles + half + j)
-            u, v = u * cos - v * sin, v * cos + u * sin
-        factor = np.float32(1 / math.sqrt(s.d_head)) if t < half else np.float32(1)
-        rounded = s.rounded and t >= half
-        let(m.shared, at + j, as_kept(u * factor, rounded))
-        let(m.shared, at + half + j, as_kept(v * factor, rounded))
-    for j in range(me.tid, s.d_head if s.rounded else 0, s.threads):
-        at = s.a + 2 * s.d_head + j
-        let(m.shared, at, as_kept(get(m.shared, at), True))
-    cuda.syncthreads()
+
+
+@device
+def rotated(s, m, j, u, v):  # type: ignore[no-untyped-def]
+    """Return numbers j and half a head further, turned by the position's angle."""
+    cos, sin = get(m.shared, s.angles + j), get(m.shared, s.angles + s.d_head // 2 + j)
+    return u * cos - v * sin, v * cos + u * sin
 
 
 @device
@@ -698,21 +890,33 @@ def fresh(loaded, p, position, new):  # type: ignore[no-untyped-def]
 
 
 @device
-def load_four(s, x, row0, c, p, gap, end, position, new):  # type: ignore[no-untyped-def]
+def load_four(s, x, row0, c, p, gap, end, position):  # type: ignore[no-untyped-def]
     """Return chunk c of four keys or values, a gap of positions apart: all on their way at once."""
     i, last = (row0 + p) * s.key_chunks + c, min(end, position) if c < s.key_chunks else 0
     k0 = load4(x, i, p < last)
     k1 = load4(x, i + gap * s.key_chunks, p + gap < last)
     k2 = load4(x, i + 2 * gap * s.key_chunks, p + 2 * gap < last)
     k3 = load4(x, i + 3 * gap * s.key_chunks, p + 3 * gap < last)
-    k0, k1 = fresh(k0, p, position, new), fresh(k1, p + gap, position, new)
-    return k0, k1, fresh(k2, p + 2 * gap, position, new), fresh(k3, p + 3 * gap, position, new)
+    return k0, k1, k2, k3
+
+
+@device
+def load_first(s, x, me, row0, first, end, position):  # type: ignore[no-untyped-def]
+    """Return what a thread reads first of keys or values: they need not wait for the new position."""
+    sub, gap = me.tid & (s.per_key - 1), s.threads // s.per_key
+    return load_four(s, x, row0, sub, first + me.tid // s.per_key, gap, end, position)
+
+
+@device
+def fresh_four(loaded, p, gap, position, new):  # type: ignore[no-untyped-def]
+    """Return four keys or values with the new position's among them."""
+    k0, k1 = fresh(loaded[0], p, position, new), fresh(loaded[1], p + gap, position, new)
+    return k0, k1, fresh(loaded[2], p + 2 * gap, position, new), fresh(loaded[3], p + 3 * gap, position, new)
 
 
 @device
 def keep(s, m, p, first, end, score, me):  # type: ignore[no-untyped-def]
-    """Store a position's score, of which each lane has a part, and return it; -inf behind the end."""
-    score = group_sum(score, s.per_key)
+    """Store a position's score and return it; -inf behind the end."""
     if p >= end:
         return np.float32(-np.inf)
     if me.tid & (s.per_key - 1) == 0:
@@ -721,7 +925,7 @@ def keep(s, m, p, first, end, score, me):  # type: ignore[no-untyped-def]
 
 
 @device
-def score(s, m, me, row0, first, end, position):  # type: ignore[no-untyped-def]
+def score(s, m, me, row0, first, end, position, ahead):  # type: ignore[no-untyped-def]
     """Score positions [first, end), neighbouring lanes a key together; return the largest score."""
     sub, gap, top = me.tid & (s.per_key - 1), s.threads // s.per_key, np.float32(-np.inf)
     for p0 in range(first, end, 4 * gap):  # all lanes take all turns: they add up together
@@ -731,8 +935,12 @@ def score(s, m, me, row0, first, end, position):  # type: ignore[no-untyped-def]
             c = sub + r * s.per_key
             if c < s.key_chunks:
                 q, new = four(m.shared, s.a + 4 * c), four(m.shared, s.a + s.d_head + 4 * c)
-                k0, k1, k2, k3 = load_four(s, m.keys, row0, c, p, gap, end, position, new)
+                loaded = ahead
+                if r > 0 or p0 > first:
+                    loaded = load_four(s, m.keys, row0, c, p, gap, end, position)
+                k0, k1, k2, k3 = fresh_four(loaded, p, gap, position, new)
                 s0, s1, s2, s3 = s0 + dot4(q, k0), s1 + dot4(q, k1), s2 + dot4(q, k2), s3 + dot4(q, k3)
+        s0, s1, s2, s3 = group_sum4(s0, s1, s2, s3, s.per_key)
         s0, s1 = keep(s, m, p, first, end, s0, me), keep(s, m, p + gap, first, end, s1, me)
         s2 = keep(s, m, p + 2 * gap, first, end, s2, me)
         s3 = keep(s, m, p + 3 * gap, first, end, s3, me)
@@ -755,7 +963,7 @@ def weight(s, m, p, first, end, top):  # type: ignore[no-untyped-def]
 
 
 @device
-def mix(s, m, me, row0, first, end, position, top, acc):  # type: ignore[no-untyped-def]
+def mix(s, m, me, row0, first, end, position, top, acc, ahead):  # type: ignore[no-untyped-def]
     """Leave each warp's unnormalised mixture of values, and its mass, in its part of shared memory."""
     sub, gap, mass = me.tid & (s.per_key - 1), s.threads // s.per_key, np.float32(0)
     for j in range(4 * s.key_rounds):
@@ -769,7 +977,10 @@ def mix(s, m, me, row0, first, end, position, top, acc):  # type: ignore[no-unty
             c = sub + r * s.per_key
             if c < s.key_chunks:
                 new = four(m.shared, s.a + 2 * s.d_head + 4 * c)
-                v0, v1, v2, v3 = load_four(s, m.values, row0, c, p, gap, end, position, new)
+                loaded = ahead
+                if r > 0 or p0 > first:
+                    loaded = load_four(s, m.values, row0, c, p, gap, end, position)
+                v0, v1, v2, v3 = fresh_four(loaded, p, gap, position, new)
                 for j in range(4):
                     acc[4 * r + j] += e0 * v0[j] + e1 * v1[j] + (e2 * v2[j] + e3 * v3[j])
     offset = s.per_key
@@ -809,13 +1020,15 @@ def attend(s, m, me, layer, position, tag, acc):  # type: ignore[no-untyped-def]
         head, share = item >> bits, item & ((1 << bits) - 1)
         first, end = share * (position + 1) >> bits, (share + 1) * (position + 1) >> bits
         row0 = np.int64((layer * s.n_kv_heads + head // group) * capacity)
+        some_keys = load_first(s, m.keys, me, row0, first, end, position)
+        some_values = load_first(s, m.values, me, row0, first, end, position)
         new_position(s, m, me, head, tag)
         if end == position + 1 and head % group == 0:
             for j in range(me.tid, s.d_head, s.threads):
                 let(m.keys, (row0 + position) * s.d_head + j, get(m.shared, s.a + s.d_head + j))
                 let(m.values, (row0 + position) * s.d_head + j, get(m.shared, s.a + 2 * s.d_head + j))
-        top = score(s, m, me, row0, first, end, position)
-        mix(s, m, me, row0, first, end, position, top, acc)
+        top = score(s, m, me, row0, first, end, position, some_keys)
+        mix(s, m, me, row0, first, end, position, top, acc, some_values)
         z = s.at_z + (share * s.n_heads + head) * width
         for j in range(me.tid, width, s.threads):  # the mixture, the top, the mass
             total = np.float32(0)
@@ -827,10 +1040,10 @@ def attend(s, m, me, layer, position, tag, acc):  # type: ignore[no-untyped-def]
 
 @device
 def share_of(s, m, head, j, share, n_split):  # type: ignore[no-untyped-def]
-    """Read a share's top and mass, and numbers j and j + 1 of its mixture; of the last share behind it."""
-    z = s.at_z + (min(share, n_split - 1) * s.n_heads + head) * (s.d_head + 2)
+    """Read a share's top and mass, and numbers j and j + 1 of its mixture, if there is such a share."""
+    z, there = s.at_z + (share * s.n_heads + head) * (s.d_head + 2), share < n_split
     about, mixture = (z + s.d_head) >> 1, (z + j) >> 1
-    return about, mixture, take2(m.words, about), take2(m.words, mixture)
+    return about, mixture, take2(m.words, about, there), take2(m.words, mixture, there)
 
 
 @device
@@ -866,21 +1079,37 @@ def merge(s, m, i, n_split, tag):  # type: ignore[no-untyped-def]
 
 
 @device
-def project_out(s, m, me, layer, position, tag):  # type: ignore[no-untyped-def]
+def project_out(s, m, me, layer, position, tag, turn, only):  # type: ignore[no-untyped-def]
     """Put attention's output together and hand out this warp's rows of its projection."""
-    n_split, at = 1 << split_of(s, position), s.layout[W_O] + layer * s.layout[LAYER]
+    n_split = 1 << split_of(s, position)
     settle()
     for p in range(me.tid, s.n_q // 2, s.threads):
         u, v = merge(s, m, 2 * p, n_split, tag)
         store2(m.shared, s.z, 2 * p, u, v, s.q_spread, s.x_shift)
     cuda.syncthreads()
     round_if_int8(s, m, me, s.z, s.q_padded)
-    for i in range(me.number, s.d, s.stride):
-        w = at + i * s.q_chunks
-        total = row(s, m.fixed, w, s.q_chunks, me.lane, m.shared, s.z, s.q_spread, s.q_padded)
-        total = warp_sum(total)
-        if me.lane == 0:
-            put(m.words, s.at_o + i, total, tag)
+    await_rows(s, only)
+    following = draw(s, m, me, turn, me.number, s.d)
+    if me.number < s.d:
+        project_out_row(s, m, me, layer, tag, me.number, s.q_held)
+    if s.d > s.stride:
+        i = from_first(following)
+        while i < s.d:
+            following = draw(s, m, me, turn, i, s.d)
+            project_out_row(s, m, me, layer, tag, i, 0)
+            i = from_first(following)
+
+
+@device
+def project_out_row(s, m, me, layer, tag, i, n_held):  # type: ignore[no-untyped-def]
+    """Hand out row i of attention's projection."""
+    at, place = s.layout[W_O] + layer * s.layout[LAYER] + i * s.q_chunks, pocket(s, me, s.place_o)
+    total = row(
+        s, m.fixed, at, s.q_chunks, me.lane, m.shared, s.z, s.q_spread, s.q_padded, place, n_held
+    )  # fmt: skip
+    total = warp_sum(total)
+    if me.lane == 0:
+        put(m.words, s.at_o + i, total, tag)
 
 
 # --- the FFN ---
@@ -899,14 +1128,20 @@ def activate(x, code):  # type: ignore[no-untyped-def]
 
 
 @device
-def neuron(s, m, me, ffn, f, i, by, threshold):  # type: ignore[no-untyped-def]
+def neuron(s, m, me, ffn, f, i, by, threshold, n_held):  # type: ignore[no-untyped-def]
     """Return a neuron's activation, 0 if its gate is not larger in magnitude than the threshold."""
+    place, up_place = pocket(s, me, s.place_gate), pocket(s, me, s.place_up)
     w, b = (f[W_GATE], f[B_GATE]) if s.gated else (f[W_IN], f[B_IN])
     at, up_at, up = w + i * s.d_chunks, f[W_IN] + i * s.d_chunks, np.float32(0)
-    part = row(s, ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
+    part = row(
+        s, ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, n_held
+    )  # fmt: skip
     if s.gated and threshold < 0:  # both rows on their way at once
-        up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
-    a = warp_sum(part) * by
+        up = row(
+            s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, up_place, n_held
+        )  # fmt: skip
+    a, up = group_sum2(part, up, LANES) if s.gated and threshold < 0 else (warp_sum(part), up)
+    a *= by
     if b >= 0:
         a += number(ffn, b, i, False)
     a = activate(a, s.activation)
@@ -914,9 +1149,10 @@ def neuron(s, m, me, ffn, f, i, by, threshold):  # type: ignore[no-untyped-def]
         if abs(a) <= threshold:
             return np.float32(0)
         if s.gated:
-            up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
+            up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
+            up = warp_sum(up)
     if s.gated:
-        up = warp_sum(up) * by
+        up *= by
         if f[B_IN] >= 0:
             up += number(ffn, f[B_IN], i, False)
         a *= up
@@ -924,15 +1160,28 @@ def neuron(s, m, me, ffn, f, i, by, threshold):  # type: ignore[no-untyped-def]
 
 
 @device
-def activations(s, m, me, f, threshold, by, tag):  # type: ignore[no-untyped-def]
+def activations(s, m, me, f, threshold, by, tag, turn):  # type: ignore[no-untyped-def]
     """Hand out the activations of this warp's neurons, and a zero that makes their number even."""
-    ffn, n = m.core if f[COMPACT] else m.dense, f[N_ROWS]
-    for i in range(me.number, n + (n & 1), s.stride):
-        a = np.float32(0)
-        if i < n:
-            a = neuron(s, m, me, ffn, f, i, by, threshold)
-        if me.lane == 0:
-            put(m.words, s.at_a + i, a, tag)
+    end = f[N_ROWS] + (f[N_ROWS] & 1)
+    following = draw(s, m, me, turn, me.number, s.n_neurons + 1)
+    if me.number < end:
+        activation(s, m, me, f, threshold, by, tag, me.number, s.d_held)
+    if s.n_neurons + 1 > s.stride:
+        i = from_first(following)
+        while i < end:
+            following = draw(s, m, me, turn, i, s.n_neurons + 1)
+            activation(s, m, me, f, threshold, by, tag, i, 0)
+            i = from_first(following)
+
+
+@device
+def activation(s, m, me, f, threshold, by, tag, i, n_held):  # type: ignore[no-untyped-def]
+    """Hand out neuron i's activation, or a zero behind the last."""
+    a = np.float32(0)
+    if i < f[N_ROWS]:
+        a = neuron(s, m, me, m.core if f[COMPACT] else m.dense, f, i, by, threshold, n_held)
+    if me.lane == 0:
+        put(m.words, s.at_a + i, a, tag)
 
 
 @device
@@ -951,8 +1200,8 @@ def gather(s, m, me, n, spread, tag):  # type: ignore[no-untyped-def]
     at, pairs, count = s.at_a >> 1, (n + 1) // 2, 0
     for p in range(me.tid, pairs, 4 * s.threads):
         p1, p2, p3 = p + s.threads, p + 2 * s.threads, p + 3 * s.threads
-        r0, r1 = take2(m.words, at + p), take2(m.words, at + min(p1, pairs - 1))
-        r2, r3 = take2(m.words, at + min(p2, pairs - 1)), take2(m.words, at + min(p3, pairs - 1))
+        r0, r1 = take2(m.words, at + p, True), take2(m.words, at + p1, p1 < pairs)
+        r2, r3 = take2(m.words, at + p2, p2 < pairs), take2(m.words, at + p3, p3 < pairs)
         count += keep_activations(s, m, at, p, pairs, r0, tag, spread)
         count += keep_activations(s, m, at, p1, pairs, r1, tag, spread)
         count += keep_activations(s, m, at, p2, pairs, r2, tag, spread)
@@ -962,30 +1211,47 @@ def gather(s, m, me, n, spread, tag):  # type: ignore[no-untyped-def]
 
 
 @device
-def outputs(s, m, me, layer, f, threshold, tag):  # type: ignore[no-untyped-def]
+def outputs(s, m, me, layer, f, threshold, tag, turn, only):  # type: ignore[no-untyped-def]
     """Gather all activations and hand out this warp's outputs; one block counts those that are not zero."""
-    ffn, chunks = m.core if f[COMPACT] else m.dense, f[N_CHUNKS]
+    chunks = f[N_CHUNKS]
     spread = (chunks + LANES - 1) // LANES * LANES * 4
     settle()
     count = gather(s, m, me, f[N_ROWS], spread, tag)
     cuda.syncthreads()
-    first, end, step = me.number, s.d, s.stride
+    await_rows(s, only)
     if s.int8:  # a block's rows are neighbours: they share scales
-        first, end, step = me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps
-    for i in range(first, end, step):
-        if s.int8:
-            total = int8_column(s, ffn, f[W_OUT], i, chunks, me.lane, m.shared, s.a, spread, threshold >= 0)
-        elif threshold >= 0:
-            total = sparse_row(s, ffn, f[W_OUT] + i * chunks, chunks, me.lane, m.shared, s.a, spread)
-        else:
-            total = row_times(ffn, f[W_OUT] + i * chunks, chunks, me.lane, m.shared, s.a, spread, s.bf)
-        total = warp_sum(total)
-        if me.lane == 0:
-            put(m.words, s.at_out + i, total, tag)
+        for i in range(me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps):
+            output(s, m, me, f, threshold, tag, spread, i, 0)
+    else:
+        following = draw(s, m, me, turn, me.number, s.d)
+        if me.number < s.d:
+            output(s, m, me, f, threshold, tag, spread, me.number, s.a_held)
+        if s.d > s.stride:
+            i = from_first(following)
+            while i < s.d:
+                following = draw(s, m, me, turn, i, s.d)
+                output(s, m, me, f, threshold, tag, spread, i, 0)
+                i = from_first(following)
     if me.block == layer % s.blocks:
         count = warp_sum(count)
         if me.lane == 0:
             cuda.atomic.add(m.n_used, layer, np.int64(count))
+
+
+@device
+def output(s, m, me, f, threshold, tag, spread, i, n_held):  # type: ignore[no-untyped-def]
+    """Hand out output i."""
+    ffn, chunks = m.core if f[COMPACT] else m.dense, f[N_CHUNKS]
+    at, place = f[W_OUT] + i * chunks, pocket(s, me, s.place_out)
+    if s.int8:
+        total = int8_column(s, ffn, f[W_OUT], i, chunks, me.lane, m.shared, s.a, spread, threshold >= 0)
+    elif threshold >= 0:
+        total = sparse_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread)
+    else:
+        total = held_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread, place, n_held)
+    total = warp_sum(total)
+    if me.lane == 0:
+        put(m.words, s.at_out + i, total, tag)
 
 
 # --- choosing the token ---
@@ -1016,9 +1282,10 @@ def best_row(s, m, me, by, position, temperature, seed):  # type: ignore[no-unty
     for i in range(me.number, s.n_vocab, 2 * s.stride):  # two rows on their way at once
         other = min(i + s.stride, s.n_vocab - 1)
         at, at_other = s.layout[HEAD] + i * s.d_chunks, s.layout[HEAD] + other * s.d_chunks
-        a = row(s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
-        b = row(s, m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded)
-        a, b = warp_sum(a) * by, warp_sum(b) * by
+        a = row(s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
+        b = row(s, m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
+        a, b = group_sum2(a, b, LANES)
+        a, b = a * by, b * by
         if me.lane == 0:
             let(m.logits, i, a)
             let(m.logits, other, b)
@@ -1077,41 +1344,59 @@ def who(s, tid, block):  # type: ignore[no-untyped-def]
     return Me(tid, warp, tid & (LANES - 1), block, warp * s.blocks + block)
 
 
-# fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens, n_used
+# fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens, n_used,
+# turns
 ARRAYS = (
     "uint32[::1], uint32[::1], uint32[::1], int64[::1], float32[::1], float32[::1], float32[::1],"
-    "float32[::1], uint32[::1], int32[::1], float32[::1], int32[::1], int64[::1]"
+    "float32[::1], uint32[::1], int32[::1], float32[::1], int32[::1], int64[::1], int32[::1]"
 )
 
 
 @device
-def one_token(s, m, me, x, w, b, acc, token, position, tag, temperature, seed):  # type: ignore[no-untyped-def]
-    """Read a token at a position and return the one chosen after it."""
+def send_first(s, m, me):  # type: ignore[no-untyped-def]
+    """Send the rows that a launch begins with."""
+    f, threshold = ffn_of(m, 0), get(m.thresholds, 0)
+    send_qkv(s, m, me, 0)
+    send_o(s, m, me, 0)
+    send_neuron(s, m, me, f, threshold)
+    send_out(s, m, me, f, threshold)
+
+
+@device
+def one_token(s, m, me, x, w, b, acc, token, position, tag, odd, temperature, seed):  # type: ignore[no-untyped-def]
+    """Read a token at a position and return the one chosen after it; odd is 1 at every other token."""
     embed(s, m, me, token, position, x)
     rotations(s, m, me, position)
-    following = ffn_of(m, 0)
     for layer in range(s.n_layers):
         before, tag, threshold = tag, np.uint32(tag + 1), get(m.thresholds, layer)
-        f, following = following, ffn_of(m, min(layer + 1, s.n_layers - 1))
-        if s.ahead and layer + 1 < s.n_layers:
-            prefetch_layer(s, m, me, layer + 1, following)
+        then = layer + 1 if layer + 1 < s.n_layers else 0  # the next token begins anew
+        f, turn = ffn_of(m, layer), N_TURNS * (odd * s.n_layers + layer)
+        forget_turns(s, m, me, N_TURNS * ((1 - odd) * s.n_layers + layer))
+        if s.prefetched and s.d_held == 0 and then > 0:
+            prefetch_layer(s, m, me, then, ffn_of(m, then))
         load_norm(s, m, me, LN1_W, LN1_B, layer, w, b)
         if layer > 0:
             add(s, m, me, s.at_out, B_OUT, layer - 1, before, x)
         by = norm(s, m, me, x, w, b)
-        project(s, m, me, layer, by, tag)
+        await_rows(s, False)
+        project(s, m, me, layer, by, tag, turn)
+        send_qkv(s, m, me, then)
         attend(s, m, me, layer, position, tag, acc)
-        project_out(s, m, me, layer, position, tag)
+        project_out(s, m, me, layer, position, tag, turn + 1, False)
+        send_o(s, m, me, then)
         load_norm(s, m, me, LN2_W, LN2_B, layer, w, b)
         add(s, m, me, s.at_o, B_O, layer, tag, x)
         by = norm(s, m, me, x, w, b)
-        activations(s, m, me, f, threshold, by, tag)
-        outputs(s, m, me, layer, f, threshold, tag)
+        await_rows(s, False)
+        activations(s, m, me, f, threshold, by, tag, turn + 2)
+        send_neuron(s, m, me, ffn_of(m, then), get(m.thresholds, then))
+        outputs(s, m, me, layer, f, threshold, tag, turn + 3, False)
+        send_out(s, m, me, ffn_of(m, then), get(m.thresholds, then))
     load_norm(s, m, me, LN_F_W, LN_F_B, 0, w, b)
     add(s, m, me, s.at_out, B_OUT, s.n_layers - 1, tag, x)
     by = norm(s, m, me, x, w, b)
     best, at_best = best_row(s, m, me, by, position, temperature, seed)
-    cuda.threadfence()  # keys and values are seen by whoever sees the words below
+    cuda.threadfence()  # keys and values, and turns forgotten, are seen by whoever sees the words below
     offer(s, m, me, best, at_best, tag)
     return choose(s, m, me, tag)
 
@@ -1127,25 +1412,28 @@ def make_step(shape: Shape) -> Any:
 
     def step(  # type: ignore[no-untyped-def]
         fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-        n_used, n, position, epoch, temperature, seed
+        n_used, turns, n, position, epoch, temperature, seed
     ):  # fmt: skip
         cuda.cg.this_grid()  # all blocks must be resident at once: the launch refuses anything else
         shared = cuda.shared.array(0, float32)
         m = Memory(
             fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-            n_used, shared
+            n_used, turns, shared
         )  # fmt: skip
         me = who(s, cuda.threadIdx.x, cuda.blockIdx.x)
         x, w = cuda.local.array(n_x, float32), cuda.local.array(n_x, float32)
         b, acc = cuda.local.array(n_x, float32), cuda.local.array(n_acc, float32)
         clear(shared, 0, s.d, s.d_padded, s.d_spread, s.x_shift, me, s.threads)
         clear(shared, s.z, s.n_q, s.q_padded, s.q_spread, s.x_shift, me, s.threads)
+        send_first(s, m, me)
         token = chain[0]
         for i in range(n):
             tag = np.uint32((epoch + i) * s.n_layers)  # a layer's is one more than that of the layer before
-            token = one_token(s, m, me, x, w, b, acc, token, position + i, tag, temperature, seed)
+            odd = (epoch + i) & 1
+            token = one_token(s, m, me, x, w, b, acc, token, position + i, tag, odd, temperature, seed)
             if me.block == 0 and me.tid == 0:
                 tokens[i] = token
+        await_rows(s, True)  # which nobody reads
         if me.block == 0 and me.tid == 0:
             chain[0] = token
 
@@ -1218,12 +1506,12 @@ def make_phase(shape: Shape) -> Any:
 
     def phase(  # type: ignore[no-untyped-def]
         fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-        n_used, stream, state, heat, which, layer, position, epoch, temperature, seed
+        n_used, turns, stream, state, heat, which, layer, position, epoch, temperature, seed
     ):  # fmt: skip
         shared = cuda.shared.array(0, float32)
         m = Memory(
             fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-            n_used, shared
+            n_used, turns, shared
         )  # fmt: skip
         me = who(s, cuda.threadIdx.x, cuda.blockIdx.x)
         x, w = cuda.local.array(n_x, float32), cuda.local.array(n_x, float32)
@@ -1232,7 +1520,9 @@ def make_phase(shape: Shape) -> Any:
         clear(shared, s.z, s.n_q, s.q_padded, s.q_spread, s.x_shift, me, s.threads)
         at, tag = state[POSITION], np.uint32(state[EPOCH] * s.n_layers + layer + 1)
         if which == PROJECT:
-            if s.ahead and layer + 1 < s.n_layers:
+            forget_turns(s, m, me, N_TURNS * ((1 - (state[EPOCH] & 1)) * s.n_layers + layer))
+            send_qkv(s, m, me, layer)
+            if s.prefetched and layer + 1 < s.n_layers:
                 prefetch_layer(s, m, me, layer + 1, ffn_of(m, layer + 1))
             load_norm(s, m, me, LN1_W, LN1_B, layer, w, b)
             if layer == 0:
@@ -1241,21 +1531,29 @@ def make_phase(shape: Shape) -> Any:
                 load_stream(s, me, x, stream, 0)
                 add(s, m, me, s.at_out, B_OUT, layer - 1, np.uint32(tag - 1), x)
             store_stream(s, me, x, stream, 1)
-            project(s, m, me, layer, norm(s, m, me, x, w, b), tag)
+            by = norm(s, m, me, x, w, b)
+            await_rows(s, True)
+            project(s, m, me, layer, by, tag, -1)
         elif which == ATTEND:
             rotations(s, m, me, at)
             attend(s, m, me, layer, at, tag, acc)
         elif which == PROJECT_OUT:
-            project_out(s, m, me, layer, at, tag)
+            send_o(s, m, me, layer)
+            project_out(s, m, me, layer, at, tag, -1, True)
         elif which == NEURONS:
+            f, threshold = ffn_of(m, layer), get(thresholds, layer)
+            send_neuron(s, m, me, f, threshold)
             load_norm(s, m, me, LN2_W, LN2_B, layer, w, b)
             load_stream(s, me, x, stream, 1)
             add(s, m, me, s.at_o, B_O, layer, tag, x)
             store_stream(s, me, x, stream, 0)
             by = norm(s, m, me, x, w, b)
-            activations(s, m, me, ffn_of(m, layer), get(thresholds, layer), by, tag)
+            await_rows(s, True)
+            activations(s, m, me, f, threshold, by, tag, -1)
         elif which == OUTPUTS:
-            outputs(s, m, me, layer, ffn_of(m, layer), get(thresholds, layer), tag)
+            f, threshold = ffn_of(m, layer), get(thresholds, layer)
+            send_out(s, m, me, f, threshold)
+            outputs(s, m, me, layer, f, threshold, tag, -1, True)
         elif which == BEST:
             load_norm(s, m, me, LN_F_W, LN_F_B, 0, w, b)
             load_stream(s, me, x, stream, 0)

@@ -90,8 +90,10 @@ if SIMULATED:
         """Write word i: a float32 and its tag."""
         words[2 * i], words[2 * i + 1] = np.float32(value).view(np.uint32), tag
 
-    def take2(words: Any, i: int) -> tuple[Any, ...]:
-        """Return words 2 i and 2 i + 1: value, tag, value, tag."""
+    def take2(words: Any, i: int, there: bool) -> tuple[Any, ...]:
+        """Return words 2 i and 2 i + 1: value, tag, value, tag; nothing is read unless they are there."""
+        if not there:
+            return np.float32(0), np.uint32(0), np.float32(0), np.uint32(0)
         a, b = words[4 * i], words[4 * i + 2]
         return as_float(a), words[4 * i + 1], as_float(b), words[4 * i + 3]
 
@@ -117,6 +119,19 @@ if SIMULATED:
 
     def prefetch(arena: Any, i: int) -> None:
         """Bring the line with 16-byte unit i on its way to the L2 cache."""
+
+    def send16(shared: Any, i: int, arena: Any, j: int, there: bool) -> None:
+        """Bring 16-byte unit j on its way to float i of shared memory; zeros unless it is there."""
+        shared[i : i + 4] = np.asarray(load16(arena, j, there), np.uint32).view(np.float32)
+
+    def sent() -> None:
+        """Make what this thread sent since the last call one lot."""
+
+    def arrived() -> None:
+        """Wait for all lots of this thread."""
+
+    def arrived_but_three() -> None:
+        """Wait for all lots of this thread but the last three."""
 
     def stop() -> None:
         """End the kernel with an error."""
@@ -286,20 +301,22 @@ else:
         return types.none(words, types.int64, types.float32, types.uint32), code
 
     @intrinsic
-    def take2(typingctx, words, i):  # type: ignore[no-untyped-def]
+    def take2(typingctx, words, i, there):  # type: ignore[no-untyped-def]
         kind = types.Tuple((types.float32, types.uint32, types.float32, types.uint32))
 
         def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
             at = _address(context, builder, signature.args[0], args[0], args[1], 16)
             text = (
-                "{ .reg .b64 s, t; ld.relaxed.gpu.global.v2.b64 {s, t}, [$4];"
+                "{ .reg .pred p; .reg .b64 s, t; setp.ne.b32 p, $5, 0; mov.b64 s, 0; mov.b64 t, 0;"
+                "@p ld.relaxed.gpu.global.v2.b64 {s, t}, [$4];"
                 "mov.b64 {$0, $1}, s; mov.b64 {$2, $3}, t; }"
             )
             four = ir.LiteralStructType([F32, I32, F32, I32])
-            out = _asm(builder, four, text, "=f,=r,=f,=r,l,~{memory}", [at], True)
+            ok = builder.zext(args[2], I32)
+            out = _asm(builder, four, text, "=f,=r,=f,=r,l,r,~{memory}", [at, ok], True)
             return _tuple(context, builder, kind, out, 4)
 
-        return kind(words, types.int64), code
+        return kind(words, types.int64, types.boolean), code
 
     @intrinsic
     def prefetch(typingctx, arena, i):  # type: ignore[no-untyped-def]
@@ -309,6 +326,34 @@ else:
             return context.get_dummy_value()
 
         return types.none(arena, types.int64), code
+
+    @intrinsic
+    def send16(typingctx, shared, i, arena, j, there):  # type: ignore[no-untyped-def]
+        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            to = builder.ptrtoint(_element(context, builder, signature.args[0], args[0], args[1]), I64)
+            at = _address(context, builder, signature.args[2], args[2], args[3], 16)
+            size = builder.shl(builder.zext(args[4], I32), I32(4))  # 16 bytes or, filled up with zeros, none
+            text = (
+                "{ .reg .u64 t; .reg .u32 s; cvta.to.shared.u64 t, $0; cvt.u32.u64 s, t;"
+                "cp.async.cg.shared.global [s], [$1], 16, $2; }"
+            )
+            _asm(builder, ir.VoidType(), text, "l,l,r,~{memory}", [to, at, size], True)
+            return context.get_dummy_value()
+
+        return types.none(shared, types.int64, arena, types.int64, types.boolean), code
+
+    def _statement(text: str) -> Any:
+        def statement(typingctx):  # type: ignore[no-untyped-def]
+            def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+                _asm(builder, ir.VoidType(), text, "~{memory}", [], True)
+                return context.get_dummy_value()
+
+            return types.none(), code
+
+        return intrinsic(statement)
+
+    sent = _statement("cp.async.commit_group;")
+    arrived, arrived_but_three = _statement("cp.async.wait_group 0;"), _statement("cp.async.wait_group 3;")
 
     @intrinsic
     def stop(typingctx):  # type: ignore[no-untyped-def]
@@ -335,14 +380,14 @@ def complete(words, i, pair, tag):  # type: ignore[no-untyped-def]  # -> float32
         spins += 1
         if spins > SPINS:
             stop()
-        a, tag_a, b, tag_b = take2(words, i)
+        a, tag_a, b, tag_b = take2(words, i, True)
     return a, b
 
 
 @device
 def take(words, i, tag):  # type: ignore[no-untyped-def]  # -> float32, float32
     """Wait for words 2 i and 2 i + 1 with this tag and return their values."""
-    return complete(words, i, take2(words, i), tag)
+    return complete(words, i, take2(words, i, True), tag)
 
 
 @device
@@ -359,6 +404,35 @@ def group_sum(x, width):  # type: ignore[no-untyped-def]
 def warp_sum(x):  # type: ignore[no-untyped-def]
     """Return the sum of x over the lanes of a warp."""
     return group_sum(x, LANES)
+
+
+@device
+def from_first(x):  # type: ignore[no-untyped-def]
+    """Return the first lane's x to all lanes of a warp."""
+    return cuda.shfl_sync(ALL, x, 0) if LANES > 1 else x
+
+
+@device
+def group_sum2(a, b, width):  # type: ignore[no-untyped-def]
+    """Return two such sums: one is added up while the other is on its way to the neighbours."""
+    offset = width >> 1
+    while offset > 0:
+        c, d = cuda.shfl_xor_sync(ALL, a, offset), cuda.shfl_xor_sync(ALL, b, offset)
+        a, b = a + c, b + d
+        offset >>= 1
+    return a, b
+
+
+@device
+def group_sum4(a, b, c, d, width):  # type: ignore[no-untyped-def]
+    """Return four such sums."""
+    offset = width >> 1
+    while offset > 0:
+        e, f = cuda.shfl_xor_sync(ALL, a, offset), cuda.shfl_xor_sync(ALL, b, offset)
+        g, h = cuda.shfl_xor_sync(ALL, c, offset), cuda.shfl_xor_sync(ALL, d, offset)
+        a, b, c, d = a + e, b + f, c + g, d + h
+        offset >>= 1
+    return a, b, c, d
 
 
 @device
