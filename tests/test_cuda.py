@@ -140,7 +140,9 @@ def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
             tokens.append(list(decoder.run(1, N_NEW)))
             decoder.cache.length = N_READ
             tokens.append(list(decoder.run(1, N_NEW, 0.8, seed=7)))
-        np.testing.assert_array_equal(*logits)  # the same sums in the same order
+        if SIMULATED:
+            np.testing.assert_array_equal(*logits)  # the same sums in the same order, but ...
+        near(model, *logits)  # a GPU's compiler fuses other multiplications with additions in another kernel
         assert tokens[:2] == tokens[2:]
         np.testing.assert_array_equal(whole.n_used, graph.n_used)
 
