@@ -1,11 +1,12 @@
 """Speed on an NVIDIA GPU, a row a line of docs/cuda.md: shapes of SmolLM2-135M and OPT-6.7B, random weights.
 
-Usage: python tests/benchmarks/cuda_speed.py [--transformers | --graph] [--only smol|opt] [--dtypes D,D]
-                                             [--json FILE]
+Usage: python tests/benchmarks/cuda_speed.py [--transformers | --graph | --shrink] [--only smol|opt]
+                                             [--dtypes D,D] [--json FILE]
 
 Weights are drawn on the device, because speed does not depend on their values; nothing is said about quality.
 With --transformers the same shape of SmolLM2 is timed with Transformers' generate, plain and with a static
 cache and torch.compile, and nothing else. With --graph the decode step is a captured graph, a kernel a phase.
+With --shrink SmolLM2 decodes with fewer and fewer neurons: what a core set can save at most.
 """
 
 from __future__ import annotations
@@ -82,9 +83,9 @@ def drawn(config: ModelConfig, dtype: str) -> Model:
     return model
 
 
-def core_set(config: ModelConfig, layers: range) -> CoreSet:
-    """Return 40% of the neurons, drawn."""
-    rng, n = np.random.default_rng(0), round(0.4 * config.n_neurons)
+def core_set(config: ModelConfig, layers: range, kept: float = 0.4) -> CoreSet:
+    """Return a fraction of the neurons, drawn."""
+    rng, n = np.random.default_rng(0), round(kept * config.n_neurons)
     ids = {layer: np.sort(rng.permutation(config.n_neurons)[:n]) for layer in layers}
     return CoreSet(ids, config.n_neurons, config.n_layers)
 
@@ -185,6 +186,21 @@ def decode_rows(name: str, model: Model, dtype: str, rate: float, graph: bool) -
     return rows
 
 
+def shrink(dtypes: list[str]) -> dict:
+    """Return tokens/s of SmolLM2 as its FFN shrinks to nearly nothing."""
+    from minicore.decode.cuda import CudaDecoder
+
+    report = {}
+    for dtype in dtypes:
+        cache = KVCache(SMOL, 64 + 256)
+        decoder = CudaDecoder(drawn(SMOL, dtype), cache, None)
+        for kept in (1.0, 0.6, 0.4, 0.2, 0.1, 0.02):
+            decoder.use(core_set(SMOL, range(SMOL.n_layers), kept) if kept < 1 else None)
+            report[f"{dtype} {kept}"] = 1 / statistics.median(seconds_a_token(decoder, 64, 256))
+            print(f"{dtype}, {kept:.0%} of the neurons: {report[f'{dtype} {kept}']:.0f} tokens/s", flush=True)
+    return report
+
+
 def measure(only: str | None, dtypes: list[str], graph: bool) -> dict:
     """Return the report."""
     from numba import cuda
@@ -250,15 +266,21 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--transformers", action="store_true")
     way.add_argument("--graph", action="store_true")
+    way.add_argument("--shrink", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=["smol", "opt"])
     parser.add_argument("--dtypes", default="bfloat16", help="float32, bfloat16, int8, with commas between")
     args = parser.parse_args()
-    report = transformers() if args.transformers else measure(args.only, args.dtypes.split(","), args.graph)
+    dtypes = args.dtypes.split(",")
+    if args.transformers:
+        report = transformers()
+    elif args.shrink:
+        report = shrink(dtypes)
+    else:
+        report = measure(args.only, dtypes, args.graph)
+        print(f"{report['gpu']}, device copy {report['copy_gb_per_s']:.0f} GB/s read and written")
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))
-    if not args.transformers:
-        print(f"{report['gpu']}, device copy {report['copy_gb_per_s']:.0f} GB/s read and written")
 
 
 if __name__ == "__main__":
