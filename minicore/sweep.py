@@ -121,6 +121,9 @@ def sweep(
 
     if not jobs:
         return
+    if getattr(_inside, "a_job", False):  # whose sweep this is: it has this thread to itself
+        yield from ((i, function(job)) for i, job in enumerate(jobs))
+        return
     where = Where() if where is None else where
     total = len(jobs) if total is None else total
     with (
@@ -139,7 +142,7 @@ def sweep(
             bar.update()
 
 
-_alone = threading.Lock()
+_alone, _inside = threading.Lock(), threading.local()
 
 
 def run_alone(function: Callable[[Any], Any], job: Any, n_threads: int) -> Any:
@@ -147,7 +150,11 @@ def run_alone(function: Callable[[Any], Any], job: Any, n_threads: int) -> Any:
     from minicore.kernels.team import limited
 
     with _alone, limited(n_threads):
-        return function(job)
+        _inside.a_job = True
+        try:
+            return function(job)
+        finally:
+            _inside.a_job = False
 
 
 class Processes(ThreadPoolExecutor):

@@ -15,6 +15,7 @@ from minicore.core.neurons import jaccard
 from minicore.experiments import decoding, meaning, page, reproduce, settling, sts
 from minicore.experiments.material import ALPHA, BETA, Material, nats, read_documents, sample_files
 from minicore.experiments.verdict import judge
+from minicore.sweep import Where
 
 NAME = "minicore-opt-core"
 TOPICS = ("astronomy", "cooking", "law")
@@ -93,7 +94,8 @@ def made(model, files, pairs, tmp_path_factory) -> tuple[Path, dict]:
 
 
 def test_all_is_every_figure(made):
-    assert list(made[1]) == list(reproduce.EXPERIMENTS)
+    assert sorted(made[1]) == sorted(reproduce.EXPERIMENTS)
+    assert list(made[1])[-1] == "table3"  # speed is measured when nothing else is
 
 
 @pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
@@ -134,6 +136,15 @@ def test_what_is_there_is_not_measured_again(made, model, files, pairs, monkeypa
         patch.setattr(reproduce, "settings", lambda name, sizes: {"n_texts": 5})
         patch.setattr(reproduce, "EXPERIMENTS", refusing)
         list(reproduce.reproduce(["fig9"], model, out, texts=files))
+
+
+def test_two_workers_measure_the_same(made, model, files, tmp_path):
+    names = ["fig9", "fig12"]
+    found = dict(reproduce.reproduce(names, model, tmp_path, texts=files, sizes=SMALL, workers=Where(2)))
+    assert sorted(found) == sorted(names)
+    for name in names:
+        assert found[name] | {"seconds": 0} == made[1][name] | {"seconds": 0}
+        assert (tmp_path / f"{name}.png").exists()
 
 
 def test_a_broken_file_is_measured_anew(model, files, tmp_path):

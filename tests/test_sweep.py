@@ -307,3 +307,14 @@ def test_the_journal_is_json_lines(tmp_path):
     Journal(tmp_path / "rows.jsonl", {"seed": 0}).add([{"n": 1}])
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"conditions": {"seed": 0}}, {"n": 1}]
+
+
+def lengths(words):
+    """A job that is a sweep itself."""
+    return [found for _, found in sweep(len, words)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_may_be_a_sweep(workers):
+    found = dict(sweep(lengths, [["one", "three"], ["seven"]], Where(workers)))
+    assert found == {0: [3, 5], 1: [5]}

@@ -197,7 +197,7 @@ COMMANDS = {
         reproduce_options,
         reproduce,
         """
-        minicore reproduce all -o report
+        minicore reproduce all -o report --workers 2
         minicore reproduce fig3 fig4 -m smollm2-135m -o report-smollm2
         minicore reproduce fig4 --texts news.jsonl -o report-news
         minicore reproduce table1 --pairs headlines.tsv images.tsv definitions.tsv -o report

@@ -304,6 +304,7 @@ def reproduce(args: argparse.Namespace) -> int:
         pairs=args.pairs,
         seed=args.seed,
         progress=True,
+        workers=workers(args),
     )
     for name, one in found:
         results[name] = one

@@ -471,4 +471,5 @@ def reproduce_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="S", type=int, default=0, help="of draws, clusters and layouts (default: 0)"
     )
+    worker_options(parser)
     json_option(parser)

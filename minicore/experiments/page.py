@@ -95,7 +95,8 @@ def write_page(results: Mapping[str, dict[str, Any]], out: str | PathLike[str]) 
             "settings": ", ".join(f"{key} {value}" for key, value in found["key"]["settings"].items())
             or "none",
         }
-        for name, found in results.items()
+        for name in EXPERIMENTS  # in the paper's order, whichever was done first
+        if (found := results.get(name))
     }
     key = next(iter(results.values()))["key"]
     environment = Environment(autoescape=True)

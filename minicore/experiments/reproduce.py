@@ -24,6 +24,7 @@ from minicore.experiments import decoding, meaning, settling
 from minicore.experiments.material import Material
 from minicore.files import atomic_write
 from minicore.model import Model
+from minicore.sweep import ModelRef, Where, borrow, share, sweep
 
 Found = dict[str, Any]
 
@@ -34,6 +35,7 @@ class Experiment(NamedTuple):
     title: str
     claim: str
     run: Callable[..., Found]
+    alone: bool = False  # measures speed: nothing else may run meanwhile
 
 
 EXPERIMENTS = {
@@ -102,6 +104,7 @@ EXPERIMENTS = {
         "OPT-6.7B on a TITAN XP of 12 GB: Transformers, offloading, 1.92 tokens/s, CoreInfer 19.83; where "
         "the model fits in memory the gain is 1.4 to 1.65.",
         decoding.table3,
+        alone=True,
     ),
     "table4": Experiment(
         "Table 4: stability-guided prediction forced on short prompts",
@@ -121,8 +124,9 @@ def reproduce(
     seed: int = 0,
     progress: bool = False,
     sizes: dict[str, dict[str, Any]] | None = None,
+    workers: Where | None = None,
 ) -> Iterator[tuple[str, Found]]:
-    """Measure, write and draw experiments one after the other; yield each one's name and numbers.
+    """Measure, write and draw experiments; yield each one's name and numbers as it is done.
 
     Parameters
     ----------
@@ -131,11 +135,14 @@ def reproduce(
     model : Model
     out : path
         Folder for NAME.json, NAME.csv and NAME.png. What is there already of the same model, texts and
-        settings is not measured again.
+        settings is not measured again, and comes first.
     texts, pairs, seed, progress
         See :class:`Material`.
     sizes : dict of str to dict or None
         Other values for the keywords of some experiments' functions.
+    workers : Where or None
+        Who measures, an experiment at a time; None is this process. Table 3 is left to this process, when
+        all others are done.
 
     Raises
     ------
@@ -152,31 +159,91 @@ def reproduce(
         raise InputError(
             "table1 needs two or more files of sentence pairs (--pairs), one to test and others to choose on"
         )
-    material = Material(model, texts, pairs, seed, progress)
-    for name in dict.fromkeys(chosen):
-        yield name, measure(name, material, Path(out), (sizes or {}).get(name, {}))
+    workers = Where() if workers is None else workers
+    paths = None if texts is None else tuple(map(str, texts))
+    shared = Shared(share(model), paths, tuple(map(str, pairs)), seed)
+    material, folder = material_of(shared, progress), Path(out)
+    keys = {name: key_of(name, material, (sizes or {}).get(name, {})) for name in chosen}
+    missing = []
+    for name, key in keys.items():
+        found = read(folder / f"{name}.json", key)
+        if found is None:
+            missing.append(name)
+        else:
+            draw(name, found, folder)
+            yield name, found
+    bar = progress and (
+        workers.workers > 1 or workers.scheduler is not None
+    )  # else an experiment has its own
+    for where, alone in ((workers, False), (Where(threads=workers.threads), True)):
+        names = [name for name in missing if EXPERIMENTS[name].alone == alone]
+        jobs = [Job(shared, name, (sizes or {}).get(name, {})) for name in names]
+        for i, found in sweep(run, jobs, where, unit=" figures", progress=bar and not alone):
+            found |= {"figure": names[i], "key": keys[names[i]]}
+            yield names[i], keep(names[i], found, folder)
 
 
-def measure(name: str, material: Material, out: Path, sizes: dict[str, Any]) -> Found:
-    """Return an experiment's numbers, from its file if they are there, and see that its files are written."""
+class Shared(NamedTuple):
+    """What the experiments of a report have in common."""
+
+    model: ModelRef
+    texts: tuple[str, ...] | None
+    pairs: tuple[str, ...]
+    seed: int
+
+
+class Job(NamedTuple):
+    """An experiment for a worker."""
+
+    shared: Shared
+    name: str
+    sizes: dict[str, Any]
+
+
+_materials: dict[
+    Shared, Material
+] = {}  # of this process: what one experiment has read, the next need not read
+
+
+def material_of(shared: Shared, progress: bool = False) -> Material:
+    """Return the material of a report, which this process makes once."""
+    if shared not in _materials:
+        _materials.clear()
+        model, *rest = shared
+        _materials[shared] = Material(borrow(model), *rest, progress)
+    return _materials[shared]
+
+
+def run(job: Job) -> Found:
+    """Return an experiment's numbers and the seconds they took."""
+    material, began = material_of(job.shared), time.perf_counter()
+    found = EXPERIMENTS[job.name].run(material, **job.sizes)
+    return found | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def key_of(name: str, material: Material, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Return what an experiment's numbers are of."""
+    key = material.about | {"version": __version__, "settings": settings(name, sizes)}
+    return key | (material.about_pairs if name == "table1" else {})
+
+
+def keep(name: str, found: Found, out: Path) -> Found:
+    """Write an experiment's numbers and its picture; return the numbers as they will be read."""
+    found = json.loads(json.dumps(found))  # tuples are lists
+    (out / f"{name}.png").unlink(missing_ok=True)  # of other numbers
+    write(out / f"{name}.csv", as_csv(found["table"]))
+    write(out / f"{name}.json", json.dumps(found) + "\n")
+    draw(name, found, out)
+    return found
+
+
+def draw(name: str, found: Found, out: Path) -> None:
+    """Draw an experiment's picture if it is not there."""
     from minicore.plots import paper
 
-    key = material.about | {"version": __version__, "settings": settings(name, sizes)}
-    key |= material.about_pairs if name == "table1" else {}
-    path = out / f"{name}.json"
-    found = read(path, key)
-    if found is None:
-        began = time.perf_counter()
-        found = EXPERIMENTS[name].run(material, **sizes)
-        found |= {"figure": name, "key": key, "seconds": round(time.perf_counter() - began, 1)}
-        found = json.loads(json.dumps(found))  # as it will be read: tuples are lists
-        (out / f"{name}.png").unlink(missing_ok=True)  # of other numbers
-        write(out / f"{name}.csv", as_csv(found["table"]))
-        write(path, json.dumps(found) + "\n")
     if not (out / f"{name}.png").exists():
         with atomic_write(out / f"{name}.png") as part:
             paper.draw(name, found).savefig(part, format="png", dpi=120)
-    return found
 
 
 def settings(name: str, sizes: dict[str, Any]) -> dict[str, Any]:
