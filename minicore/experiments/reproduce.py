@@ -209,8 +209,8 @@ def material_of(shared: Shared, progress: bool = False) -> Material:
     """Return the material of a report, which this process makes once."""
     if shared not in _materials:
         _materials.clear()
-        model, *rest = shared
-        _materials[shared] = Material(borrow(model), *rest, progress)
+        model, texts, pairs, seed = shared
+        _materials[shared] = Material(borrow(model), texts, pairs, seed, progress)
     return _materials[shared]
 
 
