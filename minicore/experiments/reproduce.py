@@ -163,7 +163,8 @@ def reproduce(
     paths = None if texts is None else tuple(map(str, texts))
     shared = Shared(share(model), paths, tuple(map(str, pairs)), seed)
     material, folder = material_of(shared, progress), Path(out)
-    keys = {name: key_of(name, material, (sizes or {}).get(name, {})) for name in chosen}
+    changed = {name: (sizes or {}).get(name, {}) for name in chosen}
+    keys = {name: key_of(name, material, changed[name]) for name in chosen}
     missing = []
     for name, key in keys.items():
         found = read(folder / f"{name}.json", key)
@@ -172,13 +173,11 @@ def reproduce(
         else:
             draw(name, found, folder)
             yield name, found
-    bar = progress and (
-        workers.workers > 1 or workers.scheduler is not None
-    )  # else an experiment has its own
+    several = workers.workers > 1 or workers.scheduler is not None  # else an experiment has bars of its own
     for where, alone in ((workers, False), (Where(threads=workers.threads), True)):
         names = [name for name in missing if EXPERIMENTS[name].alone == alone]
-        jobs = [Job(shared, name, (sizes or {}).get(name, {})) for name in names]
-        for i, found in sweep(run, jobs, where, unit=" figures", progress=bar and not alone):
+        jobs = [Job(shared, name, changed[name]) for name in names]
+        for i, found in sweep(run, jobs, where, unit=" figures", progress=progress and several and not alone):
             found |= {"figure": names[i], "key": keys[names[i]]}
             yield names[i], keep(names[i], found, folder)
 
@@ -200,9 +199,8 @@ class Job(NamedTuple):
     sizes: dict[str, Any]
 
 
-_materials: dict[
-    Shared, Material
-] = {}  # of this process: what one experiment has read, the next need not read
+# Of this process: what one experiment has read, the next need not read.
+_materials: dict[Shared, Material] = {}
 
 
 def material_of(shared: Shared, progress: bool = False) -> Material:

@@ -1,6 +1,6 @@
 """Stages 4 and 5: train the plain model, then tune a copy of it with the core mask in the loop.
 
-    python weights/train/train.py --data work --out work/plain.pt --lr 0.008
+    python weights/train/train.py --data work --out work/plain.pt --steps 6500 --lr 0.008 --seed 1
     python weights/train/train.py --data work --out work/core.pt --teacher weights/minicore-opt
 
 A run writes its checkpoint when done, every --save-every steps and at --time-limit; called again with the
