@@ -160,7 +160,7 @@ def stream(
         raise InputError("stop is an empty text, expected at least one character")
     ids = encode_prompt(model, prompt, chat)
     eos = () if ignore_eos else model.eos_ids
-    chosen, why = check_backend(backend, model.dtype)
+    chosen, why = check_backend(backend, model.dtype, model.config)
     return Stream(
         *(model, ids, recorder, sampler, chosen, max_new_tokens, stops, eos),
         why_backend=why,

@@ -438,6 +438,22 @@ def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(asked_anew):
         check_backend("cuda", "int4")
 
 
+def test_heads_that_the_kernels_cannot_read_are_refused(asked_anew, capsys):
+    """Of 6 numbers: a key's second four would be half of another key."""
+    asked_anew.setattr(gpu, "ask", lambda: gpu.Answer(True, None))
+    odd = mc.load(GOLDEN / "llama-chat")
+    assert odd.config.d_head % 4
+    backend, why = check_backend("auto", odd.dtype, odd.config)
+    assert backend == "cpu" and "multiple of 4" in why
+    assert check_backend("cuda", "float32", mc.load(GOLDEN / "llama-gqa").config) == ("cuda", None)
+    command = ["generate", "a b", "-m", str(GOLDEN / "llama-chat"), "-n", "2", "--backend"]
+    assert main([*command, "cuda"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "multiple of 4 numbers" in err
+    assert main([*command, "auto"]) == 0
+    assert "multiple of 4 numbers" in capsys.readouterr().err
+
+
 def test_falling_back_is_said(asked_anew, capsys):
     asked_anew.setattr(gpu, "ask", lambda: gpu.Answer(True, "the driver sleeps"))
     model = mc.load(GOLDEN / "llama-gqa")

@@ -12,7 +12,7 @@ import pytest
 from marks import ON_GPU
 
 import minicore as mc
-from minicore.decode import make_decoder
+from minicore.decode import gpu, make_decoder
 from minicore.model import KVCache, prefill
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -27,6 +27,12 @@ def model_of(name: str) -> mc.Model:
     if name not in _models:
         _models[name] = mc.load(GOLDEN / name)
     return _models[name]
+
+
+def skip_unless_read(name: str, backend: str) -> None:
+    """Skip what a backend refuses: the GPU's kernels read no heads of 6 numbers (test_cuda.py)."""
+    if backend == "cuda" and (why := gpu.trouble(model_of(name).dtype, model_of(name).config)):
+        pytest.skip(why)
 
 
 def golden_of(name: str) -> dict[str, np.ndarray]:
@@ -85,6 +91,7 @@ def test_activations_and_residual_stream(name):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_ids(name, backend):
+    skip_unless_read(name, backend)
     golden = golden_of(name)
     assert golden["margins"].min() > 0.01  # make_golden.py sees to that: no id is a matter of rounding
     out = model_of(name).generate(
@@ -100,6 +107,7 @@ def test_greedy_ids(name, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NAMES)
 def test_cached_decoding_equals_the_full_forward(name, backend):
+    skip_unless_read(name, backend)
     golden, model = golden_of(name), model_of(name)
     prompt, new = golden["ids"], golden["greedy_ids"]
     steps = decoded(model, prompt, new[:-1], backend)
@@ -112,6 +120,7 @@ def test_cached_decoding_equals_the_full_forward(name, backend):
 @pytest.mark.parametrize("name", NAMES)
 def test_decoding_a_text_from_its_first_token_equals_the_full_forward(name, backend):
     """No prompt to speak of: every position goes through the decoder."""
+    skip_unless_read(name, backend)
     golden = golden_of(name)
     steps = decoded(model_of(name), golden["ids"][:1], golden["ids"][1:], backend)
     np.testing.assert_allclose(steps, golden["logits"], **TOLERANCE)

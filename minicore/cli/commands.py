@@ -131,7 +131,7 @@ def explore(args: argparse.Namespace) -> int:
 
     prompts = [read_prompt(prompt) for prompt in (args.prompt, args.other) if prompt is not None]
     model = load(args)
-    announce_compilation(check_backend(args.backend, model.dtype)[0])
+    announce_compilation(check_backend(args.backend, model.dtype, model.config)[0])
     names = "alpha beta layers max_new_tokens chat backend".split()
     page = make_page(model, prompts, **{name: getattr(args, name) for name in names})
     with atomic_write(args.output) as part:

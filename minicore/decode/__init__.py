@@ -10,6 +10,7 @@ from minicore.core.rules import Choice
 from minicore.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from minicore.config import ModelConfig
     from minicore.model import KVCache, Model
 
 BACKENDS = ("numpy", "cpu", "cuda")
@@ -36,10 +37,13 @@ class Decoder(Protocol):
         ...
 
 
-def check_backend(backend: str, dtype: str = "float32") -> tuple[str, str | None]:
+def check_backend(
+    backend: str, dtype: str = "float32", config: ModelConfig | None = None
+) -> tuple[str, str | None]:
     """Return the backend's own name, and why ``auto`` did not take the GPU that is there.
 
-    ``auto`` is ``cuda`` where a GPU can be used for weights of this dtype, else ``cpu``.
+    ``auto`` is ``cuda`` where a GPU can be used for weights of this dtype and a model of this config, else
+    ``cpu``.
 
     Raises
     ------
@@ -52,7 +56,7 @@ def check_backend(backend: str, dtype: str = "float32") -> tuple[str, str | None
         return backend, None
     from minicore.decode import gpu
 
-    why = gpu.trouble(dtype)
+    why = gpu.trouble(dtype, config)
     if backend == "cuda" and why:
         raise InputError(f"backend cuda: {why}")
     if backend == "cuda" or (gpu.ask().there and not why):
@@ -70,7 +74,7 @@ def reader(model: Model, backend: str = "auto", memory_limit: int | None = None)
     InputError
         If the backend is unknown or cannot be used.
     """
-    chosen = check_backend(backend, model.dtype)[0]
+    chosen = check_backend(backend, model.dtype, model.config)[0]
     if chosen == "numpy":
         return model if memory_limit is None else model.frugal()
     from minicore.kernels import ops
@@ -113,7 +117,7 @@ def make_decoder(
     InputError
         If the backend is unknown or cannot be used, the core set is another model's, or more is needed.
     """
-    backend, _ = check_backend(backend, model.dtype)
+    backend, _ = check_backend(backend, model.dtype, model.config)
     if backend == "numpy":
         from minicore.decode.reference import ReferenceDecoder
 

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from minicore.config import ModelConfig
+
 DRIVER = 12000  # CUDA 12.0
 CAPABILITY = (7, 0)  # Volta: threads of a warp that wait one by one
 DTYPES = ("float32", "bfloat16", "int8")
@@ -71,10 +73,15 @@ def _device() -> str | None:
     return None
 
 
-def trouble(dtype: str) -> str | None:
-    """Say in a sentence why matrices of a dtype cannot be decoded on a GPU here; None if they can."""
+def trouble(dtype: str, config: ModelConfig | None = None) -> str | None:
+    """Say in a sentence why a GPU here cannot decode a model of this dtype and config; None if it can."""
     if answer := ask().trouble:
         return answer
     if dtype not in DTYPES:
         return f"the GPU's kernels read {', '.join(DTYPES)} weights, this model's are {dtype}"
+    if config and (config.d_head % 4 or config.d_model % 2):  # keys are read 16 bytes, words two at a time
+        return (
+            "the GPU's kernels need heads of a multiple of 4 numbers and an even d_model, "
+            f"this model's are of {config.d_head} and {config.d_model}"
+        )
     return None

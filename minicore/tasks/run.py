@@ -94,7 +94,14 @@ def answer_one(model: Model, job: Job, setting: Setting, recorder: Recorder | No
     own = recorder_of(model, job, setting.predictor) if recorder is None else recorder
     own.beta, own.budget, own.token_beta = setting.beta, setting.budget, setting.token_beta
     out = kind(
-        *(model, job.ids, own, Sampler(), check_backend(job.how.backend, model.dtype)[0], job.how.new_tokens),
+        *(
+            model,
+            job.ids,
+            own,
+            Sampler(),
+            check_backend(job.how.backend, model.dtype, model.config)[0],
+            job.how.new_tokens,
+        ),
         *(list(job.how.stop), model.eos_ids),
         refresh=own.row.refresh,
     )
@@ -229,7 +236,7 @@ def evaluate(
         check_fraction("alpha", alpha),
         tuple(parse_layers(layers, model.config.n_layers)),
         None if clusters is None else str(Path(clusters).absolute()),
-        check_backend(backend, model.dtype)[0],
+        check_backend(backend, model.dtype, model.config)[0],
         put.new_tokens,
         put.stop,
         seed,
