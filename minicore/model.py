@@ -32,7 +32,7 @@ Array = np.ndarray
 Tap = Callable[[str, Array], None]
 
 PER_NEURON = ("mlp.w_gate", "mlp.w_in", "mlp.w_out", "mlp.b_gate", "mlp.b_in")  # row i is neuron i
-PREFILL_CHUNK = 256  # tokens at a time: scores stay (n_heads, 256, n_kv) however long the prompt
+PREFILL_CHUNK = 512  # tokens at a time: scores stay (n_heads, 512, n_kv) however long the prompt
 
 
 class KVCache:
@@ -423,6 +423,11 @@ def _ignore(name: str, value: Array) -> None:
     """Tap of a pass that nobody watches."""
 
 
+def watches(tap: Tap, name: str) -> bool:
+    """Say whether a tap may want a tensor: any, unless it has a list of those that it wants."""
+    return tap is not _ignore and name in getattr(tap, "watched", [name])
+
+
 def prefill(model: Model, ids: Array, cache: KVCache, tap: Tap = _ignore) -> Array:  # (n,) -> (n_vocab,)
     """Read a prompt chunk by chunk into the cache and return the logits after its last token.
 
@@ -507,10 +512,13 @@ def attention(model: Model, layer: int, x: Array, positions: Array, cache: KVCac
         tap(at + "hook_rot_k", k)
     keys, values = cache.append(layer, k, v)
     keys, values = ops.f32(keys), ops.f32(values)
-    scores, pattern = ops.attention_pattern(q, keys)
-    tap(at + "hook_attn_scores", scores)
-    tap(at + "hook_pattern", pattern)
-    z = ops.attend(pattern, values)
+    if watches(tap, at + "hook_attn_scores") or watches(tap, at + "hook_pattern"):
+        scores, pattern = ops.attention_pattern(q, keys)
+        tap(at + "hook_attn_scores", scores)
+        tap(at + "hook_pattern", pattern)
+        z = ops.attend(pattern, values)
+    else:  # compiled maths has neither as a whole
+        z = ops.attention(q, keys, values)
     tap(at + "hook_z", z)
     return ops.linear(z.reshape(len(x), -1), p["attn.w_o"], p.get("attn.b_o"))
 

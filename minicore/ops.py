@@ -46,8 +46,7 @@ def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
     array([[11., 17.,  2.]], dtype=float32)
     """
     x = x if isinstance(w, np.ndarray) else round_input(x)
-    tiles = list(_tiles(w))
-    y = np.concatenate([x @ f32(w[rows]).T for rows in tiles], axis=1) if len(tiles) > 1 else x @ f32(w).T
+    y = np.concatenate([x @ f32(w[rows]).T for rows in tiles(w)], axis=1)
     return y if b is None else y + b
 
 
@@ -59,14 +58,14 @@ def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n
     >>> weighted_rows(np.float32([[2, 0, 1]]), np.float32([[1, 1], [5, 5], [0, 3]]))
     array([[2., 5.]], dtype=float32)
     """
-    first, *rest = _tiles(w)
+    first, *rest = tiles(w)
     y = a[:, first] @ f32(w[first])
     for rows in rest:
         y += a[:, rows] @ f32(w[rows])
     return y
 
 
-def _tiles(w: Array | Packed) -> Iterator[slice]:
+def tiles(w: Array | Packed) -> Iterator[slice]:
     """Yield all rows of float32 at once, else few at a time: widening makes no second copy of a matrix."""
     m, d = w.shape
     step = m if w.dtype == np.float32 else max(TILE // d, 1)
@@ -231,3 +230,16 @@ def attend(pattern: Array, v: Array) -> Array:
     n_heads, n_q, n_kv = pattern.shape
     mixed = pattern.reshape(v.shape[0], -1, n_kv) @ v
     return mixed.reshape(n_heads, n_q, -1).transpose(1, 0, 2)
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) twice -> (n_q, n_heads, d_head)
+    """Return each query's mixture of the values.
+
+    Examples
+    --------
+    >>> q, k = np.zeros((2, 1, 2), np.float32), np.ones((1, 2, 2), np.float32)
+    >>> attention(q, k, v=np.float32([[[1, 0], [0, 1]]])).tolist()
+    [[[1.0, 0.0]], [[0.5, 0.5]]]
+    """
+    return attend(attention_pattern(q, k)[1], v)

@@ -1,32 +1,99 @@
 """The maths of :mod:`minicore.ops` for whole prompts: matrix products by BLAS, the rest compiled.
 
-Same names, arguments and results as there. BLAS does the products; what lies between them is one pass over
-memory each, shared out over threads by rows.
+Same names, arguments and results as there. BLAS does the products, each thread a part of one; what lies
+between them is one pass over memory each, shared out over threads by rows.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+import threading
+from collections.abc import Iterator
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numba as nb
 import numpy as np
 
+from minicore import ops
+from minicore.checkpoint.tensors import DTYPES
 from minicore.kernels import FAST, team
-from minicore.kernels.machine import exp
+from minicore.kernels.attention import exponentials
+from minicore.kernels.formats import round_rows, stored, widen_rows
+from minicore.kernels.packed import FORMATS, Packed
 from minicore.kernels.select import add_counts
 from minicore.kernels.step import ACTIVATION_CODES, activate
-from minicore.ops import attend, f32, linear, rope_frequencies, weighted_rows  # noqa: F401 (as they are)
+from minicore.ops import attend, attention_pattern, f32, tiles  # noqa: F401 (some as they are)
 
 Array = np.ndarray
 
 ADDERS = {"counts": add_counts}  # sums over tokens that recordings ask for (minicore.core.recording)
 SMALL = 1 << 14  # numbers that one thread passes over sooner than another wakes up
+_local = threading.local()
+QUERIES = 64  # at a time: three heads' scores of 512 positions take 393 kB, which the second cache holds
 
 
 def _share(function: Any, n_rows: int, size: int, *args: Any) -> None:
     team.run(function, team.default_threads() if size > SMALL else 1, n_rows, *args)
+
+
+def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
+    # (n, d_in), (d_out, d_in) -> (n, d_out)
+    """See :func:`minicore.ops.linear`."""
+    if isinstance(w, Packed):
+        x, given = np.empty_like(x), x
+        _share(round_rows, len(x), x.size, given, x)
+    y = np.empty((len(x), len(w)), np.float32)
+    for rows in tiles(w):
+        _multiply(x, _widened(w, rows).T, y[:, rows])
+    if b is not None:
+        y += b
+    return y
+
+
+def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n, d)
+    """See :func:`minicore.ops.weighted_rows`."""
+    first, *rest = tiles(w)
+    y = np.empty((len(a), w.shape[1]), np.float32)
+    _multiply(a[:, first], _widened(w, first), y)
+    for rows in rest:
+        more = np.empty_like(y)
+        _multiply(a[:, rows], _widened(w, rows), more)
+        y += more
+    return y
+
+
+def _widened(w: Array | Packed, rows: slice) -> Array:  # (m, d) -> (n, d)
+    """Return some rows as float32."""
+    if w.dtype == np.float32:
+        return w[rows]
+    m, d = w.shape
+    y, data = _scratch(rows.stop - rows.start, d), stored(w)
+    _share(widen_rows, len(y), y.size, data.reshape(-1)[:0], data.ctypes.data, m, d, rows.start, y)
+    return y
+
+
+def _scratch(n: int, d: int) -> Array:
+    """Return this thread's buffer for a tile; from the system each would come page by page."""
+    held = getattr(_local, "tile", None)
+    if held is None or held.size < n * d:
+        held = _local.tile = np.empty(n * d, np.float32)
+    return held[: n * d].reshape(n, d)
+
+
+def _multiply(a: Array, b: Array, out: Array) -> None:  # (n, k), (k, m), (n, m)
+    """Write a @ b, each thread a part of the longer side."""
+    with team.products_of_one():
+        team.run(_product, team.default_threads() if out.size > SMALL else 1, a, b, out)
+
+
+def _product(thread: int, n_threads: int, a: Array, b: Array, out: Array) -> None:
+    n, m = out.shape
+    mine = slice(thread * max(n, m) // n_threads, (thread + 1) * max(n, m) // n_threads)
+    if n >= m:
+        np.matmul(a[mine], b, out=out[mine])
+    else:
+        np.matmul(a, b[:, mine], out=out[:, mine])
 
 
 @nb.njit(nogil=True, cache=True, fastmath=FAST)
@@ -98,47 +165,65 @@ def _rope(thread, n_threads, n, x, cos, sin, y):  # type: ignore[no-untyped-def]
 
 def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads, d_head), (n,) -> like x
     """See :func:`minicore.ops.rope`."""
-    angles = positions.astype(np.float32)[:, None] * frequencies
     y = np.empty_like(x)
-    _share(_rope, len(x), x.size, x, np.cos(angles), np.sin(angles), y)
+    cos, sin = _rotation(positions.astype(np.float32).tobytes(), frequencies.tobytes())
+    _share(_rope, len(x), x.size, x, cos, sin, y)
     return y
 
 
-@nb.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def causal_softmax(thread, n_threads, n, scores, scale, pattern):  # type: ignore[no-untyped-def]
-    """Scale and mask rows of (n_heads, n_q, n_kv) scores and write their softmax; n is n_heads * n_q."""
-    n_q, n_kv = scores.shape[1], scores.shape[2]
-    for row in range(thread * n // n_threads, (thread + 1) * n // n_threads):
-        s, p = scores[row // n_q, row % n_q], pattern[row // n_q, row % n_q]
-        seen = n_kv - n_q + row % n_q + 1
-        largest = np.float32(-np.inf)
-        for j in range(seen):
-            s[j] *= scale
-            largest = largest if not s[j] > largest else s[j]
-        total = np.float32(0)
-        for j in range(seen):
-            p[j] = exp(s[j] - largest)
-            total += p[j]
-        for j in range(seen):
-            p[j] /= total
-        for j in range(seen, n_kv):
-            s[j], p[j] = np.float32(-np.inf), np.float32(0)
+@lru_cache(maxsize=1)  # all layers rotate queries and keys alike
+def _rotation(positions: bytes, frequencies: bytes) -> tuple[Array, Array]:  # -> (n, d_head // 2) twice
+    angles = np.frombuffer(positions, np.float32)[:, None] * np.frombuffer(frequencies, np.float32)
+    return np.cos(angles), np.sin(angles)
 
 
-def attention_pattern(q: Array, k: Array) -> tuple[Array, Array]:
-    # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) -> (n_heads, n_q, n_kv) twice
-    """See :func:`minicore.ops.attention_pattern`."""
-    n_q, n_heads, d_head = q.shape
+rope_frequencies = cache(ops.rope_frequencies)
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) twice -> (n_q, n_heads, d_head)
+    """See :func:`minicore.ops.attention`.
+
+    Some queries of the heads that share a key head at a time: their scores stay in the cache, and those of
+    later positions are not computed.
+    """
+    z = np.empty_like(q)
+    blocks = [(head, first) for first in range(0, len(q), QUERIES) for head in range(len(k))]
+    with team.products_of_one():
+        team.run(_attend, team.default_threads() if len(blocks) > 1 else 1, iter(blocks), q, k, v, z)
+    return z
+
+
+def _attend(
+    thread: int, n_threads: int, blocks: Iterator[tuple[int, int]], q: Array, k: Array, v: Array, z: Array
+) -> None:
+    """Attend with blocks of queries, a key head and a first query each, as long as there are any."""
+    n, n_heads, d_head = q.shape
     n_kv_heads, n_kv, _ = k.shape
-    grouped = q.transpose(1, 0, 2).reshape(n_kv_heads, -1, d_head)
-    scores = (grouped @ k.transpose(0, 2, 1)).reshape(n_heads, n_q, n_kv)
-    pattern = np.empty_like(scores)
-    _share(causal_softmax, n_heads * n_q, scores.size, scores, np.float32(1 / np.sqrt(d_head)), pattern)
-    return scores, pattern
+    group, scale = n_heads // n_kv_heads, np.float32(1 / np.sqrt(d_head))
+    for head, first in blocks:  # threads share the iterator
+        block = slice(first, first + QUERIES), slice(head * group, (head + 1) * group)
+        seen = n_kv - n + first + 1  # by the first query; each later one sees a position more
+        last = min(seen + QUERIES - 1, n_kv)
+        scores = (q[block] * scale).reshape(-1, d_head) @ k[head, :last].T
+        causal_softmax(scores, seen, group)
+        z[block] = (scores @ v[head, :last]).reshape(z[block].shape)
+
+
+@nb.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def causal_softmax(scores, seen, group):  # type: ignore[no-untyped-def]  # (n * group, n_kv), int, int
+    """Replace scores by their softmax over what a row sees: ``seen``, one more after each ``group`` rows."""
+    for r in range(len(scores)):
+        n = seen + r // group
+        _, mass = exponentials(scores[r, :n])
+        share = np.float32(1) / mass
+        for j in range(n):
+            scores[r, j] *= share
+        scores[r, n:] = np.float32(0)
 
 
 @cache
-def compile_all() -> None:
+def compile_all(dtype: str = "float32") -> None:
     """Have all of it compiled, or its machine code read from disk, outside anybody's timing."""
     x, w = np.ones((1, 2), np.float32), np.ones(2, np.float32)
     rms_norm(x, w, 1e-5)
@@ -146,5 +231,6 @@ def compile_all() -> None:
     for activation in ACTIVATIONS.values():
         activation(x)
     rope(x[None], np.zeros(1), w[:1])
-    attention_pattern(x[None], x[None])
+    attention(x[None], x[None], x[None])
+    linear(x, Packed.pack(dtype, x) if dtype in FORMATS else x.astype(DTYPES[dtype]))
     add_counts(np.zeros(2, np.int64), x, 0.5)
