@@ -21,20 +21,18 @@ from minicore.kernels import FAST, team
 from minicore.kernels.attention import exponentials
 from minicore.kernels.formats import round_rows, stored, widen_rows
 from minicore.kernels.packed import FORMATS, Packed
-from minicore.kernels.select import add_counts
+from minicore.kernels.select import ADDERS, add_counts  # noqa: F401 (adders for recordings)
 from minicore.kernels.step import ACTIVATION_CODES, activate
 from minicore.ops import attend, attention_pattern, f32, tiles  # noqa: F401 (some as they are)
 
 Array = np.ndarray
 
-ADDERS = {"counts": add_counts}  # sums over tokens that recordings ask for (minicore.core.recording)
-SMALL = 1 << 14  # numbers that one thread passes over sooner than another wakes up
 _local = threading.local()
 QUERIES = 64  # at a time: three heads' scores of 512 positions take 393 kB, which the second cache holds
 
 
 def _share(function: Any, n_rows: int, size: int, *args: Any) -> None:
-    team.run(function, team.default_threads() if size > SMALL else 1, n_rows, *args)
+    team.run(function, team.default_threads() if size > team.SMALL else 1, n_rows, *args)
 
 
 def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
@@ -84,7 +82,7 @@ def _scratch(n: int, d: int) -> Array:
 def _multiply(a: Array, b: Array, out: Array) -> None:  # (n, k), (k, m), (n, m)
     """Write a @ b, each thread a part of the longer side."""
     with team.products_of_one():
-        team.run(_product, team.default_threads() if out.size > SMALL else 1, a, b, out)
+        team.run(_product, team.default_threads() if out.size > team.SMALL else 1, a, b, out)
 
 
 def _product(thread: int, n_threads: int, a: Array, b: Array, out: Array) -> None:

@@ -10,6 +10,8 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
+SMALL = 1 << 14  # numbers that one thread passes over sooner than another wakes up
+
 _limit: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
