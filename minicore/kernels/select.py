@@ -92,11 +92,12 @@ def add_magnitude_counts(total: Array, a: Array, alpha: float) -> Array:
 def _add_shares(thread, n_threads, n, a, whole, total):  # type: ignore[no-untyped-def]
     """Add a thread's n neurons' shares of each token's energy, in token order."""
     first, last = thread * n // n_threads, (thread + 1) * n // n_threads
+    mine = total[first:last]
     for t in range(len(a)):
-        row, by = a[t], whole[t]
+        row, by = a[t, first:last], whole[t]
         if by > 0:
-            for j in range(first, last):
-                total[j] += np.float64(row[j]) * np.float64(row[j]) / by
+            for j in range(mine.size):
+                mine[j] += np.float64(row[j]) * np.float64(row[j]) / by
 
 
 def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,) float64, ...
