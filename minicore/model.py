@@ -500,9 +500,9 @@ def attention(model: Model, layer: int, x: Array, positions: Array, cache: KVCac
     # (n, d_model), (n,) -> (n, d_model)
     """Attend over the cache and the n new positions (grouped queries where n_kv_heads < n_heads)."""
     cfg, p, ops, at = model.config, model.blocks[layer], model.ops, f"blocks.{layer}.attn."
-    q = ops.linear(x, p["attn.w_q"], p.get("attn.b_q")).reshape(len(x), cfg.n_heads, cfg.d_head)
-    k = ops.linear(x, p["attn.w_k"], p.get("attn.b_k")).reshape(len(x), cfg.n_kv_heads, cfg.d_head)
-    v = ops.linear(x, p["attn.w_v"], p.get("attn.b_v")).reshape(len(x), cfg.n_kv_heads, cfg.d_head)
+    q, k, v = ops.linears(x, [(p[f"attn.w_{i}"], p.get(f"attn.b_{i}")) for i in "qkv"])
+    q = q.reshape(len(x), cfg.n_heads, cfg.d_head)
+    k, v = (y.reshape(len(x), cfg.n_kv_heads, cfg.d_head) for y in (k, v))
     for name, value in (("q", q), ("k", k), ("v", v)):
         tap(f"{at}hook_{name}", value)
     if cfg.positions == "rope":
@@ -527,15 +527,15 @@ def ffn(model: Model, layer: int, x: Array, tap: Tap) -> Array:  # (n, d_model) 
     """Sum the neurons' rows of ``w_out``, each times its activation."""
     cfg, p, ops, at = model.config, model.blocks[layer], model.ops, f"blocks.{layer}.mlp."
     act = ops.ACTIVATIONS[cfg.activation]
-    a = ops.linear(x, p["mlp.w_in"], p.get("mlp.b_in"))
     if cfg.gated:
-        gate = ops.linear(x, p["mlp.w_gate"], p.get("mlp.b_gate"))
+        a, gate = ops.linears(x, [(p[f"mlp.w_{i}"], p.get(f"mlp.b_{i}")) for i in ("in", "gate")])
         tap(at + "hook_pre", gate)
         tap(at + "hook_pre_linear", a)
         gate = act(gate)
         tap(at + "hook_gate", gate)
         a = gate * a
     else:
+        a = ops.linear(x, p["mlp.w_in"], p.get("mlp.b_in"))
         tap(at + "hook_pre", a)
         gate = a = act(a)
     if GATE in p:

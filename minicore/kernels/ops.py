@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from minicore.ops import attend, attention_pattern, f32, tiles  # noqa: F401 (so
 
 Array = np.ndarray
 
+FEW = 1 << 23  # products of numbers, likewise
 _local = threading.local()
 QUERIES = 64  # at a time: three heads' scores of 512 positions take 393 kB, which the second cache holds
 
@@ -38,60 +39,74 @@ def _share(function: Any, n_rows: int, size: int, *args: Any) -> None:
 def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
     # (n, d_in), (d_out, d_in) -> (n, d_out)
     """See :func:`minicore.ops.linear`."""
-    if isinstance(w, Packed):
+    return linears(x, [(w, b)])[0]
+
+
+def linears(x: Array, weights: Sequence[tuple[Array | Packed, Array | None]]) -> list[Array]:
+    # (n, d_in), (d_out, d_in) and (d_out,) each -> (n, d_out) each
+    """See :func:`minicore.ops.linears`."""
+    if isinstance(weights[0][0], Packed):
         x, given = np.empty_like(x), x
         _share(round_rows, len(x), x.size, given, x)
-    y = np.empty((len(x), len(w)), np.float32)
-    for rows in tiles(w):
-        _multiply(x, _widened(w, rows).T, y[:, rows])
-    if b is not None:
-        y += b
-    return y
+    products = [np.empty((len(x), len(w)), np.float32) for w, _ in weights]
+    _multiply(_linears, sum(x.size * len(w) for w, _ in weights), x, weights, products)
+    return products
+
+
+def _linears(thread: int, n_threads: int, x: Array, weights: Any, products: list[Array]) -> None:
+    """Compute a thread's part of each product: some tokens' or, of longer matrices, some rows'."""
+    for (w, b), y in zip(weights, products, strict=True):
+        tokens, first, last = slice(None), 0, len(w)
+        if len(w) <= len(x) and w.dtype == np.float32:  # else rows would be widened by each thread
+            tokens = slice(thread * len(x) // n_threads, (thread + 1) * len(x) // n_threads)
+        else:
+            first, last = thread * len(w) // n_threads, (thread + 1) * len(w) // n_threads
+        for rows in tiles(w, first, last):
+            np.matmul(x[tokens], _widened(w, rows).T, out=y[tokens, rows])
+        if b is not None:
+            y[tokens, first:last] += b[first:last]
 
 
 def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n, d)
     """See :func:`minicore.ops.weighted_rows`."""
-    first, *rest = tiles(w)
     y = np.empty((len(a), w.shape[1]), np.float32)
-    _multiply(a[:, first], _widened(w, first), y)
-    for rows in rest:
-        more = np.empty_like(y)
-        _multiply(a[:, rows], _widened(w, rows), more)
-        y += more
+    for rows in tiles(w, 0, len(w)):
+        wide = _widened(w, rows, together=True)
+        _multiply(_add_product, y.size * len(wide), a[:, rows], wide, y, rows.start == 0)
     return y
 
 
-def _widened(w: Array | Packed, rows: slice) -> Array:  # (m, d) -> (n, d)
-    """Return some rows as float32."""
+def _add_product(thread: int, n_threads: int, a: Array, w: Array, y: Array, first: bool) -> None:
+    """Add some tokens' products to what y holds, unless they are the first."""
+    tokens = slice(thread * len(a) // n_threads, (thread + 1) * len(a) // n_threads)
+    if first:
+        np.matmul(a[tokens], w, out=y[tokens])
+    else:
+        y[tokens] += a[tokens] @ w
+
+
+def _multiply(part: Any, n_products: int, *args: Any) -> None:
+    """Call ``part`` in each thread, with its own matrix products."""
+    with team.products_of_one():
+        team.run(part, team.default_threads() if n_products > FEW else 1, *args)
+
+
+def _widened(w: Array | Packed, rows: slice, together: bool = False) -> Array:  # (m, d) -> (n, d)
+    """Return some rows as float32, in a buffer if they are not; all threads may widen together."""
     if w.dtype == np.float32:
         return w[rows]
-    m, d = w.shape
-    y, data = _scratch(rows.stop - rows.start, d), stored(w)
-    _share(widen_rows, len(y), y.size, data.reshape(-1)[:0], data.ctypes.data, m, d, rows.start, y)
+    (m, d), n, data = w.shape, rows.stop - rows.start, stored(w)
+    y = _buffer(n * d).reshape(n, d)
+    share = y.size if together else 0
+    _share(widen_rows, n, share, data.reshape(-1)[:0], data.ctypes.data, m, d, rows.start, y)
     return y
 
 
-def _scratch(n: int, d: int) -> Array:
-    """Return this thread's buffer for a tile; from the system each would come page by page."""
-    held = getattr(_local, "tile", None)
-    if held is None or held.size < n * d:
-        held = _local.tile = np.empty(n * d, np.float32)
-    return held[: n * d].reshape(n, d)
-
-
-def _multiply(a: Array, b: Array, out: Array) -> None:  # (n, k), (k, m), (n, m)
-    """Write a @ b, each thread a part of the longer side."""
-    with team.products_of_one():
-        team.run(_product, team.default_threads() if out.size > team.SMALL else 1, a, b, out)
-
-
-def _product(thread: int, n_threads: int, a: Array, b: Array, out: Array) -> None:
-    n, m = out.shape
-    mine = slice(thread * max(n, m) // n_threads, (thread + 1) * max(n, m) // n_threads)
-    if n >= m:
-        np.matmul(a[mine], b, out=out[mine])
-    else:
-        np.matmul(a, b[:, mine], out=out[:, mine])
+def _buffer(size: int) -> Array:  # -> (size,)
+    held = getattr(_local, "buffer", None)
+    if held is None or held.size < size:
+        held = _local.buffer = np.empty(size, np.float32)
+    return held[:size]
 
 
 @nb.njit(nogil=True, cache=True, fastmath=FAST)
@@ -187,8 +202,7 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     """
     z = np.empty_like(q)
     blocks = [(head, first) for first in range(0, len(q), QUERIES) for head in range(len(k))]
-    with team.products_of_one():
-        team.run(_attend, team.default_threads() if len(blocks) > 1 else 1, iter(blocks), q, k, v, z)
+    _multiply(_attend, q.size * k.shape[1], iter(blocks), q, k, v, z)
     return z
 
 

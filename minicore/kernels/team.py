@@ -10,7 +10,7 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-SMALL = 1 << 14  # numbers that one thread passes over sooner than another wakes up
+SMALL = 1 << 19  # numbers that one thread passes over sooner than another wakes up, a tenth of a millisecond
 
 _limit: ContextVar[int | None] = ContextVar("threads", default=None)
 
