@@ -79,7 +79,15 @@ def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n
 
 
 def tiles(w: Array | Packed, first: int, last: int) -> Iterator[slice]:
-    """Yield rows first to last of float32 at once, else few at a time, so that no second copy is made."""
+    """Yield rows first to last of float32 at once, else few at a time, so that no second copy is made.
+
+    Examples
+    --------
+    >>> import ml_dtypes
+    >>> w = np.empty((5, 500_000), ml_dtypes.bfloat16)
+    >>> list(tiles(w, 1, 5)), list(tiles(f32(w), 1, 5))
+    ([slice(1, 3, None), slice(3, 5, None)], [slice(1, 5, None)])
+    """
     n, d = last - first, w.shape[1]
     step = max(n if w.dtype == np.float32 else TILE // d, 1)
     for start in range(first, max(last, first + 1), step):
