@@ -8,6 +8,7 @@ to float32's on the same passages, with the 95% interval of a bootstrap over pas
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -46,6 +47,12 @@ WAYS = {
 }
 
 
+def with_products(model: Model, linear: Callable[..., Array]) -> None:
+    """Have a model take its products from another function."""
+    others = {"linear": linear, "linears": lambda x, weights: [linear(x, *w) for w in weights]}
+    model.ops = SimpleNamespace(**(vars(model.ops) | others))
+
+
 def loss(model: Model, ids: Array, cache_dtype: str) -> float:
     """Return the mean negative log-likelihood of the last N of 2 N tokens."""
     cache = KVCache(model.config, 2 * N, cache_dtype)
@@ -59,7 +66,7 @@ def measure(name: str, texts: list[str], n_passages: int) -> dict[str, list[floa
     for way, (dtype, linear, cache_dtype) in WAYS.items():
         model = reader(mc.load(name, dtype=dtype))
         if linear:
-            model.ops = SimpleNamespace(**(vars(model.ops) | {"linear": linear}))
+            with_products(model, linear)
         chosen, _ = passages(model, texts, 2 * N, n_passages)
         losses[way] = [loss(model, p.ids, cache_dtype) for p in tqdm(chosen, desc=way, leave=False)]
     return losses

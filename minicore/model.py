@@ -32,7 +32,7 @@ Array = np.ndarray
 Tap = Callable[[str, Array], None]
 
 PER_NEURON = ("mlp.w_gate", "mlp.w_in", "mlp.w_out", "mlp.b_gate", "mlp.b_in")  # row i is neuron i
-PREFILL_CHUNK = 256  # tokens at a time: scores stay (n_heads, 256, n_kv) however long the prompt
+PREFILL_CHUNK = 512  # tokens at a time: scores stay (n_heads, 512, n_kv) however long the prompt
 
 
 class KVCache:
@@ -423,6 +423,11 @@ def _ignore(name: str, value: Array) -> None:
     """Tap of a pass that nobody watches."""
 
 
+def watches(tap: Tap, name: str) -> bool:
+    """Say whether a tap may want a tensor: any, unless it has a list of those that it wants."""
+    return tap is not _ignore and name in getattr(tap, "watched", [name])
+
+
 def prefill(model: Model, ids: Array, cache: KVCache, tap: Tap = _ignore) -> Array:  # (n,) -> (n_vocab,)
     """Read a prompt chunk by chunk into the cache and return the logits after its last token.
 
@@ -495,9 +500,9 @@ def attention(model: Model, layer: int, x: Array, positions: Array, cache: KVCac
     # (n, d_model), (n,) -> (n, d_model)
     """Attend over the cache and the n new positions (grouped queries where n_kv_heads < n_heads)."""
     cfg, p, ops, at = model.config, model.blocks[layer], model.ops, f"blocks.{layer}.attn."
-    q = ops.linear(x, p["attn.w_q"], p.get("attn.b_q")).reshape(len(x), cfg.n_heads, cfg.d_head)
-    k = ops.linear(x, p["attn.w_k"], p.get("attn.b_k")).reshape(len(x), cfg.n_kv_heads, cfg.d_head)
-    v = ops.linear(x, p["attn.w_v"], p.get("attn.b_v")).reshape(len(x), cfg.n_kv_heads, cfg.d_head)
+    q, k, v = ops.linears(x, [(p[f"attn.w_{i}"], p.get(f"attn.b_{i}")) for i in "qkv"])
+    q = q.reshape(len(x), cfg.n_heads, cfg.d_head)
+    k, v = (y.reshape(len(x), cfg.n_kv_heads, cfg.d_head) for y in (k, v))
     for name, value in (("q", q), ("k", k), ("v", v)):
         tap(f"{at}hook_{name}", value)
     if cfg.positions == "rope":
@@ -507,10 +512,13 @@ def attention(model: Model, layer: int, x: Array, positions: Array, cache: KVCac
         tap(at + "hook_rot_k", k)
     keys, values = cache.append(layer, k, v)
     keys, values = ops.f32(keys), ops.f32(values)
-    scores, pattern = ops.attention_pattern(q, keys)
-    tap(at + "hook_attn_scores", scores)
-    tap(at + "hook_pattern", pattern)
-    z = ops.attend(pattern, values)
+    if watches(tap, at + "hook_attn_scores") or watches(tap, at + "hook_pattern"):
+        scores, pattern = ops.attention_pattern(q, keys)
+        tap(at + "hook_attn_scores", scores)
+        tap(at + "hook_pattern", pattern)
+        z = ops.attend(pattern, values)
+    else:  # compiled maths has neither as a whole
+        z = ops.attention(q, keys, values)
     tap(at + "hook_z", z)
     return ops.linear(z.reshape(len(x), -1), p["attn.w_o"], p.get("attn.b_o"))
 
@@ -519,15 +527,15 @@ def ffn(model: Model, layer: int, x: Array, tap: Tap) -> Array:  # (n, d_model) 
     """Sum the neurons' rows of ``w_out``, each times its activation."""
     cfg, p, ops, at = model.config, model.blocks[layer], model.ops, f"blocks.{layer}.mlp."
     act = ops.ACTIVATIONS[cfg.activation]
-    a = ops.linear(x, p["mlp.w_in"], p.get("mlp.b_in"))
     if cfg.gated:
-        gate = ops.linear(x, p["mlp.w_gate"], p.get("mlp.b_gate"))
+        a, gate = ops.linears(x, [(p[f"mlp.w_{i}"], p.get(f"mlp.b_{i}")) for i in ("in", "gate")])
         tap(at + "hook_pre", gate)
         tap(at + "hook_pre_linear", a)
         gate = act(gate)
         tap(at + "hook_gate", gate)
         a = gate * a
     else:
+        a = ops.linear(x, p["mlp.w_in"], p.get("mlp.b_in"))
         tap(at + "hook_pre", a)
         gate = a = act(a)
     if GATE in p:

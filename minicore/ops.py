@@ -6,7 +6,7 @@ bfloat16, which every function that takes them reads as the float32 of the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -46,9 +46,21 @@ def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
     array([[11., 17.,  2.]], dtype=float32)
     """
     x = x if isinstance(w, np.ndarray) else round_input(x)
-    tiles = list(_tiles(w))
-    y = np.concatenate([x @ f32(w[rows]).T for rows in tiles], axis=1) if len(tiles) > 1 else x @ f32(w).T
+    y = np.concatenate([x @ f32(w[rows]).T for rows in tiles(w, 0, len(w))], axis=1)
     return y if b is None else y + b
+
+
+def linears(x: Array, weights: Sequence[tuple[Array | Packed, Array | None]]) -> list[Array]:
+    # (n, d_in), (d_out, d_in) and (d_out,) each -> (n, d_out) each
+    """Return :func:`linear` of one x with several matrices.
+
+    Examples
+    --------
+    >>> x, w = np.float32([[1, 2]]), np.float32([[3, 4]])
+    >>> linears(x, [(w, None), (-w, np.float32([1]))])
+    [array([[11.]], dtype=float32), array([[-10.]], dtype=float32)]
+    """
+    return [linear(x, w, b) for w, b in weights]
 
 
 def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n, d)
@@ -59,19 +71,27 @@ def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n
     >>> weighted_rows(np.float32([[2, 0, 1]]), np.float32([[1, 1], [5, 5], [0, 3]]))
     array([[2., 5.]], dtype=float32)
     """
-    first, *rest = _tiles(w)
+    first, *rest = tiles(w, 0, len(w))
     y = a[:, first] @ f32(w[first])
     for rows in rest:
         y += a[:, rows] @ f32(w[rows])
     return y
 
 
-def _tiles(w: Array | Packed) -> Iterator[slice]:
-    """Yield all rows of float32 at once, else few at a time: widening makes no second copy of a matrix."""
-    m, d = w.shape
-    step = m if w.dtype == np.float32 else max(TILE // d, 1)
-    for start in range(0, max(m, 1), max(step, 1)):
-        yield slice(start, min(start + step, m))
+def tiles(w: Array | Packed, first: int, last: int) -> Iterator[slice]:
+    """Yield rows first to last of float32 at once, else few at a time, so that no second copy is made.
+
+    Examples
+    --------
+    >>> import ml_dtypes
+    >>> w = np.empty((5, 500_000), ml_dtypes.bfloat16)
+    >>> list(tiles(w, 1, 5)), list(tiles(f32(w), 1, 5))
+    ([slice(1, 3, None), slice(3, 5, None)], [slice(1, 5, None)])
+    """
+    n, d = last - first, w.shape[1]
+    step = max(n if w.dtype == np.float32 else TILE // d, 1)
+    for start in range(first, max(last, first + 1), step):
+        yield slice(start, min(start + step, last))
 
 
 def rms_norm(x: Array, w: Array, eps: float) -> Array:  # (n, d), (d,) -> (n, d)
@@ -231,3 +251,16 @@ def attend(pattern: Array, v: Array) -> Array:
     n_heads, n_q, n_kv = pattern.shape
     mixed = pattern.reshape(v.shape[0], -1, n_kv) @ v
     return mixed.reshape(n_heads, n_q, -1).transpose(1, 0, 2)
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) twice -> (n_q, n_heads, d_head)
+    """Return each query's mixture of the values.
+
+    Examples
+    --------
+    >>> q, k = np.zeros((2, 1, 2), np.float32), np.ones((1, 2, 2), np.float32)
+    >>> attention(q, k, v=np.float32([[[1, 0], [0, 1]]])).tolist()
+    [[[1.0, 0.0]], [[0.5, 0.5]]]
+    """
+    return attend(attention_pattern(q, k)[1], v)

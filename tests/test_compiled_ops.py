@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -9,6 +10,8 @@ import minicore as mc
 from minicore import ops
 from minicore.decode import reader
 from minicore.kernels import ops as compiled
+from minicore.kernels.formats import round_rows
+from minicore.kernels.packed import Packed, round_input
 from minicore.model import hook_names, prefill
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,8 +56,57 @@ def test_rope_and_attention(n, n_heads, n_kv_heads, rng):
     np.testing.assert_allclose(
         compiled.rope(q, positions, frequencies), ops.rope(q, positions, frequencies), rtol=0, atol=1e-5
     )
-    for got, expected in zip(compiled.attention_pattern(q, k), ops.attention_pattern(q, k), strict=True):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+    v = normal(rng, *k.shape)
+    before = q.copy()
+    np.testing.assert_allclose(compiled.attention(q, k, v), ops.attention(q, k, v), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(q, before)
+
+
+def test_attention_passes_nan_on_to_who_sees_it(rng):
+    q, k, v = normal(rng, 150, 6, 16), normal(rng, 2, 150, 16), normal(rng, 2, 150, 16)
+    k[1, 140, 3] = np.nan
+    for attention in (compiled.attention, ops.attention):
+        bad = np.isnan(attention(q, k, v)).any(axis=-1)
+        assert bad[140:, 3:].all() and not bad[:140].any() and not bad[:, :3].any()
+
+
+@pytest.mark.parametrize("n, m, d", [(1, 50, 24), (5, 7, 100), (300, 128, 192), (64, 640, 65)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
+def test_products_are_those_of_the_reference(dtype, n, m, d, rng):
+    w = normal(rng, m, d)
+    w = w if dtype == "float32" else in_format(dtype, w)
+    x, a, b = normal(rng, n, d), normal(rng, n, m), normal(rng, m)
+    x[:, d // 2] *= 20
+    for got, expected, length in (
+        (compiled.linear(x, w, b), ops.linear(x, w, b), d),
+        (compiled.weighted_rows(a, w), ops.weighted_rows(a, w), m),
+    ):
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=length * 2**-23 * size)
+
+
+def in_format(dtype, w):
+    return w.astype(ml_dtypes.bfloat16) if dtype == "bfloat16" else Packed.pack(dtype, w)
+
+
+@pytest.mark.parametrize("m, d", [(3, 64), (5, 100), (4, 31), (2, 640)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_widening_is_exact(dtype, m, d, rng):
+    w = in_format(dtype, normal(rng, m, d))
+    for rows in (slice(0, m), slice(1, m - 1)):
+        np.testing.assert_array_equal(compiled._widened(w, rows), ops.f32(w[rows]))
+
+
+@pytest.mark.parametrize("d", [64, 100, 31])
+def test_inputs_are_rounded_as_the_reference_rounds_them(d, rng):
+    x = normal(rng, 9, d) * np.geomspace(1e-30, 1e30, 9, dtype=np.float32)[:, None]
+    x[1], x[2, 5], x[3, 7], x[4, 1] = 0, np.nan, np.inf, -np.inf
+    x[5, :16] = np.arange(-8, 8) + 0.5  # halves to even
+    x[5, 16:] = 127
+    got = np.empty_like(x)
+    round_rows(0, 1, len(x), x, got)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(got, round_input(x))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
@@ -69,6 +121,14 @@ def test_a_prompt_reads_the_same_tensor_by_tensor(family, dtype):
         )
         into |= {"k": ops.f32(cache.k), "v": ops.f32(cache.v)}
     assert set(hook_names(model.config)) <= set(seen[0])
+    cache = model.new_cache(40)  # a pass that nobody watches computes no matrix of scores
+    unwatched = {
+        "logits": prefill(reader(model, "cpu"), ids, cache),
+        "k": ops.f32(cache.k),
+        "v": ops.f32(cache.v),
+    }
+    seen[0] |= {f"unwatched {name}": seen[0][name] for name in unwatched}
+    seen[1] |= {f"unwatched {name}": value for name, value in unwatched.items()}
     for name, expected in seen[0].items():
         got = seen[1][name]
         assert got.shape == expected.shape, name

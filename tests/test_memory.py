@@ -53,3 +53,22 @@ def test_all_that_is_not_weights_or_cache_is_less_than_150_mb(dtype):
     for _ in range(2):  # the first may compile kernels, which takes memory of its own
         done = subprocess.run(run, capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 150e6
+
+
+REUSE = """
+import resource, numpy as np
+from minicore.kernels.memory import keep_freed
+keep_freed()
+for round in range(60):
+    if round == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [np.ones(1 << 18, np.float32) for _ in range(5)]
+    del arrays
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not memory.MAPS.exists(), reason="page faults are counted on Linux")
+def test_arrays_that_are_freed_are_used_again_without_asking_for_pages():
+    done = subprocess.run([sys.executable, "-c", REUSE], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # of 50 times 5 times 256 pages

@@ -1,4 +1,6 @@
-"""The selection tier: the same activations give the same counts on every backend, to the element."""
+"""The selection tier: the same activations give the same sums on every backend, to the element."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -15,14 +17,16 @@ smooth = hnp.arrays(np.float32, shapes, elements=st.floats(-3, 3, width=32))
 extreme = hnp.arrays(np.float32, shapes, elements=st.floats(allow_nan=False, allow_infinity=False, width=32))
 
 
-def both(a, alpha):
-    start = np.arange(a.shape[1])
-    return [add(start.copy(), a, alpha) for add in (recording.add_counts, select.add_counts)]
+def both(a, alpha, name="counts"):
+    statistic = recording.STATISTICS[name]
+    start = np.arange(*statistic.shape(a.shape[1], alpha)).astype(statistic.dtype)
+    return [add(start.copy(), a, alpha) for add in (statistic.add, select.ADDERS[name])]
 
 
+@pytest.mark.parametrize("name", select.ADDERS)
 @given(st.one_of(tied, smooth, extreme), st.floats(0.01, 1.0))
-def test_compiled_counts_are_the_reference_s(a, alpha):
-    expected, got = both(a, alpha)
+def test_compiled_sums_are_the_reference_s(name, a, alpha):
+    expected, got = both(a, alpha, name)
     np.testing.assert_array_equal(got, expected)
 
 
@@ -30,9 +34,9 @@ def test_compiled_counts_are_the_reference_s(a, alpha):
 def test_large_ones_too(n_tokens, n_neurons):
     rng = np.random.default_rng(n_neurons)
     for a in (rng.standard_normal((n_tokens, n_neurons)), rng.integers(-3, 4, (n_tokens, n_neurons))):
-        for alpha in (0.01, 0.4, 1.0):
-            expected, got = both(a.astype(np.float32), alpha)
-            np.testing.assert_array_equal(got, expected)
+        for name, alpha in itertools.product(select.ADDERS, (0.01, 0.4, 1.0)):
+            expected, got = both(a.astype(np.float32), alpha, name)
+            np.testing.assert_array_equal(got, expected, err_msg=name)
 
 
 def test_the_smallest_and_the_largest_floats():

@@ -18,6 +18,7 @@ import numpy as np
 
 from minicore.config import ModelConfig
 from minicore.errors import InputError, unknown
+from minicore.kernels.memory import keep_freed
 from minicore.kernels.packed import FORMATS, Packed
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -225,6 +226,7 @@ def load(
         If a value is NaN or infinite, naming the tensor.
     """
     check_dtype(dtype)
+    keep_freed()
     shapes = config.shapes()
     params: dict[str, Any] = {}
 

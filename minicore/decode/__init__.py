@@ -79,7 +79,7 @@ def reader(model: Model, backend: str = "auto", memory_limit: int | None = None)
         return model if memory_limit is None else model.frugal()
     from minicore.kernels import ops
 
-    ops.compile_all()
+    ops.compile_all(model.dtype)
     read = model.using(ops)
     if chosen == "cuda":
         from minicore.decode.cuda_prefill import Reader

@@ -27,6 +27,9 @@ Array = np.ndarray
 # along what the CPU foresees behind it, which is another neuron's. Of longer rows copying takes longer than
 # the prompt may wait (docs/speed.md has both ways measured).
 SHORT = 2048
+_compiled: set[tuple[np.dtype[Any], np.dtype[Any]]] = (
+    set()
+)  # dtypes of weights and cache that steps have run on
 
 
 class CpuDecoder:
@@ -113,12 +116,13 @@ class CpuDecoder:
         return plan
 
     def _compile(self) -> float:
-        """Run one step outside anybody's timing, and return the seconds that took."""
-        began = time.perf_counter()
-        if self.cache.length < self.cache.capacity:
+        """Run one step outside anybody's timing, if it is the first of its kind; return the seconds taken."""
+        began, kind = time.perf_counter(), (self.like.dtype, self.keys.dtype)
+        if kind not in _compiled and self.cache.length < self.cache.capacity:
             self._run(0)  # what it writes to the cache the next step overwrites
             self.state.n_used[:] = 0
-            settle((self.like.dtype, self.keys.dtype))
+            _compiled.add(kind)
+        settle(kind)
         return time.perf_counter() - began
 
 

@@ -210,7 +210,7 @@ def _heads(n_heads, k, v, q, h, d, scores, mixed, top, mass):  # type: ignore[no
         k2, k3 = min(at + (p + 2) * row, last), min(at + (p + 3) * row, last)
         _four_scores(k, n_heads, k0, k1, k2, k3, queries, d, scores.ctypes.data + 4 * p, stride)
     for g in range(len(n_heads)):
-        top[h + g], mass[h + g] = _exponentials(scores[g, :n])
+        top[h + g], mass[h + g] = exponentials(scores[g, :n])
     _mixture(v, n_heads, v.ctypes.data, n, scores.ctypes.data, stride, d, mixed.ctypes.data + 4 * h * d)
 
 
@@ -222,7 +222,7 @@ def _one_head(k, v, q, h, d, scores, mixed, top, mass):  # type: ignore[no-untyp
         for j in range(d):
             total += widen(k[p, j]) * query[j]
         s[p] = total
-    top[h], mass[h] = _exponentials(s)
+    top[h], mass[h] = exponentials(s)
     for p in range(s.size):
         for j in range(d):
             mine[j] += s[p] * widen(v[p, j])
@@ -255,7 +255,7 @@ def _largest(typingctx: Any, numbers: Any, n: Any) -> Any:
 
 
 @nb.njit(fastmath=FAST)
-def _exponentials(s):  # type: ignore[no-untyped-def]  # (n,) in place -> float32, float32
+def exponentials(s):  # type: ignore[no-untyped-def]  # (n,) in place -> float32, float32
     """Replace scores by their exponentials over the largest one's; return that score and the sum."""
     n, mass = s.size // (2 * LANES), np.float32(0)
     largest = _largest(s.ctypes.data, n)

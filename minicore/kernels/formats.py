@@ -353,11 +353,6 @@ def _axpy4_packed(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-un
     return code
 
 
-@nb.njit(inline="always")
-def _nibble(byte, shift):  # type: ignore[no-untyped-def]  # uint8, 0 or 4 -> float32
-    return np.float32((byte >> shift) & np.uint8(15))
-
-
 @overload(widen_row)
 def _widen_row_int8(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
     if _format_of(like) != "int8":
@@ -366,8 +361,10 @@ def _widen_row_int8(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
     def code(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
         q, s = _row_of(GROUP, 1, w, m, d, i)
         row = view1(q, d, like)
-        for j in range(d):
-            y[j] = half(s + 2 * (j // GROUP)) * np.float32(row[j])
+        for first in range(0, d, GROUP):
+            scale = half(s + 2 * (first // GROUP))
+            for j in range(first, min(first + GROUP, d)):
+                y[j] = scale * np.float32(row[j])
 
     return code
 
@@ -379,10 +376,34 @@ def _widen_row_int4(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
 
     def code(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
         q, s = _row_of(HALF, 4, w, m, d, i)
-        for j in range(d):
-            g, k, part = j // GROUP, j % HALF, j % GROUP // HALF
-            at = s + 8 * g + 2 * part
-            byte = view1(q + g * HALF + k, 1, like)[0]
-            y[j] = half(at) * _nibble(byte, np.uint8(4 * part)) + half(at + 4)
+        for first in range(0, d, HALF):
+            g, part = first // GROUP, first % GROUP // HALF
+            at, shift = s + 8 * g + 2 * part, np.uint8(4 * part)
+            codes, scale, low = view1(q + g * HALF, HALF, like), half(at), half(at + 4)
+            for j in range(min(HALF, d - first)):
+                y[first + j] = scale * np.float32((codes[j] >> shift) & np.uint8(15)) + low
 
     return code
+
+
+@nb.njit(nogil=True, cache=True)
+def widen_rows(thread, n_threads, n, like, w, m, d, first, y):  # type: ignore[no-untyped-def]
+    """Write rows first to first + n of the m x d matrix at address w to y (n, d) as float32."""
+    for i in range(thread * n // n_threads, (thread + 1) * n // n_threads):
+        widen_row(like, w, m, d, first + i, y[i])
+
+
+@nb.njit(nogil=True, cache=True, error_model="numpy")  # as round_groups is
+def round_rows(thread, n_threads, n, x, y):  # type: ignore[no-untyped-def]  # (n, d) twice
+    """Write to y what integer products see of x (:func:`minicore.kernels.packed.round_input`)."""
+    d = x.shape[1]
+    for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
+        bits = x[t].view(np.int32)
+        for first in range(0, d, GROUP):
+            last, largest = min(first + GROUP, d), np.int32(0)
+            for j in range(first, last):  # floats without a sign order as their bits do, NaN above all
+                largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
+            step = np.int32(largest).view(np.float32) / np.float32(127)
+            by = step if step > 0 else np.float32(1)
+            for j in range(first, last):
+                y[t, j] = _round(x[t, j] / by) * step

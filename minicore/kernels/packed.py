@@ -103,8 +103,8 @@ class Packed:
     def scales(self) -> Array:  # (m, n_groups, n_scales) float16
         """The groups' scales (int4: both halves' scales, then both minima), as a view."""
         m, groups = self.shape[0], n_groups(self.shape[1])
-        at = m * groups * FORMATS[self.format].n_bytes
-        return self.data[at:].view(np.float16).reshape(m, groups, -1)
+        at, n_scales = m * groups * FORMATS[self.format].n_bytes, FORMATS[self.format].n_scales
+        return self.data[at:].view(np.float16).reshape(m, groups, n_scales)
 
     def write(self, first: int, w: Array) -> None:  # (n, d)
         """Round n rows into the matrix from row ``first`` on."""
@@ -120,7 +120,8 @@ class Packed:
     def astype(self, dtype: type) -> Array:  # -> (m, d)
         """Return the numbers that the bytes mean, as float32."""
         groups = _UNPACK[self.format](self.scales.astype(np.float32), self.codes)
-        return groups.reshape(len(self), -1)[:, : self.shape[1]].astype(dtype, copy=False)
+        width = n_groups(self.shape[1]) * GROUP
+        return groups.reshape(len(self), width)[:, : self.shape[1]].astype(dtype, copy=False)
 
 
 def n_groups(d: int) -> int:

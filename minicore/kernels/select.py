@@ -1,8 +1,8 @@
-"""Token-wise core neurons counted as fast as they are computed: the k-th largest without sorting.
+"""What predictors sum up over tokens, in a small part of the time that computing it takes.
 
-Positive floats order like their bits, so the k-th largest activation of a token is found by halving an
-interval of bit patterns, each time counting how many lie above: a count is a few dozen vector instructions,
-where sorting a row takes thousands of steps.
+Token-wise core neurons are counted without sorting. Positive floats order like their bits, so the k-th
+largest activation of a token is found by narrowing an interval of bit patterns, each time counting how many
+lie above: a count is a few dozen vector instructions, where sorting a row takes thousands of steps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numba as nb
 import numpy as np
 
 from minicore.core.neurons import check_fraction
+from minicore.core.recording import GATE_SHIFT
 from minicore.kernels import team
 
 Array = np.ndarray
@@ -22,26 +23,30 @@ Array = np.ndarray
 def _at_least(bits, limit):  # type: ignore[no-untyped-def]  # (n,) int32, int32 -> int32
     n = np.int32(0)
     for j in range(bits.size):
-        n += np.int32(bits[j] >= limit)
+        n = np.int32(n + (bits[j] >= limit))  # of two int32 Numba makes an int64, of which vectors hold half
     return n
 
 
-@nb.njit
+@nb.njit(error_model="numpy")
 def kth_largest(bits, k, n):  # type: ignore[no-untyped-def]  # (n_neurons,) int32, int, int -> int32, int
     """Return the k-th largest of the n positive patterns, and how many there are from it up."""
-    low, high, above = np.int32(1), np.int32(0), n  # at least k patterns are >= low, fewer are > high
+    largest = np.int32(0)
     for j in range(bits.size):
-        high = max(high, bits[j])
-    while low < high:
-        middle = np.int32(low + (high - low + 1) // 2)
-        count = _at_least(bits, middle)
+        largest = max(largest, bits[j])
+    low, end, above, below = 1, int(largest) + 1, n, 0  # so many patterns are >= low, and >= end
+    halve = False
+    while (
+        low + 1 < end and above != k
+    ):  # if there are k, the k largest are those from the smallest of them up
+        share = 0.5 if halve else (above - k + 0.5) / (above - below)  # where k is, were they evenly spread
+        middle = min(max(low + np.int64(share * (end - low)), low + 1), end - 1)
+        count = _at_least(bits, np.int32(middle))
         if count >= k:
             low, above = middle, count
-            if count == k:  # the k largest are those from the smallest of them up
-                break
         else:
-            high = np.int32(middle - 1)
-    return low, above
+            end, below = middle, count
+        halve = not halve
+    return np.int32(low), above
 
 
 @nb.njit(nogil=True, cache=True)
@@ -76,3 +81,49 @@ def add_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,), 
     team.run(_count, n_threads, np.ascontiguousarray(a), float(alpha), counts)
     total += counts.sum(axis=0)
     return total
+
+
+def add_magnitude_counts(total: Array, a: Array, alpha: float) -> Array:
+    """See :func:`minicore.core.recording.add_magnitude_counts`."""
+    return add_counts(total, np.abs(a), alpha)
+
+
+@nb.njit(nogil=True, cache=True, error_model="numpy")
+def _add_shares(thread, n_threads, n, a, whole, total):  # type: ignore[no-untyped-def]
+    """Add a thread's n neurons' shares of each token's energy, in token order."""
+    first, last = thread * n // n_threads, (thread + 1) * n // n_threads
+    mine = total[first:last]
+    for t in range(len(a)):
+        row, by = a[t, first:last], whole[t]
+        if by > 0:
+            for j in range(mine.size):
+                mine[j] += np.float64(row[j]) * np.float64(row[j]) / by
+
+
+def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,) float64, ...
+    """See :func:`minicore.core.recording.add_relative_energy`."""
+    whole = np.square(a, dtype=np.float64).sum(axis=1)
+    team.run(_add_shares, team.default_threads() if a.size > team.SMALL else 1, a.shape[1], a, whole, total)
+    return total
+
+
+@nb.njit(nogil=True, cache=True)
+def _count_bins(a, total):  # type: ignore[no-untyped-def]
+    for t in range(len(a)):
+        bits = a[t].view(np.int32)
+        for j in range(bits.size):
+            total[(bits[j] & np.int32(0x7FFFFFFF)) >> np.int32(GATE_SHIFT)] += 1
+
+
+def add_gate_bins(total: Array, gate: Array, alpha: float) -> Array:  # (n_bins,), (n_tokens, n_neurons)
+    """See :func:`minicore.core.recording.add_gate_bins`."""
+    _count_bins(np.ascontiguousarray(gate), total)
+    return total
+
+
+ADDERS = {
+    "counts": add_counts,
+    "magnitude_counts": add_magnitude_counts,
+    "relative_energy": add_relative_energy,
+    "gate_bins": add_gate_bins,
+}

@@ -30,11 +30,12 @@ from minicore.core.predictors import Recorder
 from minicore.decode import reader
 from minicore.errors import InputError
 from minicore.generate import advised
-from minicore.model import PREFILL_CHUNK, KVCache, Model, forward, prefill
+from minicore.model import KVCache, Model, forward, prefill
 from minicore.prediction import make_recorder, record, recorder_tap
 
 Array = np.ndarray
 
+CHUNK = 256  # tokens at a time: logits stay (256, n_vocab)
 SAMPLING = ("temperature", "top_k", "top_p")
 Likelihood = tuple[float, bool]  # nats, and whether every token was the likeliest
 
@@ -252,8 +253,8 @@ class MinicoreLM(TemplateLM):
         tap: Any = None,
     ) -> None:
         """Read ids on a cache, chunk by chunk, and score what each one's successor was."""
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = slice(start, start + PREFILL_CHUNK)
+        for start in range(0, len(ids), CHUNK):
+            chunk = slice(start, start + CHUNK)
             watch = {} if tap is None else {"tap": tap}
             sums.add(forward(model, np.array(ids[chunk]), cache, **watch), targets[chunk])
 
