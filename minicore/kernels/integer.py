@@ -12,8 +12,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm  # type: ignore[import-untyped]
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -35,6 +34,7 @@ from minicore.kernels.vectors import (
     fetch_lines,
     fma,
     fold,
+    has_feature,
     load,
     pick,
     splat,
@@ -50,12 +50,7 @@ KINDS = {"vnni": "avx512vnni", "avx2": "avx2", "portable": ""}  # best first; th
 
 def has(kind: str) -> bool:
     """Say whether the CPU that Numba compiles for can multiply bytes in this way."""
-    from numba.core import config
-
-    feature = KINDS[kind]
-    if config.CPU_NAME or config.CPU_FEATURES:  # the user asked for another CPU's code
-        return not feature or f"+{feature}" in (config.CPU_FEATURES or "").split(",")
-    return not feature or bool(llvm.get_host_cpu_features().get(feature))
+    return not KINDS[kind] or has_feature(KINDS[kind])
 
 
 def best_kind() -> str:
