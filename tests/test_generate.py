@@ -1,5 +1,6 @@
 """Generation end to end on tiny checkpoints: laws that hold for any model, option by option."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,16 @@ def test_draws_follow_the_distribution(seed):
 def test_a_stream_is_an_iterator(chat_model):
     stream = chat_model.stream("the sea", max_new_tokens=2)
     assert isinstance(stream, Stream) and iter(stream) is not None
+
+
+def test_a_loop_that_is_left_ends_the_stream_and_frees_what_it_held(chat_model):
+    stream = chat_model.stream("the sea", max_new_tokens=9, predictor="stability", ignore_eos=True)
+    pieces = [piece for piece, _ in zip(stream, range(3), strict=False)]
+    assert next(stream, None) is None and stream.result.stats["stop_reason"] == "interrupt"
+    assert stream.result.text.startswith("".join(pieces))
+    alive = weakref.ref(stream)
+    del stream
+    assert alive() is None  # no cycle that would wait for garbage to be collected
 
 
 def test_hook_names_and_shapes(model):
