@@ -44,9 +44,9 @@ PROMPT = (
     "token takes all the weights once. Then the question is what else takes time, and how much of it. "
 )
 # The largest error of a logit, over the largest logit. Float formats differ from the reference in the order
-# of additions (2e-6 on SmolLM2-135M). Where inputs are rounded to integers such a difference makes a few of
-# them fall the other way (0.04 there).
-BOUNDS = {"float32": 1e-4, "bfloat16": 1e-4, "int8": 0.1, "int4": 0.1}
+# of additions (2e-6 on SmolLM2-135M). Where keys and values are rounded to bfloat16, or inputs to integers,
+# such a difference makes a few of them fall the other way (3e-3 and 0.04 there).
+BOUNDS = {"float32": 1e-4, "bfloat16": 1e-2, "int8": 0.1, "int4": 0.1}
 N_CHECKED = 8  # tokens that are decoded by both, after as many of prompt
 FLAGS = (
     *("avx2", "fma", "avx512f", "avx512vnni", "avx512bf16", "avxvnni", "amx-int8"),

@@ -250,7 +250,14 @@ class Stream:
         self._pieces = self._text_pieces()
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        """Yield the pieces; leaving the loop is stopping.
+
+        So kv cache and copied rows are freed at once, not when garbage is collected.
+        """
+        try:
+            yield from self._pieces
+        finally:
+            self.close()
 
     def __next__(self) -> str:
         return next(self._pieces)

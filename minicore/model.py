@@ -22,7 +22,6 @@ from minicore.checkpoint.tensors import DTYPES
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
-from minicore.kernels.packed import FORMATS
 from minicore.tokenizer import Tokenizer, from_source
 
 if TYPE_CHECKING:
@@ -172,11 +171,11 @@ class Model:
         return sum(w.nbytes for w in self.params.values())
 
     def new_cache(self, capacity: int) -> KVCache:
-        """Return an empty kv cache: float32, or bfloat16 where the weights take fewer bits than that.
+        """Return an empty kv cache: float32 beside float32 weights, bfloat16 beside shorter ones.
 
-        Beside packed weights a float32 cache would soon be most of what a token reads.
+        There a float32 cache would soon be most of what a token reads.
         """
-        return KVCache(self.config, capacity, "bfloat16" if self.dtype in FORMATS else "float32")
+        return KVCache(self.config, capacity, "float32" if self.dtype == "float32" else "bfloat16")
 
     def check_ids(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> int64 (n,)
         """Return ids as an array; raise InputError unless they are a non-empty list of the vocabulary."""

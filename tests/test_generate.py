@@ -1,5 +1,6 @@
 """Generation end to end on tiny checkpoints: laws that hold for any model, option by option."""
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,16 @@ def test_a_stream_is_an_iterator(chat_model):
     assert isinstance(stream, Stream) and iter(stream) is not None
 
 
+def test_a_loop_that_is_left_ends_the_stream_and_frees_what_it_held(chat_model):
+    stream = chat_model.stream("the sea", max_new_tokens=9, predictor="stability", ignore_eos=True)
+    pieces = [piece for piece, _ in zip(stream, range(3), strict=False)]
+    assert next(stream, None) is None and stream.result.stats["stop_reason"] == "interrupt"
+    assert stream.result.text.startswith("".join(pieces))
+    alive = weakref.ref(stream)
+    del stream
+    assert alive() is None  # no cycle that would wait for garbage to be collected
+
+
 def test_hook_names_and_shapes(model):
     cfg, n = model.config, 6
     logits, cache = model.run_with_cache(ids_for(model, n))
@@ -306,7 +317,8 @@ def test_bfloat16_weights_mean_their_float32_values(model, backend):
     for name, w in half.params.items():
         wide.params[name][...] = w
     ids = ids_for(model, 10)
-    np.testing.assert_array_equal(half.forward(ids), wide.forward(ids))
+    cache = KVCache(model.config, len(ids), "bfloat16")  # as beside bfloat16 weights
+    np.testing.assert_array_equal(half.forward(ids), forward(wide, ids, cache))
     np.testing.assert_allclose(
         steps(half, ids[:4], ids[4:], None, backend), wide.forward(ids)[4:], rtol=0, atol=1e-4
     )

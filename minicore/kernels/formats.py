@@ -294,7 +294,8 @@ def _dots_packed(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
         at_bytes, at_sums, at_steps, _ = _parts(d)
         codes, scales = _rows_of(n_bytes, n_scales, w, m, d, rows)
         x0, groups = x.ctypes.data, (d + GROUP - 1) // GROUP
-        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_steps, x0 + 4 * at_sums, groups, soon)
+        then = _in_order(soon, groups * n_bytes)
+        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_steps, x0 + 4 * at_sums, groups, then)
 
     return code
 

@@ -12,8 +12,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm  # type: ignore[import-untyped]
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -35,6 +34,7 @@ from minicore.kernels.vectors import (
     fetch_lines,
     fma,
     fold,
+    has_feature,
     load,
     pick,
     splat,
@@ -50,12 +50,7 @@ KINDS = {"vnni": "avx512vnni", "avx2": "avx2", "portable": ""}  # best first; th
 
 def has(kind: str) -> bool:
     """Say whether the CPU that Numba compiles for can multiply bytes in this way."""
-    from numba.core import config
-
-    feature = KINDS[kind]
-    if config.CPU_NAME or config.CPU_FEATURES:  # the user asked for another CPU's code
-        return not feature or f"+{feature}" in (config.CPU_FEATURES or "").split(",")
-    return not feature or bool(llvm.get_host_cpu_features().get(feature))
+    return not KINDS[kind] or has_feature(KINDS[kind])
 
 
 def best_kind() -> str:
@@ -111,6 +106,18 @@ def _avx2_sums(builder: Any, w: Any, x: Any) -> Any:
     return _call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, constant(I16, [1] * LANES))
 
 
+def _scaled(builder: Any, pointer: Any, offset: Any, factor: Any, n: int) -> Any:
+    """Return n times the product of a float16 in memory and a factor.
+
+    The two bytes before it, codes or another scale, are loaded along: one float16 alone would be put into a
+    register that holds a sum, and wait until that is there.
+    """
+    pair = load(builder, I32, pointer, builder.sub(offset, ir.Constant(I64, 2)))
+    halves = builder.insert_element(constant(I32, [0] * 4), pair, ir.Constant(I32, 0))
+    four = builder.fpext(pick(builder, builder.bitcast(halves, vector(F16, 8)), range(4)), vector(F32, 4))
+    return pick(builder, builder.fmul(four, splat(builder, factor, 4)), [1] * n)
+
+
 def _halves(builder: Any, bytes_: Any) -> list[Any]:
     half = range(2 * LANES), range(2 * LANES, 4 * LANES)
     return [pick(builder, bytes_, lanes) for lanes in half]
@@ -118,36 +125,40 @@ def _halves(builder: Any, bytes_: Any) -> list[Any]:
 
 def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
     """Return the intrinsic that multiplies four rows with one input: their codes, their scales, the input's
-    bytes, steps and sums, the number of groups, and four other rows' codes, which are fetched meanwhile.
+    bytes, steps and sums, the number of groups, and from where on as many codes are fetched meanwhile.
 
     All but the number are addresses. An input is 64 signed bytes a group, their float32 step, and what
-    :func:`weights` wants to know of a group's sum in 16 lanes. Rows are read one after another, for memory
-    that is read in order comes fastest, and their lanes are added up together.
+    :func:`weights` wants to know of a group's sum in 16 lanes; it is loaded once for four rows. What is
+    fetched is so in the order of memory, for then it comes fastest.
     """
+    lanes = LANES // 2 if kind == "avx2" else LANES  # of a register
 
     @intrinsic
     def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any,
              soon: Any) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            bytes_, steps, sums = (address(builder, a) for a in args[2:5])
+            bytes_, steps, sums, soon = (address(builder, args[k]) for k in (2, 3, 4, 6))
+            rows = list(zip(*(addresses(builder, args[k]) for k in (0, 1)), strict=True))
+            none = constant(F32, [0.0] * 4)
 
-            def product(codes: Any, scales: Any, then: Any) -> Any:
-                def body(i: Any, total: list[Any]) -> list[Any]:
-                    fetch_lines(builder, then, i, n_bytes)
-                    x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
-                    step = load(builder, F32, steps, times(builder, i, 4))
-                    return weights(builder, kind, codes, scales, x, step, sums, i, total)
+            def body(i: Any, totals: list[Any]) -> list[Any]:
+                fetch_lines(builder, soon, i, 4 * n_bytes)
+                x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
+                step = load(builder, F32, steps, times(builder, i, 4))
+                parts = [
+                    weights(builder, kind, *row, x, step, sums, i, totals[2 * r : 2 * r + 2])
+                    for r, row in enumerate(rows)
+                ]
+                return list(itertools.chain(*parts))
 
-                none = constant(F32, [0.0] * 4)
-                lanes, four = fold(builder, args[5], [*zeros(1), none], body)
-                return builder.fadd(lanes, pick(builder, four, [0, 1, 2, 3] + [4] * 12, none))
-
-            rows = zip(*(addresses(builder, args[k]) for k in (0, 1, 6)), strict=True)
-            four = add_up_four(builder, *(product(*row) for row in rows))
+            totals = fold(builder, args[5], [*zeros(1, lanes), none] * 4, body)
+            wide = [0, 1, 2, 3] + [4] * (lanes - 4)
+            minima = [pick(builder, four, wide, none) for four in totals[1::2]]
+            four = add_up_four(builder, *map(builder.fadd, totals[::2], minima))
             return unpacked(context, builder, signature.return_type, four)
 
         four, one = FOUR_ADDRESSES, types.int64
-        return FOUR_FLOATS(four, four, one, one, one, one, four), codegen
+        return FOUR_FLOATS(four, four, one, one, one, one, one), codegen
 
     return dots
 
@@ -160,8 +171,11 @@ def _int8_group(
     products = _signed_sums(
         builder, kind, w, x, lambda: load(builder, vector(I32), sums, times(builder, i, 64))
     )
-    scale = builder.fmul(builder.fpext(load(builder, F16, scales, times(builder, i, 2)), F32), step)
-    return [fma(builder, builder.sitofp(products, vector(F32)), splat(builder, scale), total[0]), total[1]]
+    n = total[0].type.count
+    if n < LANES:
+        products = builder.add(*(pick(builder, products, half) for half in (range(n), range(n, 2 * n))))
+    scale = _scaled(builder, scales, times(builder, i, 2), step, n)
+    return [fma(builder, builder.sitofp(products, vector(F32, n)), scale, total[0]), total[1]]
 
 
 def _int4_group(
@@ -179,7 +193,11 @@ def _int4_group(
     four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
     scale = builder.fmul(pick(builder, four, [0] * 8 + [1] * 8), splat(builder, step))
     minima = load(builder, vector(F32, 4), sums, times(builder, i, 16))
-    return [fma(builder, products, scale, total[0]), fma(builder, four, minima, total[1])]
+    lanes, n = total[0], total[0].type.count
+    for first in range(0, LANES, n):
+        part = range(first, first + n)
+        lanes = fma(builder, pick(builder, products, part), pick(builder, scale, part), lanes)
+    return [lanes, fma(builder, four, minima, total[1])]
 
 
 DOTS = {
@@ -195,8 +213,7 @@ DOTS = {
 def _int8_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any]) -> None:
     """Add four numbers times group i of their rows to four vectors."""
     for r in range(4):
-        scale = builder.fpext(load(builder, F16, p[4 + r], times(builder, i, 2)), F32)
-        scale = splat(builder, builder.fmul(scale, a[r]))
+        scale = _scaled(builder, p[4 + r], times(builder, i, 2), a[r], LANES)
         for k in range(4):
             at = builder.add(times(builder, i, GROUP), ir.Constant(I64, LANES * k))
             w = builder.sitofp(load(builder, vector(I8), p[r], at), vector(F32))

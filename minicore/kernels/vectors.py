@@ -1,6 +1,7 @@
-"""Vectors of sixteen floats in LLVM's own terms, for what Numba's loops do not become by themselves.
+"""Vectors of floats in LLVM's own terms, for what Numba's loops do not become by themselves.
 
-Every function here writes code where ``builder`` stands. On a CPU with shorter vectors LLVM splits these.
+Every function here writes code where ``builder`` stands. Vectors have sixteen lanes, which LLVM splits on a
+CPU with shorter ones; code that must keep in mind how many registers there are takes :data:`REGISTER` lanes.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import types
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
+from llvmlite import ir
+from numba.core import config, types
 
 I8, I16, I32, I64, F16, F32 = (
     ir.IntType(8),
@@ -20,6 +22,16 @@ I8, I16, I32, I64, F16, F32 = (
     ir.FloatType(),
 )
 LANES = 16
+
+
+def has_feature(name: str) -> bool:
+    """Say whether the CPU that Numba compiles for has a feature, by LLVM's name of it."""
+    if config.CPU_NAME or config.CPU_FEATURES:  # the user asked for another CPU's code
+        return f"+{name}" in (config.CPU_FEATURES or "").split(",")
+    return bool(llvm.get_host_cpu_features().get(name))
+
+
+REGISTER = LANES if has_feature("avx512f") else LANES // 2  # floats of one register
 FOUR_ADDRESSES = types.UniTuple(types.int64, 4)  # type: ignore[attr-defined]
 FOUR_FLOATS = types.UniTuple(types.float32, 4)  # type: ignore[attr-defined]
 
@@ -73,9 +85,9 @@ def pick(builder: Any, numbers: Any, lanes: Sequence[int], others: Any = None) -
     return builder.shuffle_vector(numbers, second, constant(I32, lanes))
 
 
-def splat(builder: Any, number: Any) -> Any:
-    one = builder.insert_element(ir.Constant(vector(number.type), ir.Undefined), number, ir.Constant(I32, 0))
-    return pick(builder, one, [0] * LANES)
+def splat(builder: Any, number: Any, n: int = LANES) -> Any:
+    empty = ir.Constant(vector(number.type, n), ir.Undefined)
+    return pick(builder, builder.insert_element(empty, number, ir.Constant(I32, 0)), [0] * n)
 
 
 def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -91,17 +103,19 @@ def add_up(builder: Any, v: Any) -> Any:
 
 def add_up_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """Return the sums of four vectors' floats as one short vector, in few steps."""
-    eight, four = range(LANES // 2), [0, 1, 2, 3, 8, 9, 10, 11]
+    n = a.type.count
+    half, quarter = n // 2, n // 4
 
-    def halves(first: Any, second: Any, lanes: Sequence[int], apart: int) -> Any:
-        both = [*lanes, *(lane + LANES for lane in lanes)]
-        rest = pick(builder, first, [lane + apart for lane in both], second)
-        return builder.fadd(pick(builder, first, both, second), rest)
+    def folded(first: Any, second: Any, lanes: Sequence[int], apart: int) -> Any:
+        rest = pick(builder, first, [lane + apart for lane in lanes], second)
+        return builder.fadd(pick(builder, first, lanes, second), rest)
 
-    sums = halves(halves(a, b, eight, LANES // 2), halves(c, d, eight, LANES // 2), four, 4)
-    for apart in (2, 1):  # each four lanes belong to one of the vectors
-        sums = builder.fadd(sums, pick(builder, sums, [lane ^ apart for lane in range(LANES)]))
-    return pick(builder, sums, range(0, LANES, 4))
+    low = [*range(half), *range(n, n + half)]
+    by_turns = [start + lane for start in (0, n, half, n + half) for lane in range(quarter)]
+    sums = folded(folded(a, c, low, half), folded(b, d, low, half), by_turns, quarter)
+    for apart in (2, 1)[quarter < 4 :]:  # each quarter of the lanes belongs to one of the vectors
+        sums = builder.fadd(sums, pick(builder, sums, [lane ^ apart for lane in range(n)]))
+    return pick(builder, sums, range(0, n, quarter))
 
 
 def unpacked(context: Any, builder: Any, kind: Any, v: Any) -> Any:
@@ -110,8 +124,8 @@ def unpacked(context: Any, builder: Any, kind: Any, v: Any) -> Any:
     return context.make_tuple(builder, kind, lanes)
 
 
-def zeros(n: int) -> list[Any]:
-    return [constant(F32, [0.0] * LANES)] * n
+def zeros(n: int, lanes: int = LANES) -> list[Any]:
+    return [constant(F32, [0.0] * lanes)] * n
 
 
 def fold(
