@@ -47,11 +47,15 @@ def band(ax: Axes, i: int, x: Sequence[float], values: Sequence[Sequence[float]]
 def legend_beside(figure: Figure, ax: Axes) -> None:
     """Draw the legend of axes with points at the figure's right, for all of its axes."""
     handles, labels = ax.get_legend_handles_labels()
-    legend = figure.legend(
-        handles, labels, loc="outside right center", frameon=False, fontsize=11, labelcolor=ink(ax)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside right center",
+        frameon=False,
+        fontsize=11,
+        markerscale=1.6,  # small points' markers are to be told apart
+        labelcolor=ink(ax),
     )
-    for handle in legend.legend_handles:
-        handle.set_sizes([40])  # to be told apart, however small the points are
 
 
 # --- one text ---
