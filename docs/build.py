@@ -15,6 +15,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import warnings
 from pathlib import Path
 
@@ -61,8 +62,9 @@ def title(name: str) -> str:
 
 
 def item(path: str, text: str, more: str = "") -> str:
-    """Return a link as an item of a list, with more about it behind."""
-    return f'<li><a href="{path}">{html.escape(text)}</a>{more and ": " + html.escape(more)}</li>'
+    """Return a link as an item of a list, with more about it, as a docstring writes it, behind."""
+    more = re.sub("`+([^`]+)`+", r"<code>\1</code>", html.escape(more))
+    return f'<li><a href="{path}">{html.escape(text)}</a>{more and ": " + more}</li>'
 
 
 def run(*words: str | Path) -> None:

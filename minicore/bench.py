@@ -246,6 +246,13 @@ class Bed:
         ------
         WrongResult
             If that is more than the format's bound, or a logit is finite in one alone.
+
+        Examples
+        --------
+        >>> plan = Plan(threads=(1,), prompt_tokens=8, new_tokens=4).checked()
+        >>> bed = Bed("minicore-opt-core", "float32", plan)
+        >>> [(row["phase"], row["beta"]) for row in bed.validate()]
+        [('prefill', None), ('decode', None), ('decode', 0.4)]
         """
         n = min(N_CHECKED, self.model.config.n_ctx // 2)
         ids = np.array(prompt_ids(self.model, 2 * n))
@@ -365,6 +372,13 @@ def measure(source: str | PathLike[str], plan: Plan, *, progress: bool = False) 
         If the plan or the model is not valid.
     WrongResult
         If a setting's logits are not the reference's.
+
+    Examples
+    --------
+    >>> small = {"prompt_tokens": 8, "new_tokens": 4, "rounds": 1, "read_bytes": 1 << 20}
+    >>> report = measure("minicore-opt-core", Plan(dtypes=("float32",), threads=(1,), **small))
+    >>> [(row["beta"], row["tokens_per_s"]["median"] > 0) for row in report["decode"]]
+    [(None, True), (0.4, True)]
     """
     from tqdm import tqdm
 

@@ -31,6 +31,11 @@ def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
         What the user wrote.
     known : iterable of str
         The names that would have been right.
+
+    Examples
+    --------
+    >>> print(unknown("predictor", "stabilty", ["dense", "stability"]))
+    unknown predictor 'stabilty'; did you mean stability?
     """
     names = list(known)
     near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.4)

@@ -36,6 +36,15 @@ def read_labelled(path: str | PathLike[str]) -> tuple[list[str], list[str] | Non
     ------
     InputError
         If the file cannot be read, is not UTF-8, holds no text, or a line is not as described.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "texts.jsonl"
+    ...     _ = path.write_text('{"text": "Knead the dough.", "label": "cooking"}')
+    ...     read_labelled(path)
+    (['Knead the dough.'], ['cooking'])
     """
     path = Path(path)
     try:

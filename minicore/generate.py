@@ -143,6 +143,14 @@ def stream(
     ------
     InputError
         For an empty prompt, one longer than the context, or any option outside its range.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> pieces = list(stream(model, "The old house stood", max_new_tokens=3, beta=0.2))
+    >>> "".join(pieces) == generate(model, "The old house stood", max_new_tokens=3, beta=0.2).text
+    True
     """
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
         raise InputError(f"max_new_tokens is {max_new_tokens!r}, expected 0 or more")

@@ -90,7 +90,17 @@ class KVCache:
         return self.shape[2]
 
     def check_room(self, n: int) -> None:
-        """Raise InputError unless there is room for n positions more."""
+        """Raise InputError unless there is room for n positions more.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> cache = model.new_cache(4)
+        >>> cache.check_room(4)
+        >>> cache.check_room(5)
+        Traceback (most recent call last):
+        minicore.errors.InputError: 5 tokens do not fit the 4 positions of the kv cache
+        """
         if self.length + n > self.capacity:
             raise InputError(
                 f"{self.length + n} tokens do not fit the {self.capacity} positions of the kv cache"
@@ -98,7 +108,17 @@ class KVCache:
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         # (n, n_kv_heads, d_head) twice -> (n_kv_heads, length + n, d_head) twice
-        """Write a layer's new keys and values behind the old ones and return all of them."""
+        """Write a layer's new keys and values behind the old ones and return all of them.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> cache = model.new_cache(4)
+        >>> new = np.ones((2, model.config.n_kv_heads, model.config.d_head), np.float32)
+        >>> keys, values = cache.append(0, new, new)
+        >>> keys.shape[1], cache.length  # the length is the caller's to move, when all layers have theirs
+        (2, 0)
+        """
         end = self.length + len(k)
         keys, values = self.k[layer], self.v[layer]
         keys[:, self.length : end] = k.transpose(1, 0, 2)
@@ -174,11 +194,24 @@ class Model:
         """Return an empty kv cache: float32 beside float32 weights, bfloat16 beside shorter ones.
 
         There a float32 cache would soon be most of what a token reads.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> model.new_cache(16).capacity, model.new_cache(16).length
+        (16, 0)
         """
         return KVCache(self.config, capacity, "float32" if self.dtype == "float32" else "bfloat16")
 
     def check_ids(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> int64 (n,)
-        """Return ids as an array; raise InputError unless they are a non-empty list of the vocabulary."""
+        """Return ids as an array; raise InputError unless they are a non-empty list of the vocabulary.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> model.check_ids([1, 2])
+        array([1, 2])
+        """
         array = np.asarray(ids)
         if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
             raise InputError(
@@ -219,23 +252,52 @@ class Model:
         return narrow
 
     def check_choice(self, core: Choice | None) -> None:
-        """Raise InputError if the neurons were chosen for a model of another shape."""
+        """Raise InputError if the neurons were chosen for a model of another shape.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> from minicore import CoreSet
+        >>> model.check_choice(CoreSet({0: np.array([1])}, n_neurons=8, n_layers=1))
+        Traceback (most recent call last):
+        minicore.errors.InputError: ... does not fit ...
+        """
         if core and (core.n_layers, core.n_neurons) != (self.config.n_layers, self.config.n_neurons):
             raise InputError(f"{core!r} does not fit {self!r}")
 
     def frugal(self) -> Model:
-        """Return the model that gives a mapped layer's FFN weights back as soon as it has used them."""
+        """Return the model that gives a mapped layer's FFN weights back as soon as it has used them.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> model.frugal().params is model.params
+        True
+        """
         other = self.using(self.ops)
         other.gives_back = True
         return other
 
     def release(self, layer: int) -> None:
-        """Give back the memory of a mapped layer's FFN weights; using them again reads them again."""
+        """Give back the memory of a mapped layer's FFN weights; using them again reads them again.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> model.release(0)  # nothing, where the weights are not mapped
+        """
         if self.mapping is not None:
             self.mapping.release(f"blocks.{layer}.{name}" for name in PER_NEURON)
 
     def using(self, ops: ModuleType) -> Model:
-        """Return the same model with its maths taken from another module."""
+        """Return the same model with its maths taken from another module.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> model.using(ops).params is model.params
+        True
+        """
         other = object.__new__(Model)
         other.__dict__ = self.__dict__ | {"ops": ops, "on_device": None}
         return other
@@ -247,6 +309,15 @@ class Model:
         ------
         InputError
             If the directory exists or cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> model = load("minicore-opt-core")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/mine")
+        ...     load(f"{folder}/mine").config == model.config
+        True
         """
         about = {"bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "recommended": self.recommended}
         tokenizer = self.tokenizer.to_json() if self.tokenizer else None

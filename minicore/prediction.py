@@ -171,6 +171,15 @@ def make_recorder(
     InputError
         For a value outside its range, something missing that the predictor needs, or clusters of another
         model.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> recorder, ids = make_recorder(model, "stability", beta=0.2), model.tokenizer.encode("The old house")
+    >>> _ = prefill(model, np.array(ids), model.new_cache(len(ids)), recorder_tap(recorder))
+    >>> recorder.core().fraction <= 0.2
+    True
     """
     config = model.config
     recorder = Recorder(

@@ -305,6 +305,13 @@ def borrow(ref: ModelRef) -> Model:
     ------
     InputError
         If there is no such model here, or it is another one.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> borrow(share(model)) is model
+    True
     """
     if ref not in _held:
         import minicore

@@ -103,6 +103,14 @@ class Tokenizer:
         ------
         InputError
             If the file is missing or is no tokenizer, or does not fit the model.
+
+        Examples
+        --------
+        >>> from minicore.checkpoint.names import resolve
+        >>> path = resolve("minicore-opt-core") / "tokenizer.json"
+        >>> tokenizer = Tokenizer.from_file(path)
+        >>> tokenizer.decode(tokenizer.encode("The old house"))
+        'The old house'
         """
         import tokenizers
 
@@ -144,6 +152,13 @@ class Tokenizer:
         InputError
             If a key is missing or malformed, the tokenizer is no byte-level BPE, or its
             pre-tokenizer is not one of smollm, gpt2 (gpt-2), llama-bpe and qwen2.
+
+        Examples
+        --------
+        >>> metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt2"}
+        >>> metadata |= {"tokenizer.ggml.tokens": ["a", "b", "ab"], "tokenizer.ggml.merges": ["a b"]}
+        >>> Tokenizer.from_gguf(metadata).encode("abba")
+        [2, 1, 0]
         """
         inner = _byte_level_bpe(metadata, source)
         return cls(
@@ -245,6 +260,14 @@ class Tokenizer:
         ------
         InputError
             If there is no template, or it fails or refuses these messages.
+
+        Examples
+        --------
+        >>> from minicore.checkpoint.names import resolve
+        >>> path = resolve("minicore-opt-core") / "tokenizer.json"
+        >>> tokenizer = Tokenizer.from_file(path, chat_template="Q: {{ messages[0].content }} A:")
+        >>> tokenizer.decode(tokenizer.chat("Why?"))
+        'Q: Why? A:'
         """
         text = self.render_chat(messages, add_generation_prompt)
         return self.encode(text, special=False)  # the template writes BOS itself where there is one

@@ -105,7 +105,7 @@ ax = plots.bars(
     intervals={"texts whose nearest neighbour has their topic": [score[1:] for score in scores.values()]},
 )
 ax.axhline(chance, color="gray", linestyle="--", linewidth=1)
-_ = ax.text(len(scores) - 0.5, chance, "chance", ha="right", va="bottom", fontsize=8)
+_ = ax.text(1.01, chance, "chance", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
 
 # %% [markdown]
 # Core neurons know the topic far better than chance. Whether they know it better than the plain words do is

@@ -215,10 +215,10 @@ _ = axes[1].set_ylim(0, 1.2 * max(*limit.values(), *speeds.values()))
 
 # %% [markdown]
 # Read the picture from the bottom: once the bars of speed reach the dashed line there is nothing left to
-# gain from a better kernel, only from fewer bytes. The figures kept here are of 2 virtual cores of a 2.8
-# GHz Xeon that was busy with other work. Other work on the machine moves all of these figures; compare them
-# within a run. `minicore/kernels/step.py` is this ladder's end: a whole token in one compiled call a
-# thread.
+# gain from a better kernel, only from fewer bytes. The figures kept here are of 2 virtual cores of an AMD
+# EPYC (Milan, AVX2) that did nothing else. Other work on the machine moves all of these figures, and so do
+# its neighbours on the same chip; compare them within a run. `minicore/kernels/step.py` is this ladder's
+# end: a whole token in one compiled call a thread.
 #
 # ## Exercises
 #

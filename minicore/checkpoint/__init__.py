@@ -48,6 +48,12 @@ class Checkpoint:
         What the file holds, such as ``"F16"`` or ``"Q4_1 + F32"``.
     mapping : Mapping or None
         The file behind the arrays, where these are not in memory but mapped (`minicore pack`).
+
+    Examples
+    --------
+    >>> checkpoint = read("minicore-opt-core")
+    >>> checkpoint.name, checkpoint.file_dtype, checkpoint.mapping
+    ('minicore-opt-core', 'F16', None)
     """
 
     config: ModelConfig
@@ -83,6 +89,12 @@ def read(
     ------
     InputError
         If anything is missing, broken or not supported, naming the file and what was expected.
+
+    Examples
+    --------
+    >>> checkpoint = read("minicore-opt-core", dtype="bfloat16")
+    >>> checkpoint.config.n_layers, checkpoint.params["embed"].dtype, checkpoint.recommended["predictor"]
+    (5, dtype(bfloat16), 'stability')
     """
     if dtype is not None:
         tensors.check_dtype(dtype)

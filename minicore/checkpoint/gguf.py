@@ -93,6 +93,16 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     ------
     InputError
         If it is no GGUF file, is truncated, or holds a quantisation that is not known.
+
+    Examples
+    --------
+    >>> import struct, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:  # version 3, no tensor, one number of kind 4 (uint32)
+    ...     path = Path(folder) / "empty.gguf"
+    ...     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 7) + b"n_words"
+    ...     _ = path.write_bytes(head + struct.pack("<II", 4, 12))
+    ...     read_file(path)
+    ({'n_words': 12}, {})
     """
     file = MappedFile(path)
     cursor = _Cursor(file)

@@ -68,6 +68,17 @@ def write(
     ------
     InputError
         If the directory exists.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     target = Path(folder) / "mine"
+    ...     write(target, model.config, model.params, model.dtype, None, None, bos_id=model.bos_id)
+    ...     sorted(path.name for path in target.iterdir())
+    ['config.json', 'model.safetensors']
     """
     import shutil
     import tempfile
@@ -122,6 +133,18 @@ def read(directory: Path, values: dict[str, Any]) -> tuple[ModelConfig, str, dic
     ------
     InputError
         If config.json or a tensor is not as written.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     target = Path(folder) / "mine"
+    ...     model.save(target)
+    ...     config, dtype, params, _ = read(target, json.loads((target / "config.json").read_text()))
+    ...     config == model.config, dtype, bool((params["embed"] == model.params["embed"]).all())
+    (True, 'float32', True)
     """
     path = directory / "config.json"
     try:

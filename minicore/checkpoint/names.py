@@ -101,6 +101,11 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = False) -> Pat
     ------
     InputError
         If there is no such path or name, or the model cannot be fetched.
+
+    Examples
+    --------
+    >>> resolve("minicore-opt-core").name
+    'minicore-opt-core'
     """
     if not os.fspath(name_or_path).strip():
         raise InputError("the model is an empty string, expected a name or a path")
@@ -128,6 +133,11 @@ def pull(name: str, progress: bool = True) -> Path:
     InputError
         If the name is not known, the network or pip is not there, the disk is full or a checksum is wrong.
         Nothing is left half-written, after Ctrl-C neither.
+
+    Examples
+    --------
+    >>> pull("minicore-opt-core") == resolve("minicore-opt-core")  # comes with the package: nothing to fetch
+    True
     """
     name = ALIASES.get(name.lower(), name)
     if HUB_NAME.fullmatch(name):

@@ -27,6 +27,13 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
     ------
     InputError
         If there is no safetensors file, a shard is missing, or shards and index disagree.
+
+    Examples
+    --------
+    >>> from minicore.checkpoint.names import resolve
+    >>> tensors = read_directory(resolve("minicore-opt-core"))
+    >>> tensors["model.decoder.layers.0.fc1.weight"].shape
+    (2048, 256)
     """
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.exists():
@@ -77,6 +84,14 @@ def read_file(path: Path) -> dict[str, Tensor]:
     ------
     InputError
         If the file is truncated or its header does not describe the bytes that are there.
+
+    Examples
+    --------
+    >>> from minicore.checkpoint.names import resolve
+    >>> tensors = read_file(resolve("minicore-opt-core") / "model.safetensors")
+    >>> tensor = tensors["model.decoder.layers.0.fc1.bias"]
+    >>> tensor.kind, tensor.rows(0, 3).shape
+    ('F16', (3,))
     """
     file, entries = map_file(path)
     return {

@@ -130,6 +130,18 @@ def places(config: ModelConfig, names: Mapping[str, Place], prefix: str = "") ->
         From a parameter's name with ``{i}`` for the layer to its place.
     prefix : str
         What the files put in front of every name but the head's.
+
+    Examples
+    --------
+    >>> import json
+    >>> from minicore.checkpoint import families, names, safetensors
+    >>> folder = names.resolve("minicore-opt-core")
+    >>> found = safetensors.read_directory(folder)
+    >>> values = json.loads((folder / "config.json").read_text())
+    >>> family, config, prefix = families.of_directory(values, folder, found)
+    >>> where = places(config, family.names, prefix)
+    >>> where["blocks.2.mlp.w_in"].name
+    'model.decoder.layers.2.fc1.weight'
     """
     found = {}
     for parameter in config.shapes():
@@ -161,6 +173,21 @@ def check(
     ------
     InputError
         Naming the file, the tensor and what was expected.
+
+    Examples
+    --------
+    >>> import json
+    >>> from minicore.checkpoint import families, names, safetensors
+    >>> folder = names.resolve("minicore-opt-core")
+    >>> found = safetensors.read_directory(folder)
+    >>> values = json.loads((folder / "config.json").read_text())
+    >>> family, config, prefix = families.of_directory(values, folder, found)
+    >>> where = places(config, family.names, prefix)
+    >>> check(folder, config, where, found, family.ignored)
+    >>> del found["model.decoder.layers.2.fc1.weight"]
+    >>> check(folder, config, where, found, family.ignored)
+    Traceback (most recent call last):
+    minicore.errors.InputError: ... is missing, expected one of shape (2048, 256)
     """
     for parameter, shape in config.shapes().items():
         place = where[parameter]
@@ -224,6 +251,19 @@ def load(
     ------
     InputError
         If a value is NaN or infinite, naming the tensor.
+
+    Examples
+    --------
+    >>> import json
+    >>> from minicore.checkpoint import families, names, safetensors
+    >>> folder = names.resolve("minicore-opt-core")
+    >>> found = safetensors.read_directory(folder)
+    >>> values = json.loads((folder / "config.json").read_text())
+    >>> family, config, prefix = families.of_directory(values, folder, found)
+    >>> where = places(config, family.names, prefix)
+    >>> params = load(config, where, found, "bfloat16")
+    >>> params["blocks.2.mlp.w_in"].dtype, params["blocks.2.mlp.b_in"].dtype
+    (dtype(bfloat16), dtype('float32'))
     """
     check_dtype(dtype)
     keep_freed()

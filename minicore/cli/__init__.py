@@ -228,6 +228,13 @@ class Version(argparse.Action):
 
 
 def make_parser() -> Parser:
+    """Return the parser of the command line, subcommands and all.
+
+    Examples
+    --------
+    >>> make_parser().parse_args(["generate", "Once", "-n", "5"]).max_new_tokens
+    5
+    """
     parser = Parser(prog="minicore", description="Transformer inference with a sentence's core neurons.")
     parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -250,7 +257,13 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``minicore`` with these arguments (the process's own if None) and return its exit code."""
+    """Run ``minicore`` with these arguments (the process's own if None) and return its exit code.
+
+    Examples
+    --------
+    >>> main(["pull", "no-such-model"])  # says on stderr which models there are
+    2
+    """
     try:
         try:
             args = make_parser().parse_args(argv)

@@ -24,6 +24,11 @@ def layer_betas(beta: Beta, n: int) -> list[float]:
     ------
     InputError
         If a fraction is not in (0, 1], or there are not n of them.
+
+    Examples
+    --------
+    >>> layer_betas(0.4, 3), layer_betas("0.25:0.75", 3)
+    ([0.4, 0.4, 0.4], [0.25, 0.5, 0.75])
     """
     if isinstance(beta, str):
         try:

@@ -265,13 +265,29 @@ class CoreSet:
             raise InputError(f"core sets of different models: {self!r} and {other!r}")
 
     def union(self, other: CoreSet) -> CoreSet:
-        """Return the neurons in either; a layer that one leaves dense is dense."""
+        """Return the neurons in either; a layer that one leaves dense is dense.
+
+        Examples
+        --------
+        >>> one = CoreSet({0: np.array([1, 4])}, n_neurons=8, n_layers=1)
+        >>> other = CoreSet({0: np.array([4, 6])}, n_neurons=8, n_layers=1)
+        >>> (one | other).neurons
+        {0: array([1, 4, 6], dtype=int32)}
+        """
         self._same_model(other)
         both = {i: np.union1d(self.neurons[i], other.neurons[i]) for i in self if i in other.neurons}
         return CoreSet(both, self.n_neurons, self.n_layers, {"union": [self.settings, other.settings]})
 
     def intersection(self, other: CoreSet) -> CoreSet:
-        """Return the neurons in both; where one leaves a layer dense, the other's."""
+        """Return the neurons in both; where one leaves a layer dense, the other's.
+
+        Examples
+        --------
+        >>> one = CoreSet({0: np.array([1, 4])}, n_neurons=8, n_layers=1)
+        >>> other = CoreSet({0: np.array([4, 6])}, n_neurons=8, n_layers=1)
+        >>> (one & other).neurons
+        {0: array([4], dtype=int32)}
+        """
         self._same_model(other)
         both = {i: np.intersect1d(self.neurons[i], other.neurons[i]) for i in self if i in other.neurons}
         settings: dict[str, object] = {"intersection": [self.settings, other.settings]}
@@ -303,7 +319,14 @@ class CoreSet:
 
     @classmethod
     def load(cls, path: str | Path) -> CoreSet:
-        """Read what :meth:`save` wrote; anything else raises InputError."""
+        """Read what :meth:`save` wrote; anything else raises InputError.
+
+        Examples
+        --------
+        >>> CoreSet.load("no-such.core")
+        Traceback (most recent call last):
+        minicore.errors.InputError: core set file no-such.core does not exist
+        """
         from safetensors import SafetensorError, safe_open
 
         try:

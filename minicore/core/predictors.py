@@ -175,6 +175,11 @@ def find_predictor(name: str) -> Predictor:
     ------
     InputError
         For a name that is not in the table, with the nearest ones that are, or two that do not go together.
+
+    Examples
+    --------
+    >>> find_predictor("stability").records
+    ('counts',)
     """
     for part in name.split("+", 1):
         if part not in PREDICTORS:

@@ -170,6 +170,15 @@ class Recording:
         ------
         InputError
             If they have another width, or hold NaN or infinity; the sentence names layer and token.
+
+        Examples
+        --------
+        The first token's core is neuron 0, the second's neuron 1:
+
+        >>> recording = Recording(["counts"], layers=[0], n_neurons=4, alpha=0.5)
+        >>> recording.update(0, np.array([[3, 2, 0, 0], [1, 5, 0, 0]], np.float32))
+        >>> recording.totals[0]["counts"]
+        array([1, 1, 0, 0])
         """
         if (layer, reads) not in self._seen:
             return

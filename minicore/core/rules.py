@@ -91,7 +91,14 @@ class TokenRule:
         return self.core.neurons if self.core else {}
 
     def parameters(self, layer: int) -> dict[str, Array]:
-        """Return what a restricted block holds besides its weights, by name."""
+        """Return what a restricted block holds besides its weights, by name.
+
+        Examples
+        --------
+        >>> rule = TokenRule("top", {0: 3}, n_neurons=8, n_layers=2)
+        >>> rule.parameters(0), rule.parameters(1)
+        ({'mlp.top_k': array(3)}, {})
+        """
         if layer not in self.limits:
             return {}
         dtype = np.int64 if self.kind == "top" else np.float32

@@ -53,6 +53,12 @@ def kmeans(vectors: Array, k: int | None = None, seed: int = 0) -> Array:  # (n,
     ------
     InputError
         If there are fewer distinct vectors than clusters, or scikit-learn is not there.
+
+    Examples
+    --------
+    >>> found = kmeans(np.array([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 0.1]]), k=2)
+    >>> bool(found[0] == found[1] != found[2] == found[3])
+    True
     """
     try:
         from sklearn.cluster import KMeans
@@ -143,24 +149,59 @@ class Clusters:
         return self.counts.shape[2]
 
     def assign(self, vector: Array) -> int:  # (d,) -> cluster
-        """Return the cluster of the centroid nearest to a text's vector; of equal ones the first."""
+        """Return the cluster of the centroid nearest to a text's vector; of equal ones the first.
+
+        Examples
+        --------
+        >>> sets = np.array([[[1, 1, 0, 0]], [[1, 0, 1, 0]], [[0, 0, 1, 1]]], bool)  # of one layer
+        >>> clusters = fit(sets, fingerprint="", labels=["law", "law", "sport"])
+        >>> clusters.assign(np.array([0.0, 0.0, 1.0, 1.0]))
+        1
+        """
         if vector.shape != self.centroids.shape[1:] or not np.isfinite(vector).all():
             want = self.centroids.shape[1:]
             raise InputError(f"a text's vector has shape {vector.shape}, expected {want} finite numbers")
         return int(np.argmin(np.square(self.centroids - unit(vector)).sum(axis=1)))
 
     def frequency(self, cluster: int | None = None) -> Array:  # -> (n_layers, n_neurons)
-        """Return how many texts of a cluster have each neuron; None is all clusters together."""
+        """Return how many texts of a cluster have each neuron; None is all clusters together.
+
+        Examples
+        --------
+        >>> sets = np.array([[[1, 1, 0, 0]], [[1, 0, 1, 0]], [[0, 0, 1, 1]]], bool)  # of one layer
+        >>> clusters = fit(sets, fingerprint="", labels=["law", "law", "sport"])
+        >>> clusters.frequency(0), clusters.frequency()
+        (array([[2, 1, 1, 0]], dtype=int32), array([[2, 1, 2, 1]]))
+        """
         return self.counts.sum(axis=0) if cluster is None else self.counts[cluster]
 
     def core(self, cluster: int, gamma: float, layers: Sequence[int]) -> CoreSet:
-        """Return a cluster's decode set: the top gamma of its neurons by frequency, per layer."""
+        """Return a cluster's decode set: the top gamma of its neurons by frequency, per layer.
+
+        Examples
+        --------
+        >>> sets = np.array([[[1, 1, 0, 0]], [[1, 0, 1, 0]], [[0, 0, 1, 1]]], bool)  # of one layer
+        >>> clusters = fit(sets, fingerprint="", labels=["law", "law", "sport"])
+        >>> clusters.core(0, gamma=0.25, layers=[0]).neurons
+        {0: array([0], dtype=int32)}
+        """
         neurons = {i: core_from_scores(self.counts[cluster, i], gamma) for i in layers}
         settings = {"predictor": "similarity", "cluster": self.names[cluster], "gamma": gamma}
         return CoreSet(neurons, self.n_neurons, self.n_layers, settings)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the clusters to a safetensors file; whole or not at all."""
+        """Write the clusters to a safetensors file; whole or not at all.
+
+        Examples
+        --------
+        >>> sets = np.array([[[1, 1, 0, 0]], [[1, 0, 1, 0]], [[0, 0, 1, 1]]], bool)  # of one layer
+        >>> clusters = fit(sets, fingerprint="", labels=["law", "law", "sport"])
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     clusters.save(f"{folder}/topics.clusters")
+        ...     Clusters.load(f"{folder}/topics.clusters")
+        Clusters(2 of 3 texts by layer 0, 1 x 4 neurons)
+        """
         from safetensors.numpy import save_file
 
         meta = {
@@ -177,7 +218,14 @@ class Clusters:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Clusters:
-        """Read what :meth:`save` wrote; anything else raises InputError."""
+        """Read what :meth:`save` wrote; anything else raises InputError.
+
+        Examples
+        --------
+        >>> Clusters.load("no-such.clusters")
+        Traceback (most recent call last):
+        minicore.errors.InputError: clusters file no-such.clusters does not exist
+        """
         from safetensors import SafetensorError, safe_open
 
         try:

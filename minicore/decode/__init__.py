@@ -49,6 +49,11 @@ def check_backend(
     ------
     InputError
         If the backend is unknown, with the nearest names, or cannot be used here.
+
+    Examples
+    --------
+    >>> check_backend("numpy")
+    ('numpy', None)
     """
     if backend not in (*BACKENDS, "auto"):
         raise unknown("backend", backend, (*BACKENDS, "auto"))
@@ -73,6 +78,13 @@ def reader(model: Model, backend: str = "auto", memory_limit: int | None = None)
     ------
     InputError
         If the backend is unknown or cannot be used.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> reader(model, "numpy") is model
+    True
     """
     chosen = check_backend(backend, model.dtype, model.config)[0]
     if chosen == "numpy":
@@ -116,6 +128,17 @@ def make_decoder(
     ------
     InputError
         If the backend is unknown or cannot be used, the core set is another model's, or more is needed.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> cache, ids = model.new_cache(8), model.tokenizer.encode("The old house")
+    >>> model.forward(ids).shape == (len(ids), model.config.n_vocab)
+    True
+    >>> decoder = make_decoder(model, cache, backend="numpy")
+    >>> decoder.step(ids[0]).shape == (model.config.n_vocab,)
+    True
     """
     backend, _ = check_backend(backend, model.dtype, model.config)
     if backend == "numpy":

@@ -37,6 +37,11 @@ def next_beta(loss_at: Mapping[float, float], target: float, step: float = STEP)
         Nats a token.
     step : float
         Betas differ by at least that.
+
+    Examples
+    --------
+    >>> next_beta({0.6: 0.12, 0.8: 0.03}, target=0.05)
+    0.74
     """
     known = dict(loss_at) | {1.0: 0.0}
     low = max((beta for beta, loss in known.items() if loss > target), default=0.0)
@@ -89,6 +94,17 @@ def search(
     ------
     InputError
         If a loss is not above 0, or as :func:`study`.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> from minicore.experiments.material import sample_files
+    >>> conditions = Conditions.of(model, prompt_tokens=32, continuation_tokens=16)
+    >>> texts, _ = passages(model, sample_files(), conditions.n_tokens, n_passages=2)
+    >>> [found] = search(model, texts, ["griffin"], [0.2], conditions, rounds=1)
+    >>> found["predictor"], found["loss"], found["ratio"][0] <= 1.2
+    ('griffin', 0.2, True)
     """
     for loss in losses:
         if not loss > 0:

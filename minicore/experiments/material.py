@@ -69,6 +69,14 @@ def read_documents(model: Model, paths: Sequence[str | PathLike[str]]) -> list[D
     ------
     InputError
         As :func:`minicore.fitting.read_labelled`, or if the model has no tokenizer.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> documents = read_documents(model, sample_files())
+    >>> documents[0].name, documents[0].label
+    ('topics.jsonl:1', 'astronomy')
     """
     if model.tokenizer is None:
         raise InputError(f"{model.source} has no tokenizer, so texts cannot be read with it")

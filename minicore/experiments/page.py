@@ -35,7 +35,7 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; 
 td { border-top: 1px solid var(--line); }
 th { font-weight: 600; }
 figure { margin: 1rem 0; padding: .5rem; background: #fff; border-radius: .4rem; overflow-x: auto; }
-img { display: block; width: 100%; min-width: 34rem; height: auto; }
+img { display: block; width: 100%; min-width: 52rem; height: auto; }
 .verdict { border-left: .3rem solid var(--line); padding-left: .8rem; }
 .yes { border-color: #009e73; } .no { border-color: #d55e00; } .part { border-color: #e69f00; }
 code { font-size: .9em; }

@@ -140,6 +140,11 @@ def grid(
     ------
     InputError
         If there are none, a predictor, source or budget is unknown, or a beta is no fraction.
+
+    Examples
+    --------
+    >>> [(one.predictor, one.beta) for one in grid(["dense", "griffin"], [0.2, 0.4])]
+    [('dense', 1.0), ('griffin', 0.2), ('griffin', 0.4)]
     """
     if budget not in BUDGETS:
         raise unknown("budget", budget, BUDGETS)
@@ -231,6 +236,17 @@ class Reading:
             restricted layers; None for a choice per token), ``kept`` (share of all FFN neurons),
             ``ffn_bytes`` (of weights, read per token), and with n_generated > 0 ``common_prefix``: how
             many of that many greedily generated tokens come before the first one that dense has not.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> model = mc.load("minicore-opt-core")
+        >>> from minicore.experiments.material import sample_files
+        >>> conditions = Conditions.of(model, prompt_tokens=32, continuation_tokens=16)
+        >>> [passage], _ = passages(model, sample_files(), conditions.n_tokens, n_passages=1)
+        >>> row = Reading(model, passage, conditions, ["stability"]).measure(Setting("stability", 0.4))
+        >>> row["kept"] <= 0.4, 0 < row["recall"] <= 1
+        (True, True)
         """
         choice = self.choose(setting)
         model, counter = self.model.restrict(choice), NonZero()
@@ -488,6 +504,17 @@ def study(
     InputError
         If a predictor needs other texts and there are none, a passage has another length, or the rows
         are of other conditions.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> from minicore.experiments.material import sample_files
+    >>> conditions = Conditions.of(model, prompt_tokens=32, continuation_tokens=16)
+    >>> texts, _ = passages(model, sample_files(), conditions.n_tokens, n_passages=2)
+    >>> [dense, core] = study(model, texts, grid(["dense", "stability"], [0.4]), conditions)
+    >>> dense["ratio"][0], core["kept"][0] <= 0.4
+    (1.0, True)
     """
     for passage in passages:
         if len(passage.ids) != conditions.n_tokens:
@@ -639,6 +666,16 @@ def evaluate(
     -------
     dict
         ``conditions``, ``texts``, ``n_passages`` and ``settings``, the list of :func:`study`.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> from minicore.experiments.material import sample_files
+    >>> lengths = {"prompt_tokens": 32, "continuation_tokens": 16}
+    >>> report = evaluate(model, sample_files(), ["stability"], [0.4, 0.8], n_passages=2, **lengths)
+    >>> [row["beta"] for row in report["settings"]]
+    [0.4, 0.8]
     """
     if n_passages < 1 or n_generated < 0:
         raise InputError(f"passages is {n_passages}, generate {n_generated}; expected at least 1 and 0")

@@ -148,6 +148,17 @@ def reproduce(
     ------
     InputError
         If a name is unknown, a file cannot be read, or the texts do not suffice for a figure.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> import tempfile
+    >>> small = {"fig12": {"n_tokens": 64, "n_texts": 2}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name, found in reproduce(["fig12"], model, folder, sizes=small):
+    ...         print(name, found["agrees"], sorted(path.suffix for path in Path(folder).iterdir()))
+    fig12 yes ['.csv', '.json', '.png']
     """
     chosen = [name for name in names if name != "all"]
     if "all" in names:

@@ -96,6 +96,15 @@ def measure(
     ------
     InputError
         As :func:`passages`, or if there are fewer than 4 passages.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> from minicore.experiments.material import sample_files
+    >>> rows = measure(model, sample_files(), n_passages=4, layers=[4])
+    >>> [row["n"] for row in rows if row["passage"] == 0]
+    [16, 32, 64, 128, 256]
     """
     from tqdm import tqdm
 
@@ -142,6 +151,18 @@ def calibrate(rows: Sequence[Row], wanted: float = WANTED) -> dict[str, Any]:
         of saying whether recall reaches ``wanted``, all on the passages held out (``rmse_shifted``: on
         prompts whose last half holds the change of topic); ``always``: the accuracy of the more frequent
         answer.
+
+    Examples
+    --------
+    Four passages, whose recall is 0.2 above the score at every length:
+
+    >>> rows = [
+    ...     {"passage": i, "shift": None, "n": n, "score": score, "recall": score + 0.2}
+    ...     for i in range(4)
+    ...     for n, score in zip(LENGTHS, np.linspace(0.1, 0.1 * i + 0.4, len(LENGTHS)))
+    ... ]
+    >>> np.round(calibrate(rows)["score alone"]["weights"], 6).tolist()
+    [0.2, 1.0]
     """
     fit = [row for row in rows if row["passage"] % 4 < 2]
     held = [row for row in rows if row["passage"] % 4 >= 2]

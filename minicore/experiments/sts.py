@@ -58,6 +58,16 @@ def read_pairs(path: str | PathLike[str], most: int | None = None) -> Pairs:
     ------
     InputError
         If a line is not that, by file and line, or there are fewer than two.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> lines = "5\\tA cat sleeps.\\tA cat is asleep.\\n1\\tA cat sleeps.\\tWe bake bread.\\n"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "pairs.tsv"
+    ...     _ = path.write_text(lines)
+    ...     read_pairs(path).scores
+    array([5., 1.])
     """
     scores, first, second = [], [], []
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -227,6 +237,19 @@ def study(
     ------
     InputError
         If a file is malformed (by file and line), or there are fewer than two files.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> import tempfile
+    >>> lines = "5\\tA cat sleeps.\\tA cat is asleep.\\n1\\tA cat sleeps.\\tWe bake bread.\\n"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = [Path(folder) / name for name in ("choose.tsv", "test.tsv")]
+    ...     sizes = [path.write_text(lines) for path in files]
+    ...     found = study(model, files, betas=[0.2])
+    >>> len(found["rho"]["jaccard, beta 0.2"]["test.tsv"])  # a layer each
+    5
     """
     if len(files) < 2:
         raise InputError(f"{len(files)} file of pairs, expected one or more to choose on and one to test on")

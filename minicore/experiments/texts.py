@@ -100,6 +100,15 @@ def passages(
     InputError
         If a file cannot be read or parsed (by file and line), holds no passage of that length, or the
         passages do not fit the model's context; their last token need not, as it is only predicted.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> from minicore.experiments.material import sample_files
+    >>> measured, others = passages(model, sample_files(), n_tokens=64, n_passages=3, n_others=2)
+    >>> len(measured), len(others), measured[0].ids.shape
+    (3, 2, (64,))
     """
     if model.tokenizer is None:
         raise InputError(f"{model.source} has no tokenizer, so texts cannot be measured with it")

@@ -10,6 +10,11 @@ def judge(*checks: tuple[bool, str]) -> dict[str, str]:
     ----------
     *checks : (bool, str)
         Whether a finding is the paper's, and the finding with its numbers.
+
+    Examples
+    --------
+    >>> judge((True, "cores settle"), (False, "topics do not show"))["sentence"]
+    'Agrees in part: as in the paper, cores settle; unlike it, topics do not show.'
     """
     same = [text for holds, text in checks if holds]
     other = [text for holds, text in checks if not holds]

@@ -45,9 +45,17 @@ def band(ax: Axes, i: int, x: Sequence[float], values: Sequence[Sequence[float]]
 
 
 def legend_beside(figure: Figure, ax: Axes) -> None:
-    """Draw the axes' legend at the figure's right, for all of its axes."""
+    """Draw the legend of axes with points at the figure's right, for all of its axes."""
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9, labelcolor=ink(ax))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside right center",
+        frameon=False,
+        fontsize=11,
+        markerscale=1.6,  # small points' markers are to be told apart
+        labelcolor=ink(ax),
+    )
 
 
 # --- one text ---
@@ -67,7 +75,7 @@ def fig2(found: Found) -> Figure:
     axes[0].set(xlabel="alpha", title="each token keeps its own core")
     axes[1].set(xlabel="beta", title="a text keeps its core (alpha 0.4)")
     drawn = found["drawn"]
-    draw_points(np.array(drawn["points"]), drawn["labels"], "t-SNE", axes[2], size=9)
+    draw_points(np.array(drawn["points"]), drawn["labels"], "t-SNE", axes[2], size=14)
     axes[2].set_title(f"tokens' sets of {drawn['n_texts']} texts, layer {drawn['layer']}")
     if len(set(drawn["labels"])) > 1:
         legend_beside(figure, axes[2])
@@ -210,7 +218,7 @@ def fig11(found: Found) -> Figure:
     beside.set_axis_off()
     for i, text in enumerate(drawn["texts"]):
         lines = textwrap.fill(text.replace("$", r"\$") + "...", 104)
-        beside.text(0, i, lines, va="center", fontsize=8, color=ink(beside))
+        beside.text(0, i, lines, va="center", fontsize=9.5, color=ink(beside))
     return figure
 
 

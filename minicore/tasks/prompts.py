@@ -67,6 +67,11 @@ class Prompts:
         ------
         InputError
             If it cannot be read or is no such file.
+
+        Examples
+        --------
+        >>> Prompts.read("qa").stop
+        ('\\n',)
         """
         shipped = FOLDER / f"{name}.toml"
         path = shipped if shipped.exists() else Path(name)
@@ -122,6 +127,15 @@ class Prompts:
         ------
         InputError
             If it does not fit without any document, or there are not that many worked examples.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> model = mc.load("minicore-opt-core")
+        >>> example = Example("1", "here", {"question": "How many legs has a cat?"}, ("4",))
+        >>> ids, n_words_cut = Prompts.read("openqa").ids(model, example, n_shots=0)
+        >>> model.tokenizer.decode(ids).splitlines()[-2:], n_words_cut
+        (['Question: How many legs has a cat?', 'Answer:'], 0)
         """
         if model.tokenizer is None:
             raise InputError(f"{model.source} has no tokenizer, so tasks cannot be put to it")

@@ -226,6 +226,14 @@ def evaluate(
     ------
     InputError
         For data or prompts that are malformed or do not fit, and options outside their range.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> report = evaluate(model, "steps", [], ["dense", "stability"], [0.4], n_examples=2)
+    >>> [(row["predictor"], row["beta"]) for row in report["settings"]]
+    [('dense', 1.0), ('stability', 0.4)]
     """
     where = Where() if where is None else where
     settings = checked_grid(predictors, betas, budget, token_beta)
