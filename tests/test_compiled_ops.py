@@ -1,5 +1,6 @@
 """The compiled maths of prompts against the NumPy maths it stands in for."""
 
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -114,15 +115,16 @@ def test_inputs_are_rounded_as_the_reference_rounds_them(d, rng):
 def test_a_prompt_reads_the_same_tensor_by_tensor(family, dtype):
     model = mc.load(GOLDEN / family, dtype=dtype)
     # beside bfloat16 weights, whose products need no rounding, a float32 cache, so that nothing is rounded
+    new_cache = partial(KVCache, model.config) if dtype == "bfloat16" else model.new_cache
     ids, seen = np.random.default_rng(0).integers(0, model.config.n_vocab, 40), [{}, {}]
     for into, which in zip(seen, (model, reader(model, "cpu")), strict=True):
-        cache = KVCache(model.config, 40) if dtype == "bfloat16" else model.new_cache(40)
+        cache = new_cache(40)
         into["logits"] = prefill(
             which, ids, cache, lambda name, value, into=into: into.update({name: value.copy()})
         )
         into |= {"k": ops.f32(cache.k), "v": ops.f32(cache.v)}
     assert set(hook_names(model.config)) <= set(seen[0])
-    cache = model.new_cache(40)  # a pass that nobody watches computes no matrix of scores
+    cache = new_cache(40)  # a pass that nobody watches computes no matrix of scores
     unwatched = {
         "logits": prefill(reader(model, "cpu"), ids, cache),
         "k": ops.f32(cache.k),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -446,6 +447,25 @@ def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(asked_anew):
     assert backend == "cpu" and "int4" in why
     with pytest.raises(InputError, match="int4"):
         check_backend("cuda", "int4")
+
+
+@pytest.mark.parametrize(("n_neurons", "int8", "n_threads"), [
+    (80, False, 256), (1300, False, 384), (1536, False, 384), (1700, False, 256), (16384, False, 256),
+    (1536, True, 384), (1800, True, 512), (16384, True, 512),
+])  # fmt: skip
+def test_a_block_of_the_grid_fits_a_multiprocessor(n_neurons, int8, n_threads):
+    """Four schedulers have 16,384 registers each, given out in eights to a thread, by whole warps."""
+    pytest.importorskip("numba_cuda")
+    from minicore.decode.cuda import threads_for
+    from minicore.kernels.cuda import registers_for
+
+    config = replace(mc.load(GOLDEN / "llama-gqa").config, n_neurons=n_neurons)
+    assert threads_for(config, 132, int8) == n_threads
+    for n in (n_threads, 96, 288, 320, 416):
+        per_scheduler = -(-n // 32 // 4) if n % 32 == 0 else 1
+        n_registers = min(-(-registers_for(n) // 8) * 8, 256)
+        assert per_scheduler * 32 * n_registers <= 16384, n
+        assert per_scheduler * 32 * (registers_for(n) + 9) > 16384 or registers_for(n) == 255
 
 
 def test_heads_that_the_kernels_cannot_read_are_refused(asked_anew, capsys):

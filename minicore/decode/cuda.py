@@ -53,9 +53,15 @@ def allocate(n: int, dtype: type) -> Any:  # -> (n,) on the device
     return cuda.device_array(n, dtype)
 
 
-def threads_for(cfg: ModelConfig, n_blocks: int) -> int:
-    """Return the threads of a block: a warp a neuron if they go round, 8 warps at least and 16 at most."""
-    return 32 * min(max(-(-cfg.n_neurons // n_blocks), 8), 16)
+def threads_for(cfg: ModelConfig, n_blocks: int, int8: bool = False) -> int:
+    """Return the threads of a block: 8 warps, or 12 if neurons go round then, a warp each.
+
+    With 8 a thread has all registers that it can have. int8, which has more to compute, takes up to 16 warps.
+    """
+    warps = max(8, -(-cfg.n_neurons // n_blocks) + 3 & ~3)  # the four schedulers get as many each
+    if int8:
+        return 32 * min(warps, 16)
+    return 32 * (warps if warps <= 12 else 8)
 
 
 def bytes_ahead(shape: kernels.Shape, capacity: int) -> int:
@@ -379,7 +385,8 @@ class CudaDecoder:
             rounded=cache.rounds,
             layout=self.weights.layout,
             n_blocks=n_blocks,
-            n_threads=n_threads or (2 if kernels.SIMULATED else threads_for(cfg, n_blocks)),
+            n_threads=n_threads
+            or (2 if kernels.SIMULATED else threads_for(cfg, n_blocks, self.weights.dtype == "int8")),
         )
         self.shape = self.shape._replace(sent_bytes=bytes_ahead(self.shape, cache.capacity))
         self.rows, self.epoch = CoreRows(self.weights), 1

@@ -225,9 +225,7 @@ class Sizes(NamedTuple):
     x_shift: int
     d_padded: int
     q_padded: int
-    d_held: int
-    q_held: int
-    a_held: int
+    sends: bool  # rows ahead
     place_qkv: int
     place_o: int
     place_gate: int
@@ -257,7 +255,7 @@ class Sizes(NamedTuple):
             *(*s.shared_floats()[1:-1], parts, parts + warps * (s.d_head + 2)),
             *(per_key, key_chunks, -(-key_chunks // per_key), prefetched, s.layout, SOURCE),
             *(s.int8, s.rounded, s.shift, x_shift, s.padded(s.d_model), s.padded(n_q)),
-            *(*s.held(), *s.places(), n_q + 2 * n_kv, s.n_neurons),
+            *(s.held()[0] > 0, *s.places(), n_q + 2 * n_kv, s.n_neurons),
             max(n_q + 2 * n_kv, s.d_model, s.n_neurons + 1) > warps * s.n_blocks,
         )
         return cls(*values)
@@ -417,10 +415,10 @@ def row_times(arena, at, chunks, lane, shared, x, spread, bf, total, held):  # t
 
 
 @device
-def held_row(s, arena, at, chunks, lane, shared, x, spread, place, n_held):  # type: ignore[no-untyped-def]
-    """Return a lane's part of a row: of the arena or, if chunks are held, at a place of shared memory."""
+def held_row(s, arena, at, chunks, lane, shared, x, spread, place, held):  # type: ignore[no-untyped-def]
+    """Return a lane's part of a row: of the arena or, if it was sent ahead, at a place of shared memory."""
     total = np.float32(0)
-    if n_held > 0:
+    if held and s.sends:
         return row_times(arena, place, chunks, lane, shared, x, spread, s.bf, total, True)
     return row_times(arena, at, chunks, lane, shared, x, spread, s.bf, total, False)
 
@@ -441,6 +439,12 @@ def draw(s, m, me, turn, i, most):  # type: ignore[no-untyped-def]
 
 
 @device
+def drawn(s, following, most):  # type: ignore[no-untyped-def]
+    """Return to all lanes which row a warp takes next; where warps have one each, the end."""
+    return from_first(following) if most > s.stride else np.int32(most)
+
+
+@device
 def forget_turns(s, m, me, turn):  # type: ignore[no-untyped-def]
     """Begin a layer's turns anew, those of the next token: nobody draws there before this token is chosen."""
     if s.dealt and me.block == 0:
@@ -458,60 +462,56 @@ def pocket(s, me, place):  # type: ignore[no-untyped-def]
 
 
 @device
-def send_row(m, me, arena, at, chunks, to):  # type: ignore[no-untyped-def]
-    """Send a row to float ``to`` of shared memory; each lane the chunks that it will read."""
-    for k in range(0, chunks, LANES):
-        send16(m.shared, to + 4 * (k + me.lane), arena, at + k + me.lane, k + me.lane < chunks)
+def send_row(s, m, me, arena, at, chunks, n_rows, place):  # type: ignore[no-untyped-def]
+    """Send this warp's first of n_rows rows that begin at a 16-byte unit, each lane what it will read."""
+    if me.number < n_rows:
+        to, row = pocket(s, me, place), at + me.number * chunks
+        for k in range(0, chunks, LANES):
+            send16(m.shared, to + 4 * (k + me.lane), arena, row + k + me.lane, k + me.lane < chunks)
 
 
 @device
 def send_qkv(s, m, me, layer):  # type: ignore[no-untyped-def]
     """Send this warp's first row of queries, keys and values."""
-    if s.d_held > 0:
-        if me.number < s.n_qkv:
-            at = s.layout[W_QKV] + layer * s.layout[LAYER] + me.number * s.d_chunks
-            send_row(m, me, m.fixed, at, s.d_chunks, pocket(s, me, s.place_qkv))
+    if s.sends:
+        at = s.layout[W_QKV] + layer * s.layout[LAYER]
+        send_row(s, m, me, m.fixed, at, s.d_chunks, s.n_qkv, s.place_qkv)
         sent()
 
 
 @device
 def send_o(s, m, me, layer):  # type: ignore[no-untyped-def]
     """Send this warp's first row of attention's projection."""
-    if s.d_held > 0:
-        if me.number < s.d:
-            at = s.layout[W_O] + layer * s.layout[LAYER] + me.number * s.q_chunks
-            send_row(m, me, m.fixed, at, s.q_chunks, pocket(s, me, s.place_o))
+    if s.sends:
+        send_row(s, m, me, m.fixed, s.layout[W_O] + layer * s.layout[LAYER], s.q_chunks, s.d, s.place_o)
         sent()
 
 
 @device
 def send_neuron(s, m, me, f, threshold):  # type: ignore[no-untyped-def]
     """Send this warp's first neuron, but no row that its gate may spare."""
-    if s.d_held > 0:
-        if me.number < f[N_ROWS]:
-            ffn, at = m.core if f[COMPACT] else m.dense, me.number * s.d_chunks
-            first = f[W_GATE] if s.gated else f[W_IN]
-            send_row(m, me, ffn, first + at, s.d_chunks, pocket(s, me, s.place_gate))
-            if s.gated and threshold < 0:
-                send_row(m, me, ffn, f[W_IN] + at, s.d_chunks, pocket(s, me, s.place_up))
+    if s.sends:
+        ffn = m.core if f[COMPACT] else m.dense
+        send_row(s, m, me, ffn, f[W_GATE] if s.gated else f[W_IN], s.d_chunks, f[N_ROWS], s.place_gate)
+        if s.gated and threshold < 0:
+            send_row(s, m, me, ffn, f[W_IN], s.d_chunks, f[N_ROWS], s.place_up)
         sent()
 
 
 @device
 def send_out(s, m, me, f, threshold):  # type: ignore[no-untyped-def]
     """Send this warp's first output, unless closed gates spare parts of it."""
-    if s.d_held > 0:
-        if me.number < s.d and threshold < 0:
+    if s.sends:
+        if threshold < 0:
             ffn = m.core if f[COMPACT] else m.dense
-            at = f[W_OUT] + me.number * f[N_CHUNKS]
-            send_row(m, me, ffn, at, f[N_CHUNKS], pocket(s, me, s.place_out))
+            send_row(s, m, me, ffn, f[W_OUT], f[N_CHUNKS], s.d, s.place_out)
         sent()
 
 
 @device
 def await_rows(s, only):  # type: ignore[no-untyped-def]
     """Wait for the rows of this phase; unless they are the only ones, three other phases' are newer."""
-    if s.d_held > 0:
+    if s.sends:
         if only:
             arrived()
         else:
@@ -581,11 +581,11 @@ def int8_row(arena, at, padded, lane, shared, x):  # type: ignore[no-untyped-def
 
 
 @device
-def row(s, arena, at, chunks, lane, shared, x, spread, padded, place, n_held):  # type: ignore[no-untyped-def]
+def row(s, arena, at, chunks, lane, shared, x, spread, padded, place, held):  # type: ignore[no-untyped-def]
     """Return a lane's part of a row times a vector that was rounded if rows are int8."""
     if s.int8:
         return int8_row(arena, at, padded, lane, shared, x)
-    return held_row(s, arena, at, chunks, lane, shared, x, spread, place, n_held)
+    return held_row(s, arena, at, chunks, lane, shared, x, spread, place, held)
 
 
 @device
@@ -814,23 +814,19 @@ def rotations(s, m, me, position):  # type: ignore[no-untyped-def]
 @device
 def project(s, m, me, layer, by, tag, turn):  # type: ignore[no-untyped-def]
     """Hand out this warp's rows of queries, keys and values."""
-    following = draw(s, m, me, turn, me.number, s.n_qkv)
-    if me.number < s.n_qkv:
-        project_row(s, m, me, layer, by, tag, me.number, s.d_held)
-    if s.n_qkv > s.stride:
-        i = from_first(following)
-        while i < s.n_qkv:
-            following = draw(s, m, me, turn, i, s.n_qkv)
-            project_row(s, m, me, layer, by, tag, i, 0)
-            i = from_first(following)
+    i, first = me.number, True
+    while i < s.n_qkv:
+        following = draw(s, m, me, turn, i, s.n_qkv)
+        project_row(s, m, me, layer, by, tag, i, first)
+        i, first = drawn(s, following, s.n_qkv), False
 
 
 @device
-def project_row(s, m, me, layer, by, tag, i, n_held):  # type: ignore[no-untyped-def]
+def project_row(s, m, me, layer, by, tag, i, held):  # type: ignore[no-untyped-def]
     """Hand out row i of queries, keys and values."""
     at, place = s.layout[W_QKV] + layer * s.layout[LAYER] + i * s.d_chunks, pocket(s, me, s.place_qkv)
     total = row(
-        s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, n_held
+        s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, held
     )  # fmt: skip
     total = warp_sum(total) * by
     if me.lane == 0:
@@ -1089,23 +1085,19 @@ def project_out(s, m, me, layer, position, tag, turn, only):  # type: ignore[no-
     cuda.syncthreads()
     round_if_int8(s, m, me, s.z, s.q_padded)
     await_rows(s, only)
-    following = draw(s, m, me, turn, me.number, s.d)
-    if me.number < s.d:
-        project_out_row(s, m, me, layer, tag, me.number, s.q_held)
-    if s.d > s.stride:
-        i = from_first(following)
-        while i < s.d:
-            following = draw(s, m, me, turn, i, s.d)
-            project_out_row(s, m, me, layer, tag, i, 0)
-            i = from_first(following)
+    i, first = me.number, True
+    while i < s.d:
+        following = draw(s, m, me, turn, i, s.d)
+        project_out_row(s, m, me, layer, tag, i, first)
+        i, first = drawn(s, following, s.d), False
 
 
 @device
-def project_out_row(s, m, me, layer, tag, i, n_held):  # type: ignore[no-untyped-def]
+def project_out_row(s, m, me, layer, tag, i, held):  # type: ignore[no-untyped-def]
     """Hand out row i of attention's projection."""
     at, place = s.layout[W_O] + layer * s.layout[LAYER] + i * s.q_chunks, pocket(s, me, s.place_o)
     total = row(
-        s, m.fixed, at, s.q_chunks, me.lane, m.shared, s.z, s.q_spread, s.q_padded, place, n_held
+        s, m.fixed, at, s.q_chunks, me.lane, m.shared, s.z, s.q_spread, s.q_padded, place, held
     )  # fmt: skip
     total = warp_sum(total)
     if me.lane == 0:
@@ -1128,17 +1120,17 @@ def activate(x, code):  # type: ignore[no-untyped-def]
 
 
 @device
-def neuron(s, m, me, ffn, f, i, by, threshold, n_held):  # type: ignore[no-untyped-def]
+def neuron(s, m, me, ffn, f, i, by, threshold, held):  # type: ignore[no-untyped-def]
     """Return a neuron's activation, 0 if its gate is not larger in magnitude than the threshold."""
     place, up_place = pocket(s, me, s.place_gate), pocket(s, me, s.place_up)
     w, b = (f[W_GATE], f[B_GATE]) if s.gated else (f[W_IN], f[B_IN])
     at, up_at, up = w + i * s.d_chunks, f[W_IN] + i * s.d_chunks, np.float32(0)
     part = row(
-        s, ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, n_held
+        s, ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, held
     )  # fmt: skip
     if s.gated and threshold < 0:  # both rows on their way at once
         up = row(
-            s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, up_place, n_held
+            s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, up_place, held
         )  # fmt: skip
     a, up = group_sum2(part, up, LANES) if s.gated and threshold < 0 else (warp_sum(part), up)
     a *= by
@@ -1149,7 +1141,7 @@ def neuron(s, m, me, ffn, f, i, by, threshold, n_held):  # type: ignore[no-untyp
         if abs(a) <= threshold:
             return np.float32(0)
         if s.gated:
-            up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
+            up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, False)
             up = warp_sum(up)
     if s.gated:
         up *= by
@@ -1162,24 +1154,20 @@ def neuron(s, m, me, ffn, f, i, by, threshold, n_held):  # type: ignore[no-untyp
 @device
 def activations(s, m, me, f, threshold, by, tag, turn):  # type: ignore[no-untyped-def]
     """Hand out the activations of this warp's neurons, and a zero that makes their number even."""
-    end = f[N_ROWS] + (f[N_ROWS] & 1)
-    following = draw(s, m, me, turn, me.number, s.n_neurons + 1)
-    if me.number < end:
-        activation(s, m, me, f, threshold, by, tag, me.number, s.d_held)
-    if s.n_neurons + 1 > s.stride:
-        i = from_first(following)
-        while i < end:
-            following = draw(s, m, me, turn, i, s.n_neurons + 1)
-            activation(s, m, me, f, threshold, by, tag, i, 0)
-            i = from_first(following)
+    end, most = f[N_ROWS] + (f[N_ROWS] & 1), s.n_neurons + 1
+    i, first = me.number, True
+    while i < end:
+        following = draw(s, m, me, turn, i, most)
+        activation(s, m, me, f, threshold, by, tag, i, first)
+        i, first = drawn(s, following, most), False
 
 
 @device
-def activation(s, m, me, f, threshold, by, tag, i, n_held):  # type: ignore[no-untyped-def]
+def activation(s, m, me, f, threshold, by, tag, i, held):  # type: ignore[no-untyped-def]
     """Hand out neuron i's activation, or a zero behind the last."""
     a = np.float32(0)
     if i < f[N_ROWS]:
-        a = neuron(s, m, me, m.core if f[COMPACT] else m.dense, f, i, by, threshold, n_held)
+        a = neuron(s, m, me, m.core if f[COMPACT] else m.dense, f, i, by, threshold, held)
     if me.lane == 0:
         put(m.words, s.at_a + i, a, tag)
 
@@ -1221,17 +1209,13 @@ def outputs(s, m, me, layer, f, threshold, tag, turn, only):  # type: ignore[no-
     await_rows(s, only)
     if s.int8:  # a block's rows are neighbours: they share scales
         for i in range(me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps):
-            output(s, m, me, f, threshold, tag, spread, i, 0)
+            output(s, m, me, f, threshold, tag, spread, i, False)
     else:
-        following = draw(s, m, me, turn, me.number, s.d)
-        if me.number < s.d:
-            output(s, m, me, f, threshold, tag, spread, me.number, s.a_held)
-        if s.d > s.stride:
-            i = from_first(following)
-            while i < s.d:
-                following = draw(s, m, me, turn, i, s.d)
-                output(s, m, me, f, threshold, tag, spread, i, 0)
-                i = from_first(following)
+        i, first = me.number, True
+        while i < s.d:
+            following = draw(s, m, me, turn, i, s.d)
+            output(s, m, me, f, threshold, tag, spread, i, first)
+            i, first = drawn(s, following, s.d), False
     if me.block == layer % s.blocks:
         count = warp_sum(count)
         if me.lane == 0:
@@ -1239,7 +1223,7 @@ def outputs(s, m, me, layer, f, threshold, tag, turn, only):  # type: ignore[no-
 
 
 @device
-def output(s, m, me, f, threshold, tag, spread, i, n_held):  # type: ignore[no-untyped-def]
+def output(s, m, me, f, threshold, tag, spread, i, held):  # type: ignore[no-untyped-def]
     """Hand out output i."""
     ffn, chunks = m.core if f[COMPACT] else m.dense, f[N_CHUNKS]
     at, place = f[W_OUT] + i * chunks, pocket(s, me, s.place_out)
@@ -1248,7 +1232,7 @@ def output(s, m, me, f, threshold, tag, spread, i, n_held):  # type: ignore[no-u
     elif threshold >= 0:
         total = sparse_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread)
     else:
-        total = held_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread, place, n_held)
+        total = held_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread, place, held)
     total = warp_sum(total)
     if me.lane == 0:
         put(m.words, s.at_out + i, total, tag)
@@ -1282,8 +1266,8 @@ def best_row(s, m, me, by, position, temperature, seed):  # type: ignore[no-unty
     for i in range(me.number, s.n_vocab, 2 * s.stride):  # two rows on their way at once
         other = min(i + s.stride, s.n_vocab - 1)
         at, at_other = s.layout[HEAD] + i * s.d_chunks, s.layout[HEAD] + other * s.d_chunks
-        a = row(s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
-        b = row(s, m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, 0)
+        a = row(s, m.fixed, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, False)
+        b = row(s, m.fixed, at_other, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, False)
         a, b = group_sum2(a, b, LANES)
         a, b = a * by, b * by
         if me.lane == 0:
@@ -1372,7 +1356,7 @@ def one_token(s, m, me, x, w, b, acc, token, position, tag, odd, temperature, se
         then = layer + 1 if layer + 1 < s.n_layers else 0  # the next token begins anew
         f, turn = ffn_of(m, layer), N_TURNS * (odd * s.n_layers + layer)
         forget_turns(s, m, me, N_TURNS * ((1 - odd) * s.n_layers + layer))
-        if s.prefetched and s.d_held == 0 and then > 0:
+        if s.prefetched and not s.sends and then > 0:
             prefetch_layer(s, m, me, then, ffn_of(m, then))
         load_norm(s, m, me, LN1_W, LN1_B, layer, w, b)
         if layer > 0:
@@ -1442,9 +1426,17 @@ def make_step(shape: Shape) -> Any:
 
 def compiled(kernel: Any, signature: str, shape: Shape) -> Any:
     """Return a kernel for these types of arguments, from disk or compiled now and kept there."""
-    most = 65536 // shape.n_threads // 8 * 8  # registers: one block fills a multiprocessor
-    options: dict[str, Any] = {} if SIMULATED else {"max_registers": min(most, 255)}
+    options: dict[str, Any] = {} if SIMULATED else {"max_registers": registers_for(shape.n_threads)}
     return cuda.jit(signature, cache=True, **options)(kernel)
+
+
+def registers_for(n_threads: int) -> int:
+    """Return the most registers of a thread with which a block of so many fits a multiprocessor.
+
+    Its 65,536 belong to four schedulers, each with warps of its own.
+    """
+    warps_each = -(-n_threads // (4 * 32))
+    return min(65536 // (4 * 32 * warps_each) // 8 * 8, 255)
 
 
 # --- a launch a phase ---
