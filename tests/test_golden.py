@@ -194,6 +194,7 @@ def test_the_files_hold_what_their_names_say(name, dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_text_in_text_out(backend):
+    skip_unless_read("llama-chat", backend)
     golden, model = golden_of("llama-chat"), model_of("llama-chat")
     assert model.tokenizer.encode(str(golden["text"])) == golden["text_ids"].tolist()
     assert model.tokenizer.chat(json.loads(str(golden["messages"]))) == golden["chat_ids"].tolist()

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 MAPS = Path("/proc/self/smaps")
+LIBC = ctypes.CDLL(None) if MAPS.exists() else None  # Linux's; elsewhere the process itself cannot be asked
 COMPILER = "libllvmlite"  # LLVM, of which loading cached code reads some 70 MB
 DONTNEED = 4  # madvise's number on Linux
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENAS = -1, -3, -8  # mallopt's numbers in glibc
@@ -21,11 +22,10 @@ def keep_freed() -> None:
     1.7 GB of pages, half of the time of loading it. Threads share one heap, for of others nothing that they
     keep is given back.
     """
-    libc = ctypes.CDLL(None)
-    if MAPS.exists() and hasattr(libc, "mallopt"):
-        libc.mallopt(TRIM_THRESHOLD, 1 << 28)
-        libc.mallopt(MMAP_THRESHOLD, 1 << 25)
-        libc.mallopt(ARENAS, 1)
+    if LIBC and hasattr(LIBC, "mallopt"):
+        LIBC.mallopt(TRIM_THRESHOLD, 1 << 28)
+        LIBC.mallopt(MMAP_THRESHOLD, 1 << 25)
+        LIBC.mallopt(ARENAS, 1)
 
 
 def settle(kernel: Hashable) -> None:
@@ -34,15 +34,13 @@ def settle(kernel: Hashable) -> None:
     Pages that were never written are the file's: the next use reads them again. Where the system is not
     Linux with glibc nothing happens.
     """
-    libc = ctypes.CDLL(None)
-    if MAPS.exists() and hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-        _drop_compiler(kernel)
+    if LIBC and hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
+        _drop_compiler(LIBC, kernel)
 
 
 @cache
-def _drop_compiler(kernel: Hashable) -> None:
-    libc = ctypes.CDLL(None)
+def _drop_compiler(libc: ctypes.CDLL, kernel: Hashable) -> None:
     for start, end in clean_pages(MAPS.read_text(encoding="utf-8"), COMPILER):
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED)
 
