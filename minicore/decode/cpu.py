@@ -27,9 +27,8 @@ Array = np.ndarray
 # along what the CPU foresees behind it, which is another neuron's. Of longer rows copying takes longer than
 # the prompt may wait (docs/speed.md has both ways measured).
 SHORT = 2048
-_compiled: set[tuple[np.dtype[Any], np.dtype[Any]]] = (
-    set()
-)  # dtypes of weights and cache that steps have run on
+# dtypes of weights and cache that steps have run on
+_compiled: set[tuple[np.dtype[Any], np.dtype[Any]]] = set()
 
 
 class CpuDecoder:

@@ -35,9 +35,7 @@ def kth_largest(bits, k, n):  # type: ignore[no-untyped-def]  # (n_neurons,) int
         largest = max(largest, bits[j])
     low, end, above, below = 1, int(largest) + 1, n, 0  # so many patterns are >= low, and >= end
     halve = False
-    while (
-        low + 1 < end and above != k
-    ):  # if there are k, the k largest are those from the smallest of them up
+    while low + 1 < end and above != k:  # k from a pattern up are the k largest
         share = 0.5 if halve else (above - k + 0.5) / (above - below)  # where k is, were they evenly spread
         middle = min(max(low + np.int64(share * (end - low)), low + 1), end - 1)
         count = _at_least(bits, np.int32(middle))
