@@ -45,9 +45,8 @@ from minicore.kernels.vectors import (
 
 LANES = REGISTER
 PAIR = 2 * LANES  # numbers of a head that vector code takes at a time: two vectors
-SUMS = (
-    10 if LANES == 8 else 20
-)  # that stay in registers beside keys and queries; one that does not costs most
+# sums that stay in registers beside keys and queries; one that does not costs most
+SUMS = 10 if LANES == 8 else 20
 BLOCK = 64  # positions whose values are read again, pair by pair, while they are in the first cache
 AHEAD = 2048  # so many bytes before they are read keys are asked for, in the order of memory
 EVEN_FIRST = [*range(0, PAIR, 2), *range(1, PAIR, 2)]
