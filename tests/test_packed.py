@@ -47,7 +47,7 @@ def _matvec_of(products):
             at = codes + r[0] * row, codes + r[1] * row, codes + r[2] * row, codes + r[3] * row
             s0, s1 = scales + r[0] * scale_row, scales + r[1] * scale_row
             s2, s3 = scales + r[2] * scale_row, scales + r[3] * scale_row
-            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, steps, sums, groups, at[0])
+            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, steps, sums, groups, at)
 
     return run
 

@@ -60,17 +60,6 @@ def places(like: Any, w: int, m: int, d: int, rows: Four) -> Four:
     raise NotImplementedError("compiled code only")
 
 
-def rows_ahead(like: Any) -> int:
-    """Return how many rows ahead to fetch where rows follow one another."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(rows_ahead)
-def _rows_ahead(like):  # type: ignore[no-untyped-def]
-    n = 4 if _is_plain(like) else 8  # some kB in either
-    return lambda like: n
-
-
 def prepare(like: Any, d: int, x: Array) -> None:
     """Bring the input of :func:`dots` into the form it reads."""
     raise NotImplementedError("compiled code only")
@@ -145,16 +134,6 @@ def _axpy4(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-d
                 y[c] += a[r + k] * widen(view1(at[k], d, like)[c])
 
     return code
-
-
-@nb.njit(inline="always")
-def _in_order(soon, n_bytes):  # type: ignore[no-untyped-def]  # four addresses, int -> address
-    """Return where four rows of so many bytes are fetched from; if they lie apart that is done at once."""
-    if soon[3] - soon[0] != 3 * n_bytes:
-        for at in soon:
-            prefetch(at, n_bytes)
-        return soon[3] - 3 * n_bytes
-    return soon[0]
 
 
 @overload(widen_row)
@@ -294,8 +273,7 @@ def _dots_packed(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
         at_bytes, at_sums, at_steps, _ = _parts(d)
         codes, scales = _rows_of(n_bytes, n_scales, w, m, d, rows)
         x0, groups = x.ctypes.data, (d + GROUP - 1) // GROUP
-        then = _in_order(soon, groups * n_bytes)
-        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_steps, x0 + 4 * at_sums, groups, then)
+        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_steps, x0 + 4 * at_sums, groups, soon)
 
     return code
 
@@ -326,12 +304,8 @@ def _places_packed(like, w, m, d, rows):  # type: ignore[no-untyped-def]
 
     def code(like, w, m, d, rows):  # type: ignore[no-untyped-def]
         codes, scales = _rows_of(n_bytes, n_scales, w, m, d, rows)
-        size = (d + GROUP - 1) // GROUP * 2 * n_scales
-        if scales[3] - scales[0] == 3 * size:
-            prefetch(scales[0], 4 * size)
-        else:
-            for at in scales:
-                prefetch(at, size)
+        for at in scales:
+            prefetch(at, (d + GROUP - 1) // GROUP * 2 * n_scales)
         return codes
 
     return code
@@ -348,8 +322,7 @@ def _axpy4_packed(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-un
         r, groups = first, (d + GROUP - 1) // GROUP
         at = rows[r], rows[r + 1], rows[r + 2], rows[r + 3]
         codes, scales = _rows_of(n_bytes, n_scales, w, m, d, at)
-        then = _in_order(soon, groups * n_bytes)
-        add_rows(codes, scales, a.ctypes.data + 4 * r, y.ctypes.data, groups, then)
+        add_rows(codes, scales, a.ctypes.data + 4 * r, y.ctypes.data, groups, soon)
 
     return code
 

@@ -125,11 +125,10 @@ def _halves(builder: Any, bytes_: Any) -> list[Any]:
 
 def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
     """Return the intrinsic that multiplies four rows with one input: their codes, their scales, the input's
-    bytes, steps and sums, the number of groups, and from where on as many codes are fetched meanwhile.
+    bytes, steps and sums, the number of groups, and four rows whose codes are fetched meanwhile.
 
     All but the number are addresses. An input is 64 signed bytes a group, their float32 step, and what
-    :func:`weights` wants to know of a group's sum in 16 lanes; it is loaded once for four rows. What is
-    fetched is so in the order of memory, for then it comes fastest.
+    :func:`weights` wants to know of a group's sum in 16 lanes; it is loaded once for four rows.
     """
     lanes = LANES // 2 if kind == "avx2" else LANES  # of a register
 
@@ -137,12 +136,14 @@ def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
     def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any,
              soon: Any) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            bytes_, steps, sums, soon = (address(builder, args[k]) for k in (2, 3, 4, 6))
+            bytes_, steps, sums = (address(builder, args[k]) for k in (2, 3, 4))
+            soon = addresses(builder, args[6])
             rows = list(zip(*(addresses(builder, args[k]) for k in (0, 1)), strict=True))
             none = constant(F32, [0.0] * 4)
 
             def body(i: Any, totals: list[Any]) -> list[Any]:
-                fetch_lines(builder, soon, i, 4 * n_bytes)
+                for row in soon:
+                    fetch_lines(builder, row, i, n_bytes)
                 x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
                 step = load(builder, F32, steps, times(builder, i, 4))
                 parts = [
@@ -158,7 +159,7 @@ def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
             return unpacked(context, builder, signature.return_type, four)
 
         four, one = FOUR_ADDRESSES, types.int64
-        return FOUR_FLOATS(four, four, one, one, one, one, one), codegen
+        return FOUR_FLOATS(four, four, one, one, one, one, four), codegen
 
     return dots
 
@@ -240,7 +241,7 @@ def _int4_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any])
 
 def _rows_of(add: Callable[..., None], n_bytes: int) -> Any:
     """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows: their codes, their scales,
-    a, y, the number of groups, and from where on as many codes are fetched meanwhile. All but the number are
+    a, y, the number of groups, and four rows whose codes are fetched meanwhile. All but the number are
     addresses. y is of whole groups.
     """
 
@@ -248,11 +249,12 @@ def _rows_of(add: Callable[..., None], n_bytes: int) -> Any:
     def add_rows(typingctx: Any, codes: Any, scales: Any, a: Any, y: Any, n: Any, soon: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             rows = addresses(builder, args[0]) + addresses(builder, args[1])
-            a, y, soon = (address(builder, args[k]) for k in (2, 3, 5))
+            a, y, soon = address(builder, args[2]), address(builder, args[3]), addresses(builder, args[5])
             weights = [load(builder, F32, a, ir.Constant(I64, 4 * r)) for r in range(4)]
 
             def body(i: Any, nothing: list[Any]) -> list[Any]:
-                fetch_lines(builder, soon, i, 4 * n_bytes)
+                for row in soon:
+                    fetch_lines(builder, row, i, n_bytes)
                 first = times(builder, i, 4 * GROUP)
                 places = [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4)]
                 out = [load(builder, vector(F32), y, at) for at in places]
@@ -265,7 +267,7 @@ def _rows_of(add: Callable[..., None], n_bytes: int) -> Any:
             return context.get_dummy_value()
 
         four, one = FOUR_ADDRESSES, types.int64
-        return types.void(four, four, one, one, one, one), codegen
+        return types.void(four, four, one, one, one, four), codegen
 
     return add_rows
 

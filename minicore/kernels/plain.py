@@ -1,7 +1,8 @@
 """Products and sums of float32 and bfloat16 rows, four rows at a time.
 
 A vector's numbers are loaded once for four rows, and four sums are added up in the steps that one takes: for
-rows of some hundred numbers that is as much work as the products themselves.
+rows of some hundred numbers that is as much work as the products themselves. Line by line through four rows
+that lie far apart is also how memory gives most.
 """
 
 from __future__ import annotations
@@ -49,12 +50,28 @@ def _load_line(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[An
     return wide
 
 
+def _places_of(builder: Any, n_bytes: int, i: Any) -> list[Any]:
+    """Return where the float32 numbers that go with a row's i-th line lie, a vector each."""
+    first = times(builder, i, 256 // n_bytes)
+    return [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4 // n_bytes)]
+
+
+def _fetch_next(builder: Any, n_bytes: int, rows: list[Any], i: Any) -> None:
+    """Have line i of the rows that are read next fetched, of bfloat16 alone.
+
+    The CPU sees by itself how four streams go on. That is enough for float32, where asking as well makes it
+    slower; a row of bfloat16 is half as long, and its first lines come too late (docs/speed.md).
+    """
+    if n_bytes == 2:
+        for row in rows:
+            fetch_lines(builder, row, i, 64)
+
+
 @intrinsic
 def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any, soon: Any) -> Any:
-    """Return the products of four rows' first n cache lines with x; as many of four others are fetched.
+    """Return the products of four rows' first n cache lines with x; :func:`_fetch_next` has four others.
 
-    All but n are addresses, ``like`` is an array of the rows' dtype. Rows are read one after another: memory
-    that is read in order comes fastest.
+    All but n are addresses, ``like`` is an array of the rows' dtype.
     """
     n_bytes = 4 if like.dtype == types.float32 else 2
 
@@ -62,20 +79,17 @@ def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any, soon: Any) -> Any
         rows, soon = (addresses(builder, args[k]) for k in (1, 4))
         x = address(builder, args[2])
 
-        def product(row: Any, then: Any) -> Any:
-            def body(i: Any, sums: list[Any]) -> list[Any]:
-                fetch_lines(builder, then, i, 64)
-                wide = _load_line(builder, n_bytes, row, times(builder, i, 64))
-                at = [
-                    builder.add(times(builder, i, 256 // n_bytes), ir.Constant(I64, 64 * k)) for k in range(2)
-                ]
-                mine = [load(builder, vector(F32), x, place) for place in at[: len(wide)]]
-                return [fma(builder, *factors) for factors in zip(wide, mine, sums, strict=True)]
+        def body(i: Any, sums: list[Any]) -> list[Any]:
+            _fetch_next(builder, n_bytes, soon, i)
+            mine = [load(builder, vector(F32), x, at) for at in _places_of(builder, n_bytes, i)]
+            sums = list(sums)
+            for r in range(4):
+                line = _load_line(builder, n_bytes, rows[r], times(builder, i, 64))
+                for weights, numbers in zip(line, mine, strict=True):
+                    sums[r] = fma(builder, weights, numbers, sums[r])
+            return sums
 
-            first, *rest = fold(builder, args[3], zeros(4 // n_bytes), body)
-            return builder.fadd(first, rest[0]) if rest else first
-
-        four = add_up_four(builder, *(product(*pair) for pair in zip(rows, soon, strict=True)))
+        four = add_up_four(builder, *fold(builder, args[3], zeros(4), body))
         return unpacked(context, builder, signature.return_type, four)
 
     four, one = FOUR_ADDRESSES, types.int64
@@ -84,7 +98,7 @@ def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any, soon: Any) -> Any
 
 @intrinsic
 def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any, soon: Any) -> Any:
-    """Add four numbers times their rows' first n cache lines to y; as many of four others are fetched.
+    """Add four numbers times their rows' first n cache lines to y; :func:`_fetch_next` has four others.
 
     All but n are addresses, ``like`` is an array of the rows' dtype.
     """
@@ -95,28 +109,17 @@ def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any, soon:
         a, y = address(builder, args[2]), address(builder, args[3])
         weights = [splat(builder, load(builder, F32, a, ir.Constant(I64, 4 * r))) for r in range(4)]
 
-        def add_line(i: Any) -> None:
+        def body(i: Any, nothing: list[Any]) -> list[Any]:
+            _fetch_next(builder, n_bytes, soon, i)
             wide = [_load_line(builder, n_bytes, row, times(builder, i, 64)) for row in rows]
-            for k in range(4 // n_bytes):
-                at = builder.add(times(builder, i, 256 // n_bytes), ir.Constant(I64, 64 * k))
+            for k, at in enumerate(_places_of(builder, n_bytes, i)):
                 total = load(builder, vector(F32), y, at)
                 for r in range(4):
                     total = fma(builder, wide[r][k], weights[r], total)
                 store(builder, total, y, at)
+            return []
 
-        def add_quarter(r: int) -> None:
-            """Go over a quarter of the lines, and so over one of the rows to be fetched."""
-            first, last = (builder.sdiv(times(builder, args[4], k), ir.Constant(I64, 4)) for k in (r, r + 1))
-
-            def body(i: Any, nothing: list[Any]) -> list[Any]:
-                fetch_lines(builder, soon[r], i, 256)
-                add_line(builder.add(first, i))
-                return []
-
-            fold(builder, builder.sub(last, first), [], body)
-
-        for r in range(4):
-            add_quarter(r)
+        fold(builder, args[4], [], body)
         return context.get_dummy_value()
 
     four, one = FOUR_ADDRESSES, types.int64

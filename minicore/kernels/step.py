@@ -6,7 +6,8 @@ Threads share a token's work phase by phase and meet at a barrier between phases
     | add, norm, my neurons of the FFN into my part | ...
 
 Each thread keeps its own copy of the residual stream, so that adding and norms need no barrier. Threads
-take equal shares of rows, so equal shares of bytes. Weights are found through ``plan``, a table of
+take equal shares of rows, so equal shares of bytes, and go over four quarters of a share side by side: four
+streams from memory bring more than one (docs/speed.md). Weights are found through ``plan``, a table of
 addresses, so that rows can lie anywhere: in the loaded arrays, compacted, or in a mapped file.
 """
 
@@ -21,12 +22,12 @@ import numpy as np
 from minicore.config import ModelConfig
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
-from minicore.kernels.formats import axpy4, dots, narrow, places, prepare, rows_ahead, widen_row
+from minicore.kernels.formats import axpy4, dots, narrow, places, prepare, widen_row
 from minicore.kernels.machine import barrier, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
 ACTIVATION_CODES = {"relu": RELU, "silu": SILU, "gelu_tanh": GELU_TANH}
-BLOCK = 32  # neurons whose activations are computed together, so that the exponentials vectorise
+BLOCK = 128  # neurons whose activations are computed together, so that the exponentials vectorise
 
 # columns of the plan: addresses, 0 for what a model does not have, and the neurons' rows with their number
 COLUMNS = (
@@ -140,15 +141,13 @@ def activate(x, code):  # type: ignore[no-untyped-def]  # (n,), int -> in place
 @nb.njit(fastmath=FAST)
 def matvec(like, w, b, m, d, first, last, x, y):  # type: ignore[no-untyped-def]
     """Write rows [first, last) of ``w @ x + b`` to y; w is m x d at an address, b an address or 0."""
-    ahead = rows_ahead(like)
-    for i in range(first, last, 4):
-        then = i + ahead
-        soon = places(like, w, m, d, (then, then + 1, then + 2, then + 3))
-        if i + 4 <= last:
-            y[i], y[i + 1], y[i + 2], y[i + 3] = dots(like, w, m, d, (i, i + 1, i + 2, i + 3), x, soon)
-        else:  # what follows is another thread's
-            for r in range(i, last):
-                y[r] = dots(like, w, m, d, (r, r, r, r), x, soon)[0]
+    n = (last - first) // 4
+    for i in range(first, first + n):
+        j, k, r = i + n, i + 2 * n, i + 3 * n
+        soon = places(like, w, m, d, (i + 1, j + 1, k + 1, r + 1))
+        y[i], y[j], y[k], y[r] = dots(like, w, m, d, (i, j, k, r), x, soon)
+    for i in range(first + 4 * n, last):
+        y[i] = dots(like, w, m, d, (i, i, i, i), x, places(like, w, m, d, (i, i, i, i)))[0]
     if b:
         bias = view1(b, m, y)
         for i in range(first, last):
@@ -165,6 +164,17 @@ def rotate(x, rotation):  # type: ignore[no-untyped-def]  # (d_head,), (2, d_hea
         x[j + half] = second * rotation[0, j] + first * rotation[1, j]
 
 
+@nb.njit(inline="always")
+def _neuron(listed, rows, first, last, r):  # type: ignore[no-untyped-def]
+    """Return the neuron of places [first, last), by the list if there is one, that is the r-th to be read.
+
+    Quarters take turns, as rows do in :func:`matvec`; from the end on it is the last.
+    """
+    quarter, r = (last - first) // 4, min(r, last - first - 1)
+    at = first + (r % 4 * quarter + r // 4 if r < 4 * quarter else r)
+    return rows[at] if listed else at
+
+
 @nb.njit(fastmath=FAST)
 def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ignore[no-untyped-def]
     """Add to y what neurons [first, last) of the layer's list contribute; return the output rows read.
@@ -176,10 +186,10 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
     d, m, n_used = dims.d_model, p[N_STORED], 0
     rows, a, up = view1(p[ROWS], p[N_ROWS], chosen), block[0], block[1]
     w, b = (p[W_GATE], p[B_GATE]) if dims.gated else (p[W_IN], p[B_IN])
-    for start in range(first, last, BLOCK):
-        n = min(BLOCK, last - start)
+    for start in range(0, last - first, BLOCK):
+        n = min(BLOCK, last - first - start)
         for r in range(n):
-            chosen[r] = rows[start + r] if p[ROWS] else start + r
+            chosen[r] = _neuron(p[ROWS], rows, first, last, start + r)
         _activations(like, w, b, m, d, n, chosen, x, a, p[W_IN] if dims.gated else p[W_OUT])
         activate(a[:n], dims.activation)
         if dims.gated:
@@ -196,13 +206,10 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
         for r in range(n, n + -n % 4):  # four rows at a time: y is passed over a quarter as often
             chosen[r], a[r] = chosen[n - 1], np.float32(0)
         for r in range(0, n, 4):
-            then = r + rows_ahead(like)
-            if then < n:
-                soon = _places_of(like, p[W_OUT], m, d, chosen, then)
+            if r + 4 < n:
+                soon = _places_of(like, p[W_OUT], m, d, chosen, r + 4)
             else:
-                soon = _places_of_next(
-                    like, p, w, m, d, rows, first, last, start + BLOCK + then - (n + -n % 4)
-                )
+                soon = _places_of_block(like, p, w, m, d, rows, first, last, start + BLOCK)
             axpy4(like, p[W_OUT], m, d, chosen, a, r, y, soon)
     return n_used
 
@@ -217,11 +224,10 @@ def _activations(like, w, b, m, d, n, chosen, x, a, following):  # type: ignore[
         chosen[r] = chosen[n - 1]
     for r in range(0, n, 4):
         four = chosen[r], chosen[r + 1], chosen[r + 2], chosen[r + 3]
-        then = r + rows_ahead(like)
-        if then < n:
-            soon = _places_of(like, w, m, d, chosen, then)
+        if r + 4 < n:
+            soon = _places_of(like, w, m, d, chosen, r + 4)
         else:
-            soon = _places_of(like, following, m, d, chosen, min(then - (n + -n % 4), r))
+            soon = _places_of(like, following, m, d, chosen, 0)
         a[r], a[r + 1], a[r + 2], a[r + 3] = dots(like, w, m, d, four, x, soon)
     if b:
         bias = view1(b, m, a)
@@ -235,12 +241,13 @@ def _places_of(like, w, m, d, rows, r):  # type: ignore[no-untyped-def]  # -> fo
 
 
 @nb.njit(inline="always")
-def _places_of_next(like, p, w, m, d, rows, first, last, r):  # type: ignore[no-untyped-def]
-    """Return the places of four rows of w from the r-th of the list on, or of its last: the next block's."""
-    r = min(r, last - 4)
-    if p[ROWS] and r >= first:
-        return _places_of(like, w, m, d, rows, r)
-    return places(like, w, m, d, (r, r + 1, r + 2, r + 3))
+def _places_of_block(like, p, w, m, d, rows, first, last, start):  # type: ignore[no-untyped-def]
+    """Return the places of the four rows of w with which a block of neurons begins."""
+    i = _neuron(p[ROWS], rows, first, last, start)
+    j = _neuron(p[ROWS], rows, first, last, start + 1)
+    k = _neuron(p[ROWS], rows, first, last, start + 2)
+    r = _neuron(p[ROWS], rows, first, last, start + 3)
+    return places(like, w, m, d, (i, j, k, r))
 
 
 @nb.njit
