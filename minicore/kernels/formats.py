@@ -33,8 +33,8 @@ def stored(w: Array | Packed) -> Array:
 def dots(like: Any, w: int, m: int, d: int, rows: Four, x: Array, soon: Four) -> tuple[float, ...]:
     """Return four rows of the m x d matrix at address w, each times x (d,), as float32.
 
-    A row's product has the same bits wherever it stands among the four. ``soon`` are four other rows' places,
-    which are fetched meanwhile (:func:`places`).
+    A row's product has the same bits wherever it stands among the four. ``soon`` are four other rows' places
+    (:func:`places`): packed formats, whose rows are short, fetch them meanwhile.
     """
     raise NotImplementedError("compiled code only")
 
@@ -55,7 +55,8 @@ def widen_row(like: Any, w: int, m: int, d: int, i: int, y: Array) -> None:
 def places(like: Any, w: int, m: int, d: int, rows: Four) -> Four:
     """Return the addresses of four rows of the m x d matrix at address w, to be read soon.
 
-    :func:`dots` or :func:`axpy4` fetches them line by line among its own work; scales are fetched here.
+    Of packed formats :func:`dots` or :func:`axpy4` fetches them line by line among its own work; scales are
+    fetched here.
     """
     raise NotImplementedError("compiled code only")
 
@@ -109,7 +110,7 @@ def _dots(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
 
     def code(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
         lines, at = d * like.itemsize // 64, places(like, w, m, d, rows)
-        y0, y1, y2, y3 = plain.dots(like, at, x.ctypes.data, lines, soon)
+        y0, y1, y2, y3 = plain.dots(like, at, x.ctypes.data, lines)
         for c in range(lines * 64 // like.itemsize, d):
             y0 += widen(view1(at[0], d, like)[c]) * x[c]
             y1 += widen(view1(at[1], d, like)[c]) * x[c]
@@ -128,7 +129,7 @@ def _axpy4(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-d
     def code(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
         r, lines = first, d * like.itemsize // 64
         at = places(like, w, m, d, (rows[r], rows[r + 1], rows[r + 2], rows[r + 3]))
-        plain.add_rows(like, at, a.ctypes.data + 4 * r, y.ctypes.data, lines, soon)
+        plain.add_rows(like, at, a.ctypes.data + 4 * r, y.ctypes.data, lines)
         for c in range(lines * 64 // like.itemsize, d):
             for k in range(4):
                 y[c] += a[r + k] * widen(view1(at[k], d, like)[c])

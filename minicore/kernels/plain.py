@@ -1,8 +1,8 @@
 """Products and sums of float32 and bfloat16 rows, four rows at a time.
 
 A vector's numbers are loaded once for four rows, and four sums are added up in the steps that one takes: for
-rows of some hundred numbers that is as much work as the products themselves. Line by line through four rows
-that lie far apart is also how memory gives most.
+rows of some hundred numbers that is as much work as the products themselves. Nothing is fetched ahead: the
+CPU sees by itself how four streams go on, and asking for lines as well makes it slower (docs/speed.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from minicore.kernels.vectors import (
     address,
     addresses,
     constant,
-    fetch_lines,
     fma,
     fold,
     load,
@@ -56,31 +55,19 @@ def _places_of(builder: Any, n_bytes: int, i: Any) -> list[Any]:
     return [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4 // n_bytes)]
 
 
-def _fetch_next(builder: Any, n_bytes: int, rows: list[Any], i: Any) -> None:
-    """Have line i of the rows that are read next fetched, of bfloat16 alone.
-
-    The CPU sees by itself how four streams go on. That is enough for float32, where asking as well makes it
-    slower; a row of bfloat16 is half as long, and its first lines come too late (docs/speed.md).
-    """
-    if n_bytes == 2:
-        for row in rows:
-            fetch_lines(builder, row, i, 64)
-
-
 @intrinsic
-def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any, soon: Any) -> Any:
-    """Return the products of four rows' first n cache lines with x; :func:`_fetch_next` has four others.
+def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any) -> Any:
+    """Return the products of four rows' first n cache lines with x.
 
     All but n are addresses, ``like`` is an array of the rows' dtype.
     """
     n_bytes = 4 if like.dtype == types.float32 else 2
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, soon = (addresses(builder, args[k]) for k in (1, 4))
+        rows = addresses(builder, args[1])
         x = address(builder, args[2])
 
         def body(i: Any, sums: list[Any]) -> list[Any]:
-            _fetch_next(builder, n_bytes, soon, i)
             mine = [load(builder, vector(F32), x, at) for at in _places_of(builder, n_bytes, i)]
             sums = list(sums)
             for r in range(4):
@@ -93,24 +80,23 @@ def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any, soon: Any) -> Any
         return unpacked(context, builder, signature.return_type, four)
 
     four, one = FOUR_ADDRESSES, types.int64
-    return FOUR_FLOATS(like, four, one, one, four), codegen
+    return FOUR_FLOATS(like, four, one, one), codegen
 
 
 @intrinsic
-def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any, soon: Any) -> Any:
-    """Add four numbers times their rows' first n cache lines to y; :func:`_fetch_next` has four others.
+def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any) -> Any:
+    """Add four numbers times their rows' first n cache lines to y.
 
     All but n are addresses, ``like`` is an array of the rows' dtype.
     """
     n_bytes = 4 if like.dtype == types.float32 else 2
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows, soon = (addresses(builder, args[k]) for k in (1, 5))
+        rows = addresses(builder, args[1])
         a, y = address(builder, args[2]), address(builder, args[3])
         weights = [splat(builder, load(builder, F32, a, ir.Constant(I64, 4 * r))) for r in range(4)]
 
         def body(i: Any, nothing: list[Any]) -> list[Any]:
-            _fetch_next(builder, n_bytes, soon, i)
             wide = [_load_line(builder, n_bytes, row, times(builder, i, 64)) for row in rows]
             for k, at in enumerate(_places_of(builder, n_bytes, i)):
                 total = load(builder, vector(F32), y, at)
@@ -123,4 +109,4 @@ def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any, soon:
         return context.get_dummy_value()
 
     four, one = FOUR_ADDRESSES, types.int64
-    return types.void(like, four, one, one, one, four), codegen
+    return types.void(like, four, one, one, one), codegen
