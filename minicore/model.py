@@ -240,16 +240,29 @@ class Model:
         self.check_choice(core)
         if core is None:
             return self
-        narrow = object.__new__(Model)
-        narrow.__dict__ = self.__dict__ | {"blocks": list(self.blocks), "on_device": None}
+        narrow = self.with_blocks()
         for layer, ids in core.neurons.items():
             block = self.blocks[layer]
-            narrow.blocks[layer] = block | {name: block[name][ids] for name in PER_NEURON if name in block}
+            narrow.blocks[layer] |= {name: block[name][ids] for name in PER_NEURON if name in block}
             if self.gives_back:
                 self.release(layer)
         if isinstance(core, TokenRule):
             narrow.blocks = [block | core.parameters(i) for i, block in enumerate(narrow.blocks)]
         return narrow
+
+    def with_blocks(self) -> Model:
+        """Return a model that shares everything, with blocks of its own: other weights can be put into them.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> other = model.with_blocks()
+        >>> other.blocks[0]["mlp.w_in"] is model.blocks[0]["mlp.w_in"], other.blocks[0] is model.blocks[0]
+        (True, False)
+        """
+        other = object.__new__(Model)
+        other.__dict__ = self.__dict__ | {"blocks": [dict(block) for block in self.blocks], "on_device": None}
+        return other
 
     def check_choice(self, core: Choice | None) -> None:
         """Raise InputError if the neurons were chosen for a model of another shape.

@@ -11,6 +11,7 @@ import numpy as np
 from minicore import ops
 from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE, Choice, TokenRule
+from minicore.decode.compact import compact
 from minicore.decode.reference import ReferenceDecoder
 from minicore.kernels import ops as compiled
 from minicore.kernels import step as kernels
@@ -23,10 +24,10 @@ from minicore.model import KVCache, Model
 Array = np.ndarray
 
 
-# Core rows that are shorter than this many bytes are copied together: a row that is read where it lies brings
-# along what the CPU foresees behind it, which is another neuron's. Of longer rows copying takes longer than
-# the prompt may wait (docs/speed.md has both ways measured).
-SHORT = 2048
+# Core rows that are shorter than this many bytes are copied together before the first step: a row that is
+# read where it lies brings along what the CPU foresees behind it, which is another neuron's. Longer rows
+# lose little by that (docs/speed.md has both ways measured).
+SHORT = 4096
 # dtypes of weights and cache that steps have run on
 _compiled: set[tuple[np.dtype[Any], np.dtype[Any]]] = set()
 
@@ -53,6 +54,7 @@ class CpuDecoder:
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
         self.state = _state(self.dims, self.n_threads, cache.capacity)
         self.keys, self.values = stored(cache.k), stored(cache.v)
+        self.piece = np.empty(0, np.uint8)  # holds copied core rows
         self.use(core)
         self.compile_s = self._compile()
 
@@ -63,17 +65,20 @@ class CpuDecoder:
         self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
         self.model.check_choice(core)
         together = isinstance(core, CoreSet) and _row_bytes(self.model) < SHORT
-        self.held = self.model.restrict(core) if together else self.model
-        self.plan = self._plan(self.held)
-        chosen = core.neurons if core and not together else {}
+        self.to_copy = core if together else None
         self.thresholds = np.full(self.dims.n_layers, -1, np.float32)
-        self.rows = dict.fromkeys(range(self.dims.n_layers)) | chosen
-        for layer, rows in self.rows.items():
-            n_rows = self.plan[layer, kernels.N_STORED] if rows is None else len(rows)
-            self.plan[layer, kernels.ROWS : kernels.N_ROWS + 1] = _address(rows), n_rows
-            if isinstance(core, TokenRule):
-                self.thresholds[layer] = core.parameters(layer).get(GATE, -1)
+        if isinstance(core, TokenRule):
+            self.thresholds[:] = [core.parameters(i).get(GATE, -1) for i in range(self.dims.n_layers)]
+        self._read_from(self.model, core.neurons if core else {})
         self.state.n_used[:] = 0
+
+    def _read_from(self, model: Model, rows: dict[int, Array]) -> None:
+        """Read weights where this model has them, of some layers' neurons these rows alone."""
+        self.held, self.rows, self.plan = model, rows, self._plan(model)
+        for layer in range(self.dims.n_layers):
+            mine = rows.get(layer)
+            n_rows = self.plan[layer, kernels.N_STORED] if mine is None else len(mine)
+            self.plan[layer, kernels.ROWS : kernels.N_ROWS + 1] = _address(mine), n_rows
 
     def flush(self) -> None:
         """Do nothing: steps write to the kv cache itself."""
@@ -89,6 +94,10 @@ class CpuDecoder:
         """Read one token into the kv cache and return the logits after it."""
         if self.reference:
             return self.reference.step(token_id)
+        if self.to_copy:
+            narrow, self.piece = compact(self.model, self.to_copy, self.n_threads, self.piece)
+            self._read_from(narrow, {})
+            self.to_copy = None
         self._run(token_id)
         self.cache.length += 1
         return self.state.logits.copy()

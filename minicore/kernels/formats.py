@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from minicore.kernels import FAST, plain
 from minicore.kernels.integer import DOTS, ROWS, best_kind, half
-from minicore.kernels.machine import prefetch, view1
+from minicore.kernels.machine import copy_bytes, prefetch, view1
 from minicore.kernels.packed import FORMATS, GROUP, HALF, Packed
 
 Array = np.ndarray
@@ -28,6 +28,22 @@ def stored(w: Array | Packed) -> Array:
     if isinstance(w, Packed):
         return w.data.view(np.int8) if w.format == "int8" else w.data
     return w if w.dtype == np.float32 else w.view(np.uint16)
+
+
+def row_parts(w: Array | Packed) -> list[tuple[int, int]]:
+    """Return where a matrix's rows begin and how long they are, in bytes; packed rows are of two parts.
+
+    Examples
+    --------
+    >>> row_parts(np.zeros((3, 4), np.float32))
+    [(0, 16)]
+    >>> row_parts(Packed.empty("int8", (3, 128)))  # two groups of 64 bytes, with their scales behind them all
+    [(0, 128), (384, 4)]
+    """
+    if not isinstance(w, Packed):
+        return [(0, w.nbytes // len(w))]
+    n_bytes, n_scales = w.codes.nbytes // len(w), w.scales.nbytes // len(w)
+    return [(0, n_bytes), (len(w) * n_bytes, n_scales)]
 
 
 def dots(like: Any, w: int, m: int, d: int, rows: Four, x: Array, soon: Four) -> tuple[float, ...]:
@@ -382,3 +398,14 @@ def round_rows(thread, n_threads, n, x, y):  # type: ignore[no-untyped-def]  # (
             by = step if step > 0 else np.float32(1)
             for j in range(first, last):
                 y[t, j] = _round(x[t, j] / by) * step
+
+
+@nb.njit("void(int64, int64, int64[:, ::1], int32[::1])", nogil=True, cache=True)
+def copy_rows(thread, n_threads, jobs, like):  # type: ignore[no-untyped-def]  # (n_jobs, 5), (0,)
+    """Copy rows together: a job has the addresses of all rows, of the copy and of int32 row numbers, then how
+    many these are and the bytes of a row.
+    """
+    for source, target, places_at, n, size in jobs:
+        rows = view1(places_at, n, like)
+        for r in range(thread * n // n_threads, (thread + 1) * n // n_threads):
+            copy_bytes(target + r * size, source + rows[r] * size, size)

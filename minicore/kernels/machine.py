@@ -12,7 +12,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 SPINS = 4000  # looks at the counter, some 10 microseconds, before a waiting thread offers its core to others
@@ -60,6 +60,18 @@ def prefetch(address, n_bytes):  # type: ignore[no-untyped-def]  # int64, int
     """Have up to eight cache lines fetched; of longer rows the CPU sees by itself how they go on."""
     for at in range(address, address + min(n_bytes, 512), 64):
         _prefetch(at)
+
+
+@intrinsic
+def copy_bytes(typingctx: Any, target: Any, source: Any, n: Any) -> Any:
+    """Copy n bytes from one address to another."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, start = (builder.inttoptr(args[k], ir.IntType(8).as_pointer()) for k in range(2))
+        cgutils.raw_memcpy(builder, to, start, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
