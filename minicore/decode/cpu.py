@@ -26,8 +26,8 @@ Array = np.ndarray
 
 # Core rows that are shorter than this many bytes are copied together before the first step: a row that is
 # read where it lies brings along what the CPU foresees behind it, which is another neuron's. Longer rows
-# lose little by that (docs/speed.md has both ways measured).
-SHORT = 4096
+# lose a fifth or less by that, and their copies take gigabytes (docs/speed.md).
+SHORT = 8192
 # dtypes of weights and cache that steps have run on
 _compiled: set[tuple[np.dtype[Any], np.dtype[Any]]] = set()
 
