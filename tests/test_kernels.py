@@ -88,7 +88,7 @@ def attend(q, k, v, shares, lanes=vectors.REGISTER):
     n, scaled = k.shape[1], (q / np.sqrt(d_head)).astype(np.float32).reshape(-1)
     mixed = np.full((shares, q.size), np.nan, np.float32)
     top, mass = np.full((2, shares, n_heads), np.nan, np.float32)
-    scores = np.full((n_heads // len(k), n + 4), np.nan, np.float32)
+    scores = np.full((n_heads // len(k), n), np.nan, np.float32)
     k, v, arranged = stored(k), stored(v), np.full(q.size, np.nan, np.float32)
     arrange(k, d_head, scaled, arranged)
     for t in range(shares):

@@ -166,7 +166,7 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
         z=buffer(n_threads, input_size(n_q)),
         block=buffer(n_threads, 2, kernels.BLOCK),
         chosen=buffer(n_threads, kernels.BLOCK, dtype=np.int32),
-        scores=buffer(n_threads, group, share + 4),
+        scores=buffer(n_threads, group, share),
         rotation=buffer(n_threads, 2, max(dims.d_head // 2, line)),
         part=buffer(n_threads, n_groups(d) * GROUP + line),
         qkv=buffer(n_q + 2 * n_kv),

@@ -1,7 +1,8 @@
 """One token's attention over a kv cache: scores, softmax, mixture; a cache line is read once.
 
-A key is read once for all query heads that share it, a few positions at a time, a value likewise. Vectors
-are registers here, and no more sums are taken at once than stay in them. Heads of a multiple of two vectors
+A key is read once for all query heads that share it, and so is a value. Positions are read in a few streams
+side by side, as rows of weights are, because memory gives more to several than to one. Vectors are registers
+here, and no more sums are taken at once than stay in them. Heads of a multiple of two vectors
 (32 numbers with AVX-512, else 16) go by vector code, others by plain loops. Of a bfloat16 cache two numbers
 are taken from each 32 bits: shifted up it is the one, the rest cut off the other. So vector code sees the
 even numbers of two vectors first, then the odd ones; :func:`arrange` brings queries into that order.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba as nb
@@ -47,8 +48,10 @@ LANES = REGISTER
 PAIR = 2 * LANES  # numbers of a head that vector code takes at a time: two vectors
 # sums that stay in registers beside keys and queries; one that does not costs most
 SUMS = 10 if LANES == 8 else 20
-BLOCK = 64  # positions whose values are read again, pair by pair, while they are in the first cache
-AHEAD = 2048  # so many bytes before they are read keys are asked for, in the order of memory
+PAIRS = 64 // PAIR  # of a value, whose sums for one head stay in registers, with AVX-512 for four
+STREAMS = 4  # of values
+BLOCK = 4  # values of a stream that are read again for each head, while they are in the first cache
+KEYS_AHEAD, VALUES_AHEAD = 256, 512  # so many bytes before they are read they are asked for in a stream
 EVEN_FIRST = [*range(0, PAIR, 2), *range(1, PAIR, 2)]
 ONE_BY_ONE = [lane + LANES * odd for lane in range(LANES) for odd in range(2)]
 
@@ -58,9 +61,13 @@ def _wide(like: Any) -> int:
     return 4 if like.dtype == types.float32 else 2
 
 
+def _integer(k: int) -> Any:
+    return ir.Constant(I64, k)
+
+
 def _on(builder: Any, offset: Any, k: int) -> Any:
     """Return an offset k vectors on."""
-    return builder.add(offset, ir.Constant(I64, 4 * LANES * k))
+    return builder.add(offset, _integer(4 * LANES * k))
 
 
 def _load_pair(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[Any]:
@@ -73,14 +80,9 @@ def _load_pair(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[An
     return [builder.bitcast(half, vector(F32, LANES)) for half in (even, odd)]
 
 
-def _fold_positions(
-    builder: Any, n: Any, at_once: int, start: list[Any], body: Callable[[Any, int, list[Any]], list[Any]]
-) -> list[Any]:
-    """Fold ``body(position, count, values)`` over n positions, some at once, those left one by one."""
-    groups = builder.sdiv(n, ir.Constant(I64, at_once))
-    first = times(builder, groups, at_once)
-    values = fold(builder, groups, start, lambda i, v: body(times(builder, i, at_once), at_once, v))
-    return fold(builder, builder.sub(n, first), values, lambda i, v: body(builder.add(first, i), 1, v))
+def _fetch_ahead(builder: Any, pointer: Any, offset: Any, n_bytes: int) -> None:
+    """Have the line that lies n_bytes behind an offset fetched."""
+    fetch_lines(builder, builder.gep(pointer, [builder.add(offset, _integer(n_bytes))]), _integer(0), 64)
 
 
 @intrinsic
@@ -90,26 +92,22 @@ def _scores(
     """Write the products of n keys with some heads' queries; a head's lie ``stride`` floats on.
 
     ``n_heads`` is a tuple of so many numbers, for its type alone; keys, queries and scores are addresses.
-    Three floats behind each head's scores are written too.
     """
     n_bytes, n_h = _wide(like), len(n_heads)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         keys, queries, scores = (address(builder, args[i]) for i in (2, 4, 6))
-        d, stride, soon = args[5], args[7], builder.gep(keys, [ir.Constant(I64, AHEAD)])
-        pairs_of_row = builder.sdiv(d, ir.Constant(I64, PAIR))
+        n, d, stride = args[3], args[5], args[7]
 
-        def some(p: Any, count: int, nothing: list[Any]) -> list[Any]:
-            first = builder.mul(p, pairs_of_row)
-            rows = [builder.mul(builder.add(p, ir.Constant(I64, r)), d) for r in range(count)]
+        def multiply(positions: list[Any]) -> None:
+            count = len(positions)
 
             def body(i: Any, sums: list[Any]) -> list[Any]:
                 at, sums = times(builder, i, PAIR), list(sums)
-                places = [times(builder, builder.add(row, at), n_bytes) for row in rows]
+                places = [times(builder, builder.add(builder.mul(p, d), at), n_bytes) for p in positions]
                 pairs = [_load_pair(builder, n_bytes, keys, place) for place in places]
-                for r in range(count):
-                    chunk = builder.add(times(builder, i, count), ir.Constant(I64, r))
-                    fetch_lines(builder, soon, builder.add(first, chunk), n_bytes * PAIR)
+                for place in places:
+                    _fetch_ahead(builder, keys, place, KEYS_AHEAD)
                 for k, h in itertools.product(range(2), range(n_h)):
                     place = times(builder, builder.add(at, times(builder, d, h)), 4)
                     x = load(builder, vector(F32, LANES), queries, _on(builder, place, k))
@@ -118,13 +116,25 @@ def _scores(
                 return sums
 
             none = zeros(1, LANES)
-            sums = fold(builder, pairs_of_row, none * n_h * count, body)
+            sums = fold(builder, builder.sdiv(d, _integer(PAIR)), none * n_h * count, body)
             for h in range(n_h):
                 four = add_up_four(builder, *(sums[h::n_h] + none * 3)[:4])
-                store(builder, four, scores, times(builder, builder.add(p, times(builder, stride, h)), 4))
+                for r, p in enumerate(positions):
+                    at = times(builder, builder.add(p, times(builder, stride, h)), 4)
+                    store(builder, builder.extract_element(four, ir.Constant(I32, r)), scores, at)
+
+        def each(i: Any, nothing: list[Any]) -> list[Any]:
+            multiply([builder.add(i, times(builder, share, r)) for r in range(streams)])
             return []
 
-        _fold_positions(builder, args[3], min(4, SUMS // n_h), [], some)
+        def rest(i: Any, nothing: list[Any]) -> list[Any]:
+            multiply([builder.add(times(builder, share, streams), i)])
+            return []
+
+        streams = min(4, SUMS // n_h)
+        share = builder.sdiv(n, _integer(streams))
+        fold(builder, share, [], each)
+        fold(builder, builder.srem(n, _integer(streams)), [], rest)
         return context.get_dummy_value()
 
     return types.void(like, n_heads, *[types.int64] * 6), codegen
@@ -133,50 +143,72 @@ def _scores(
 @intrinsic
 def _mixture(
     typingctx: Any, like: Any, n_heads: Any, values: Any, n: Any, weights: Any, stride: Any, d: Any,
-    mixed: Any, soon: Any,
+    mixed: Any,
 ) -> Any:  # fmt: skip
     """Add n values times some heads' weights to ``mixed``; a head's weights lie ``stride`` floats on.
 
-    The sums are in the order of :func:`_load_pair`. As many values from address ``soon`` on are fetched.
+    The sums are in the order of :func:`_load_pair`. Values are taken a BLOCK of each stream at a time.
     """
     n_bytes, n_h = _wide(like), len(n_heads)
-    at_once = max(1, min(4, (SUMS + 2) // (2 * n_h)))
+    at_once = n_h if LANES == 16 else 1
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        values, weights, mixed, soon = (address(builder, args[i]) for i in (2, 4, 7, 8))
+        values, weights, mixed = (address(builder, args[i]) for i in (2, 4, 7))
         n, stride, d = args[3], args[5], args[6]
 
-        def part(i: Any, nothing: list[Any]) -> list[Any]:
-            first = times(builder, i, PAIR)
+        def add_part(
+            heads: range, n_pairs: int, starts: list[Any], count: Any, first: Any, i: Any, nothing: list[Any]
+        ) -> list[Any]:
+            """Add to heads' sums the i-th n_pairs behind ``first`` of ``count`` values from each start on."""
+            first = builder.add(first, times(builder, i, n_pairs * PAIR))
 
-            def some(p: Any, count: int, sums: list[Any]) -> list[Any]:
+            def body(j: Any, sums: list[Any]) -> list[Any]:
                 sums = list(sums)
-                for r in range(count):
-                    at = builder.add(p, ir.Constant(I64, r))
-                    place = times(builder, builder.add(builder.mul(at, d), first), n_bytes)
-                    pair = _load_pair(builder, n_bytes, values, place)
-                    fetch_lines(builder, soon, builder.add(builder.mul(i, n), at), n_bytes * PAIR)
-                    for h in range(n_h):
-                        where = times(builder, builder.add(at, times(builder, stride, h)), 4)
-                        weight = splat(builder, load(builder, F32, weights, where), LANES)
-                        for k in range(2):
-                            j = 2 * (n_h * r + h) + k
-                            sums[j] = fma(builder, pair[k], weight, sums[j])
+                for p in [builder.add(start, j) for start in starts]:
+                    where = [times(builder, builder.add(p, times(builder, stride, h)), 4) for h in heads]
+                    mine = [splat(builder, load(builder, F32, weights, place), LANES) for place in where]
+                    for pair in range(n_pairs):
+                        column = builder.add(builder.add(builder.mul(p, d), first), _integer(PAIR * pair))
+                        place = times(builder, column, n_bytes)
+                        if heads[-1] == n_h - 1:  # the last time, or lines would come too soon
+                            _fetch_ahead(builder, values, place, VALUES_AHEAD)
+                        numbers = _load_pair(builder, n_bytes, values, place)
+                        for h, k in itertools.product(range(len(heads)), range(2)):
+                            at = 2 * (n_pairs * h + pair) + k
+                            sums[at] = fma(builder, numbers[k], mine[h], sums[at])
                 return sums
 
-            sums = _fold_positions(builder, n, at_once, zeros(2 * n_h * at_once, LANES), some)
-            for h, k in itertools.product(range(n_h), range(2)):
-                at = _on(builder, times(builder, builder.add(times(builder, d, h), first), 4), k)
-                total = load(builder, vector(F32, LANES), mixed, at)
-                for r in range(at_once):
-                    total = builder.fadd(total, sums[2 * (n_h * r + h) + k])
-                store(builder, total, mixed, at)
+            places = [times(builder, builder.add(times(builder, d, h), first), 4) for h in heads]
+            places = [_on(builder, place, k) for place in places for k in range(2 * n_pairs)]
+            before = [load(builder, vector(F32, LANES), mixed, place) for place in places]
+            for total, place in zip(fold(builder, count, before, body), places, strict=True):
+                store(builder, total, mixed, place)
             return []
 
-        fold(builder, builder.sdiv(d, ir.Constant(I64, PAIR)), [], part)
+        def add_values(starts: list[Any], count: Any) -> None:
+            for h, (n_pairs, first, last) in itertools.product(
+                range(0, n_h, at_once), ((PAIRS, _integer(0), wide), (1, wide, d))
+            ):
+                n_parts = builder.sdiv(builder.sub(last, first), _integer(n_pairs * PAIR))
+                add = partial(add_part, range(h, h + at_once), n_pairs, starts, count, first)
+                fold(builder, n_parts, [], add)
+
+        def block(i: Any, nothing: list[Any]) -> list[Any]:
+            begin = times(builder, i, BLOCK)
+            left = builder.sub(share, begin)
+            count = builder.select(builder.icmp_signed("<", left, size), left, size)
+            add_values([builder.add(begin, times(builder, share, r)) for r in range(STREAMS)], count)
+            return []
+
+        size = _integer(BLOCK)
+        wide = times(builder, builder.sdiv(d, _integer(PAIRS * PAIR)), PAIRS * PAIR)
+        share = builder.sdiv(n, _integer(STREAMS))
+        n_blocks = builder.sdiv(builder.add(share, _integer(BLOCK - 1)), size)
+        fold(builder, n_blocks, [], block)
+        add_values([times(builder, share, STREAMS)], builder.srem(n, _integer(STREAMS)))
         return context.get_dummy_value()
 
-    return types.void(like, n_heads, *[types.int64] * 7), codegen
+    return types.void(like, n_heads, *[types.int64] * 6), codegen
 
 
 @intrinsic
@@ -195,7 +227,7 @@ def _bring_in_order(typingctx: Any, like: Any, x: Any, n: Any) -> Any:
             return []
 
         if n_bytes == 2:
-            fold(builder, builder.sdiv(args[2], ir.Constant(I64, PAIR)), [], body)
+            fold(builder, builder.sdiv(args[2], _integer(PAIR)), [], body)
         return context.get_dummy_value()
 
     return types.void(like, types.int64, types.int64), codegen
@@ -260,10 +292,7 @@ def _heads(n_heads, k, v, q, h, d, scores, mixed, top, mass):  # type: ignore[no
     _scores(k, n_heads, k.ctypes.data, n, q.ctypes.data + 4 * h * d, d, scores.ctypes.data, stride)
     for g in range(len(n_heads)):
         top[h + g], mass[h + g] = exponentials(scores[g, :n])
-    for p in range(0, n, BLOCK):
-        row, weights, some = v.ctypes.data + p * d * v.itemsize, scores.ctypes.data + 4 * p, min(BLOCK, n - p)
-        soon = row + (BLOCK * d * v.itemsize if p + BLOCK < n else 0)
-        _mixture(v, n_heads, row, some, weights, stride, d, out, soon)
+    _mixture(v, n_heads, v.ctypes.data, n, scores.ctypes.data, stride, d, out)
     _bring_in_order(v, out, len(n_heads) * d)
 
 

@@ -191,7 +191,7 @@ def test_attend(benchmark, reading, format, way):
     shape, scaled = dims(n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d), (q / np.float32(8)).reshape(-1)
     mixed, z = np.empty((1, q.size), np.float32), np.empty(q.size, np.float32)
     top, mass = np.empty((2, 1, n_heads), np.float32)
-    scores, arranged = np.empty((n_heads // n_kv_heads, n + 4), np.float32), np.empty_like(scaled)
+    scores, arranged = np.empty((n_heads // n_kv_heads, n), np.float32), np.empty_like(scaled)
     keys, values = stored(k), stored(v)
     _arrange(keys, d, scaled, arranged)
 
