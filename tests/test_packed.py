@@ -29,8 +29,7 @@ def _prepare(like, d, x):
 
 @nb.njit
 def _add(like, w, m, d, rows, a, y):
-    here = formats.places(like, w, m, d, (rows[0], rows[1], rows[2], rows[3]))
-    formats.axpy4(like, w, m, d, rows, a, 0, y, here)
+    formats.axpy4(like, w, m, d, rows, a, 0, y)
 
 
 @nb.njit
@@ -47,7 +46,7 @@ def _matvec_of(products):
             at = codes + r[0] * row, codes + r[1] * row, codes + r[2] * row, codes + r[3] * row
             s0, s1 = scales + r[0] * scale_row, scales + r[1] * scale_row
             s2, s3 = scales + r[2] * scale_row, scales + r[3] * scale_row
-            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, steps, sums, groups, at)
+            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, steps, sums, groups)
 
     return run
 

@@ -32,7 +32,7 @@ from minicore.kernels.vectors import (
     add_up_four,
     address,
     constant,
-    fetch_lines,
+    fetch,
     fma,
     fold,
     load,
@@ -80,11 +80,6 @@ def _load_pair(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[An
     return [builder.bitcast(half, vector(F32, LANES)) for half in (even, odd)]
 
 
-def _fetch_ahead(builder: Any, pointer: Any, offset: Any, n_bytes: int) -> None:
-    """Have the line that lies n_bytes behind an offset fetched."""
-    fetch_lines(builder, builder.gep(pointer, [builder.add(offset, _integer(n_bytes))]), _integer(0), 64)
-
-
 @intrinsic
 def _scores(
     typingctx: Any, like: Any, n_heads: Any, keys: Any, n: Any, q: Any, d: Any, scores: Any, stride: Any
@@ -107,7 +102,7 @@ def _scores(
                 places = [times(builder, builder.add(builder.mul(p, d), at), n_bytes) for p in positions]
                 pairs = [_load_pair(builder, n_bytes, keys, place) for place in places]
                 for place in places:
-                    _fetch_ahead(builder, keys, place, KEYS_AHEAD)
+                    fetch(builder, keys, builder.add(place, _integer(KEYS_AHEAD)))
                 for k, h in itertools.product(range(2), range(n_h)):
                     place = times(builder, builder.add(at, times(builder, d, h)), 4)
                     x = load(builder, vector(F32, LANES), queries, _on(builder, place, k))
@@ -171,7 +166,7 @@ def _mixture(
                         column = builder.add(builder.add(builder.mul(p, d), first), _integer(PAIR * pair))
                         place = times(builder, column, n_bytes)
                         if heads[-1] == n_h - 1:  # the last time, or lines would come too soon
-                            _fetch_ahead(builder, values, place, VALUES_AHEAD)
+                            fetch(builder, values, builder.add(place, _integer(VALUES_AHEAD)))
                         numbers = _load_pair(builder, n_bytes, values, place)
                         for h, k in itertools.product(range(len(heads)), range(2)):
                             at = 2 * (n_pairs * h + pair) + k

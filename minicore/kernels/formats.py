@@ -16,7 +16,7 @@ from numba.extending import overload
 
 from minicore.kernels import FAST, plain
 from minicore.kernels.integer import DOTS, ROWS, best_kind, half
-from minicore.kernels.machine import copy_bytes, prefetch, view1
+from minicore.kernels.machine import copy_bytes, view1
 from minicore.kernels.packed import FORMATS, GROUP, HALF, Packed
 
 Array = np.ndarray
@@ -46,34 +46,21 @@ def row_parts(w: Array | Packed) -> list[tuple[int, int]]:
     return [(0, n_bytes), (len(w) * n_bytes, n_scales)]
 
 
-def dots(like: Any, w: int, m: int, d: int, rows: Four, x: Array, soon: Four) -> tuple[float, ...]:
+def dots(like: Any, w: int, m: int, d: int, rows: Four, x: Array) -> tuple[float, ...]:
     """Return four rows of the m x d matrix at address w, each times x (d,), as float32.
 
-    A row's product has the same bits wherever it stands among the four. ``soon`` are four other rows' places
-    (:func:`places`): packed formats, whose rows are short, fetch them meanwhile.
+    A row's product has the same bits wherever it stands among the four.
     """
     raise NotImplementedError("compiled code only")
 
 
-def axpy4(like: Any, w: int, m: int, d: int, rows: Array, a: Array, first: int, y: Array, soon: Four) -> None:
-    """Add a[r] times row rows[r] of the m x d matrix at address w to y, for four r from ``first`` on.
-
-    ``soon`` is as for :func:`dots`.
-    """
+def axpy4(like: Any, w: int, m: int, d: int, rows: Array, a: Array, first: int, y: Array) -> None:
+    """Add a[r] times row rows[r] of the m x d matrix at address w to y, for four r from ``first`` on."""
     raise NotImplementedError("compiled code only")
 
 
 def widen_row(like: Any, w: int, m: int, d: int, i: int, y: Array) -> None:
     """Write row i of the m x d matrix at address w to y as float32."""
-    raise NotImplementedError("compiled code only")
-
-
-def places(like: Any, w: int, m: int, d: int, rows: Four) -> Four:
-    """Return the addresses of four rows of the m x d matrix at address w, to be read soon.
-
-    Of packed formats :func:`dots` or :func:`axpy4` fetches them line by line among its own work; scales are
-    fetched here.
-    """
     raise NotImplementedError("compiled code only")
 
 
@@ -119,13 +106,18 @@ def _is_plain(like: Any) -> bool:
     return getattr(like, "dtype", None) in (types.float32, types.uint16)
 
 
+@nb.njit(inline="always")
+def _places(w, size, rows):  # type: ignore[no-untyped-def]  # address, bytes, four ints -> four addresses
+    return w + rows[0] * size, w + rows[1] * size, w + rows[2] * size, w + rows[3] * size
+
+
 @overload(dots, jit_options={"fastmath": FAST})
-def _dots(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
+def _dots(like, w, m, d, rows, x):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
 
-    def code(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
-        lines, at = d * like.itemsize // 64, places(like, w, m, d, rows)
+    def code(like, w, m, d, rows, x):  # type: ignore[no-untyped-def]
+        lines, at = d * like.itemsize // 64, _places(w, d * like.itemsize, rows)
         y0, y1, y2, y3 = plain.dots(like, at, x.ctypes.data, lines)
         for c in range(lines * 64 // like.itemsize, d):
             y0 += widen(view1(at[0], d, like)[c]) * x[c]
@@ -138,13 +130,13 @@ def _dots(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
 
 
 @overload(axpy4, jit_options={"fastmath": FAST})
-def _axpy4(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
+def _axpy4(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
 
-    def code(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
+    def code(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
         r, lines = first, d * like.itemsize // 64
-        at = places(like, w, m, d, (rows[r], rows[r + 1], rows[r + 2], rows[r + 3]))
+        at = _places(w, d * like.itemsize, (rows[r], rows[r + 1], rows[r + 2], rows[r + 3]))
         plain.add_rows(like, at, a.ctypes.data + 4 * r, y.ctypes.data, lines)
         for c in range(lines * 64 // like.itemsize, d):
             for k in range(4):
@@ -162,18 +154,6 @@ def _widen_row(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
         row = view1(w + i * d * like.itemsize, d, like)
         for j in range(d):
             y[j] = widen(row[j])
-
-    return code
-
-
-@overload(places)
-def _places(like, w, m, d, rows):  # type: ignore[no-untyped-def]
-    if not _is_plain(like):
-        return None
-
-    def code(like, w, m, d, rows):  # type: ignore[no-untyped-def]
-        size = d * like.itemsize
-        return w + rows[0] * size, w + rows[1] * size, w + rows[2] * size, w + rows[3] * size
 
     return code
 
@@ -279,18 +259,18 @@ def _format_of(like: Any) -> str | None:
 
 
 @overload(dots)
-def _dots_packed(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
+def _dots_packed(like, w, m, d, rows, x):  # type: ignore[no-untyped-def]
     format = _format_of(like)
     if format is None:
         return None
     products = DOTS[format, best_kind()]
     n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
 
-    def code(like, w, m, d, rows, x, soon):  # type: ignore[no-untyped-def]
+    def code(like, w, m, d, rows, x):  # type: ignore[no-untyped-def]
         at_bytes, at_sums, at_steps, _ = _parts(d)
         codes, scales = _rows_of(n_bytes, n_scales, w, m, d, rows)
         x0, groups = x.ctypes.data, (d + GROUP - 1) // GROUP
-        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_steps, x0 + 4 * at_sums, groups, soon)
+        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_steps, x0 + 4 * at_sums, groups)
 
     return code
 
@@ -312,34 +292,18 @@ def _rows_of(format_bytes, format_scales, w, m, d, rows):  # type: ignore[no-unt
     return (c0, c1, c2, c3), (s0, s1, s2, s3)
 
 
-@overload(places)
-def _places_packed(like, w, m, d, rows):  # type: ignore[no-untyped-def]
-    format = _format_of(like)
-    if format is None:
-        return None
-    n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
-
-    def code(like, w, m, d, rows):  # type: ignore[no-untyped-def]
-        codes, scales = _rows_of(n_bytes, n_scales, w, m, d, rows)
-        for at in scales:
-            prefetch(at, (d + GROUP - 1) // GROUP * 2 * n_scales)
-        return codes
-
-    return code
-
-
 @overload(axpy4)
-def _axpy4_packed(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
+def _axpy4_packed(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
     format = _format_of(like)
     if format is None:
         return None
     add_rows, n_bytes, n_scales = ROWS[format], FORMATS[format].n_bytes, FORMATS[format].n_scales
 
-    def code(like, w, m, d, rows, a, first, y, soon):  # type: ignore[no-untyped-def]
+    def code(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
         r, groups = first, (d + GROUP - 1) // GROUP
         at = rows[r], rows[r + 1], rows[r + 2], rows[r + 3]
         codes, scales = _rows_of(n_bytes, n_scales, w, m, d, at)
-        add_rows(codes, scales, a.ctypes.data + 4 * r, y.ctypes.data, groups, soon)
+        add_rows(codes, scales, a.ctypes.data + 4 * r, y.ctypes.data, groups)
 
     return code
 

@@ -16,7 +16,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.extending import intrinsic
 
-from minicore.kernels.packed import FORMATS, GROUP, HALF
+from minicore.kernels.packed import GROUP, HALF
 from minicore.kernels.vectors import (
     F16,
     F32,
@@ -31,7 +31,6 @@ from minicore.kernels.vectors import (
     address,
     addresses,
     constant,
-    fetch_lines,
     fma,
     fold,
     has_feature,
@@ -123,9 +122,9 @@ def _halves(builder: Any, bytes_: Any) -> list[Any]:
     return [pick(builder, bytes_, lanes) for lanes in half]
 
 
-def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
+def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
     """Return the intrinsic that multiplies four rows with one input: their codes, their scales, the input's
-    bytes, steps and sums, the number of groups, and four rows whose codes are fetched meanwhile.
+    bytes, steps and sums, and the number of groups.
 
     All but the number are addresses. An input is 64 signed bytes a group, their float32 step, and what
     :func:`weights` wants to know of a group's sum in 16 lanes; it is loaded once for four rows.
@@ -133,17 +132,13 @@ def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
     lanes = LANES // 2 if kind == "avx2" else LANES  # of a register
 
     @intrinsic
-    def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any,
-             soon: Any) -> Any:  # fmt: skip
+    def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             bytes_, steps, sums = (address(builder, args[k]) for k in (2, 3, 4))
-            soon = addresses(builder, args[6])
             rows = list(zip(*(addresses(builder, args[k]) for k in (0, 1)), strict=True))
             none = constant(F32, [0.0] * 4)
 
             def body(i: Any, totals: list[Any]) -> list[Any]:
-                for row in soon:
-                    fetch_lines(builder, row, i, n_bytes)
                 x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
                 step = load(builder, F32, steps, times(builder, i, 4))
                 parts = [
@@ -159,7 +154,7 @@ def _dots_of(weights: Callable[..., Any], n_bytes: int, kind: str) -> Any:
             return unpacked(context, builder, signature.return_type, four)
 
         four, one = FOUR_ADDRESSES, types.int64
-        return FOUR_FLOATS(four, four, one, one, one, one, four), codegen
+        return FOUR_FLOATS(four, four, one, one, one, one), codegen
 
     return dots
 
@@ -202,7 +197,7 @@ def _int4_group(
 
 
 DOTS = {
-    (format, kind): _dots_of(weights, FORMATS[format].n_bytes, kind)
+    (format, kind): _dots_of(weights, kind)
     for format, weights in (("int8", _int8_group), ("int4", _int4_group))
     for kind in KINDS
 }
@@ -239,22 +234,19 @@ def _int4_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any])
             out[2 * part + k] = fma(builder, builder.sitofp(q, vector(F32)), scale, out[2 * part + k])
 
 
-def _rows_of(add: Callable[..., None], n_bytes: int) -> Any:
+def _rows_of(add: Callable[..., None]) -> Any:
     """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows: their codes, their scales,
-    a, y, the number of groups, and four rows whose codes are fetched meanwhile. All but the number are
-    addresses. y is of whole groups.
+    a, y, and the number of groups. All but the number are addresses. y is of whole groups.
     """
 
     @intrinsic
-    def add_rows(typingctx: Any, codes: Any, scales: Any, a: Any, y: Any, n: Any, soon: Any) -> Any:
+    def add_rows(typingctx: Any, codes: Any, scales: Any, a: Any, y: Any, n: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             rows = addresses(builder, args[0]) + addresses(builder, args[1])
-            a, y, soon = address(builder, args[2]), address(builder, args[3]), addresses(builder, args[5])
+            a, y = address(builder, args[2]), address(builder, args[3])
             weights = [load(builder, F32, a, ir.Constant(I64, 4 * r)) for r in range(4)]
 
             def body(i: Any, nothing: list[Any]) -> list[Any]:
-                for row in soon:
-                    fetch_lines(builder, row, i, n_bytes)
                 first = times(builder, i, 4 * GROUP)
                 places = [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4)]
                 out = [load(builder, vector(F32), y, at) for at in places]
@@ -267,15 +259,12 @@ def _rows_of(add: Callable[..., None], n_bytes: int) -> Any:
             return context.get_dummy_value()
 
         four, one = FOUR_ADDRESSES, types.int64
-        return types.void(four, four, one, one, one, four), codegen
+        return types.void(four, four, one, one, one), codegen
 
     return add_rows
 
 
-ROWS = {
-    format: _rows_of(add, FORMATS[format].n_bytes)
-    for format, add in (("int8", _int8_rows), ("int4", _int4_rows))
-}
+ROWS = {"int8": _rows_of(_int8_rows), "int4": _rows_of(_int4_rows)}
 
 
 @intrinsic

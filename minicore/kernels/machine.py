@@ -42,27 +42,6 @@ def view2(address, m, n, like):  # type: ignore[no-untyped-def]  # int64, int, i
 
 
 @intrinsic
-def _prefetch(typingctx: Any, address: Any) -> Any:
-    """Have the cache line at an address fetched, to be read soon."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, i32 = builder.inttoptr(args[0], ir.IntType(8).as_pointer()), ir.IntType(32)
-        name, kind = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        builder.call(function, [pointer, *(ir.Constant(i32, k) for k in (0, 3, 1))])  # read, keep, data
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
-@nb.njit(inline="always")
-def prefetch(address, n_bytes):  # type: ignore[no-untyped-def]  # int64, int
-    """Have up to eight cache lines fetched; of longer rows the CPU sees by itself how they go on."""
-    for at in range(address, address + min(n_bytes, 512), 64):
-        _prefetch(at)
-
-
-@intrinsic
 def copy_bytes(typingctx: Any, target: Any, source: Any, n: Any) -> Any:
     """Copy n bytes from one address to another."""
 

@@ -1,8 +1,7 @@
 """Products and sums of float32 and bfloat16 rows, four rows at a time.
 
 A vector's numbers are loaded once for four rows, and four sums are added up in the steps that one takes: for
-rows of some hundred numbers that is as much work as the products themselves. Nothing is fetched ahead: the
-CPU sees by itself how four streams go on, and asking for lines as well makes it slower (docs/speed.md).
+rows of some hundred numbers that is as much work as the products themselves.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ Threads share a token's work phase by phase and meet at a barrier between phases
 
 Each thread keeps its own copy of the residual stream, so that adding and norms need no barrier. Threads
 take equal shares of rows, so equal shares of bytes, and go over four quarters of a share side by side: four
-streams from memory bring more than one (docs/speed.md). Weights are found through ``plan``, a table of
-addresses, so that rows can lie anywhere: in the loaded arrays, compacted, or in a mapped file.
+streams from memory bring more than one, and the CPU sees by itself how they go on (docs/speed.md). Weights
+are found through ``plan``, a table of addresses, so that rows can lie anywhere: in the loaded arrays,
+compacted, or in a mapped file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from minicore.config import ModelConfig
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
-from minicore.kernels.formats import axpy4, dots, narrow, places, prepare, widen_row
+from minicore.kernels.formats import axpy4, dots, narrow, prepare, widen_row
 from minicore.kernels.machine import barrier, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
@@ -144,10 +145,9 @@ def matvec(like, w, b, m, d, first, last, x, y):  # type: ignore[no-untyped-def]
     n = (last - first) // 4
     for i in range(first, first + n):
         j, k, r = i + n, i + 2 * n, i + 3 * n
-        soon = places(like, w, m, d, (i + 1, j + 1, k + 1, r + 1))
-        y[i], y[j], y[k], y[r] = dots(like, w, m, d, (i, j, k, r), x, soon)
+        y[i], y[j], y[k], y[r] = dots(like, w, m, d, (i, j, k, r), x)
     for i in range(first + 4 * n, last):
-        y[i] = dots(like, w, m, d, (i, i, i, i), x, places(like, w, m, d, (i, i, i, i)))[0]
+        y[i] = dots(like, w, m, d, (i, i, i, i), x)[0]
     if b:
         bias = view1(b, m, y)
         for i in range(first, last):
@@ -168,9 +168,9 @@ def rotate(x, rotation):  # type: ignore[no-untyped-def]  # (d_head,), (2, d_hea
 def _neuron(listed, rows, first, last, r):  # type: ignore[no-untyped-def]
     """Return the neuron of places [first, last), by the list if there is one, that is the r-th to be read.
 
-    Quarters take turns, as rows do in :func:`matvec`; from the end on it is the last.
+    Quarters take turns, as rows do in :func:`matvec`.
     """
-    quarter, r = (last - first) // 4, min(r, last - first - 1)
+    quarter = (last - first) // 4
     at = first + (r % 4 * quarter + r // 4 if r < 4 * quarter else r)
     return rows[at] if listed else at
 
@@ -190,11 +190,11 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
         n = min(BLOCK, last - first - start)
         for r in range(n):
             chosen[r] = _neuron(p[ROWS], rows, first, last, start + r)
-        _activations(like, w, b, m, d, n, chosen, x, a, p[W_IN] if dims.gated else p[W_OUT])
+        _activations(like, w, b, m, d, n, chosen, x, a)
         activate(a[:n], dims.activation)
         if dims.gated:
             n = _compress(threshold, n, chosen, a)
-            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up, p[W_OUT])
+            _activations(like, p[W_IN], p[B_IN], m, d, n, chosen, x, up)
             for r in range(n):
                 a[r] *= up[r]
             threshold_left = np.float32(0)
@@ -206,48 +206,22 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
         for r in range(n, n + -n % 4):  # four rows at a time: y is passed over a quarter as often
             chosen[r], a[r] = chosen[n - 1], np.float32(0)
         for r in range(0, n, 4):
-            if r + 4 < n:
-                soon = _places_of(like, p[W_OUT], m, d, chosen, r + 4)
-            else:
-                soon = _places_of_block(like, p, w, m, d, rows, first, last, start + BLOCK)
-            axpy4(like, p[W_OUT], m, d, chosen, a, r, y, soon)
+            axpy4(like, p[W_OUT], m, d, chosen, a, r, y)
     return n_used
 
 
 @nb.njit(fastmath=FAST)
-def _activations(like, w, b, m, d, n, chosen, x, a, following):  # type: ignore[no-untyped-def]
-    """Write rows chosen[:n] of ``w @ x + b`` to a[:n].
-
-    Of the matrix at address ``following`` the same rows are read next: the first are fetched meanwhile.
-    """
+def _activations(like, w, b, m, d, n, chosen, x, a):  # type: ignore[no-untyped-def]
+    """Write rows chosen[:n] of ``w @ x + b`` to a[:n]."""
     for r in range(n, n + -n % 4):
         chosen[r] = chosen[n - 1]
     for r in range(0, n, 4):
         four = chosen[r], chosen[r + 1], chosen[r + 2], chosen[r + 3]
-        if r + 4 < n:
-            soon = _places_of(like, w, m, d, chosen, r + 4)
-        else:
-            soon = _places_of(like, following, m, d, chosen, 0)
-        a[r], a[r + 1], a[r + 2], a[r + 3] = dots(like, w, m, d, four, x, soon)
+        a[r], a[r + 1], a[r + 2], a[r + 3] = dots(like, w, m, d, four, x)
     if b:
         bias = view1(b, m, a)
         for r in range(n):
             a[r] += bias[chosen[r]]
-
-
-@nb.njit(inline="always")
-def _places_of(like, w, m, d, rows, r):  # type: ignore[no-untyped-def]  # -> four addresses
-    return places(like, w, m, d, (rows[r], rows[r + 1], rows[r + 2], rows[r + 3]))
-
-
-@nb.njit(inline="always")
-def _places_of_block(like, p, w, m, d, rows, first, last, start):  # type: ignore[no-untyped-def]
-    """Return the places of the four rows of w with which a block of neurons begins."""
-    i = _neuron(p[ROWS], rows, first, last, start)
-    j = _neuron(p[ROWS], rows, first, last, start + 1)
-    k = _neuron(p[ROWS], rows, first, last, start + 2)
-    r = _neuron(p[ROWS], rows, first, last, start + 3)
-    return places(like, w, m, d, (i, j, k, r))
 
 
 @nb.njit

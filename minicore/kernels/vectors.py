@@ -70,13 +70,12 @@ def store(builder: Any, value: Any, pointer: Any, offset: Any) -> None:
     builder.store(value, at, align=1)
 
 
-def fetch_lines(builder: Any, pointer: Any, i: Any, n_bytes: int) -> None:
-    """Have the i-th n_bytes from an address on fetched, to be read soon; memory of nobody does no harm."""
+def fetch(builder: Any, pointer: Any, offset: Any) -> None:
+    """Have the cache line ``offset`` bytes on fetched, to be read soon; memory of nobody does no harm."""
     kind, name = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32]), "llvm.prefetch.p0"
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    for k in range(0, n_bytes, 64):
-        at = builder.gep(pointer, [builder.add(times(builder, i, n_bytes), ir.Constant(I64, k))])
-        builder.call(function, [at, *(ir.Constant(I32, k) for k in (0, 3, 1))])  # read, keep, data
+    hints = (ir.Constant(I32, k) for k in (0, 3, 1))  # read, keep, data
+    builder.call(function, [builder.gep(pointer, [offset]), *hints])
 
 
 def pick(builder: Any, numbers: Any, lanes: Sequence[int], others: Any = None) -> Any:
