@@ -271,3 +271,27 @@ def test_core_rows_decode_alike_where_they_lie_and_copied_together(monkeypatch, 
         assert (decoder.held is not model) == bool(short)
         assert decoder.n_used.tolist() == [3 * len(rows) for rows in neurons.values()]
     np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int4"])
+def test_a_later_core_set_takes_the_memory_of_an_earlier_one(dtype):
+    from minicore.core.neurons import CoreSet
+    from minicore.decode.cpu import CpuDecoder
+
+    model = minicore.load(Path(__file__).parent / "golden" / "llama-gqa", dtype)
+    config, rng = model.config, np.random.default_rng(4)
+
+    def core(n):
+        neurons = {i: np.sort(rng.permutation(config.n_neurons)[:n]) for i in range(config.n_layers)}
+        return CoreSet(neurons, config.n_neurons, config.n_layers)
+
+    first, second, larger = core(9), core(5), core(12)
+    decoder = CpuDecoder(model, model.new_cache(4), first, n_threads=2)
+    decoder.step(1)
+    for choice, kept in ((second, True), (larger, False)):
+        before = decoder.piece
+        decoder.use(choice)
+        decoder.cache.length = 0
+        fresh = CpuDecoder(model, model.new_cache(4), choice, n_threads=1)
+        np.testing.assert_allclose(decoder.step(1), fresh.step(1), rtol=0, atol=1e-5)
+        assert (decoder.piece is before) == kept
