@@ -40,9 +40,21 @@ def dims(**changes):
     return step.Dims(**(plain | {"layer_norm": False, "eps": 1e-5, "gated": False} | changes))
 
 
+@nb.njit
+def _prepare(like, d, x):
+    formats.prepare(like, d, x)
+
+
+def prepared(like, x):
+    out = x.copy()
+    _prepare(like, x.size, out)
+    return out
+
+
 def matvec(w, x, b=None):
     w, y = stored(w), np.full(len(w), np.nan, np.float32)
-    step.matvec(w[:0].reshape(-1), address(w), address(b), *w.shape, 0, len(w), x, y)
+    like = w[:0].reshape(-1)
+    step.matvec(like, address(w), address(b), *w.shape, 0, len(w), prepared(like, x), y)
     return y
 
 
@@ -59,25 +71,31 @@ def ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, shares
     p = np.array([address(parts.get(name)) for name in step.COLUMNS], np.int64)
     p[step.ROWS], p[step.N_ROWS], p[step.N_STORED] = address(rows), len(rows), len(w_in)
     shape = dims(d_model=x.size, gated=w_gate is not None, activation=step.ACTIVATION_CODES[activation])
-    y, n_used = np.zeros(x.size, np.float32), 0
+    like, y, n_used = parts["mlp.w_in"][:0].reshape(-1), np.zeros(x.size, np.float32), 0
+    x = prepared(like, x)
     chosen, block = np.empty(step.BLOCK, np.int32), np.full((2, step.BLOCK), np.nan, np.float32)
     for t in range(shares):
         first, last = t * len(rows) // shares, (t + 1) * len(rows) // shares
-        like = parts["mlp.w_in"][:0].reshape(-1)
         n_used += step.ffn(like, p, first, last, np.float32(threshold), shape, x, chosen, block, y)
     return (y if biases[2] is None else y + biases[2]), n_used
 
 
-@cache
-def attention_in(lanes):
-    """Return the module as it is where registers have so many floats, and its arrange to be called."""
-    spec, mine = importlib.util.find_spec("minicore.kernels.attention"), vectors.REGISTER
+def with_registers(name, lanes):
+    """Return a module as it is where registers have so many floats."""
+    spec, mine = importlib.util.find_spec(f"minicore.kernels.{name}"), vectors.REGISTER
     module = importlib.util.module_from_spec(spec)
     vectors.REGISTER = lanes
     try:
         spec.loader.exec_module(module)
     finally:
         vectors.REGISTER = mine
+    return module
+
+
+@cache
+def attention_in(lanes):
+    """Return the module, and its arrange to be called."""
+    module = with_registers("attention", lanes)
     return module, nb.njit(lambda like, d, x, y: module.arrange(like, d, x, y))
 
 
@@ -97,6 +115,26 @@ def attend(q, k, v, shares, lanes=vectors.REGISTER):
     z = np.full(q.size, np.nan, np.float32)
     attention.gather(shares, shape, mixed, top, mass, z)
     return z.reshape(q.shape)
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_four_rows_are_read_alike_in_short_registers_and_long_ones(rng, lanes):
+    """bfloat16 is read out of order, by registers; small integers show that sums are put in order again."""
+    plain = with_registers("plain", lanes)
+
+    @nb.njit
+    def run(like, rows, x, a, y, products, lines):
+        plain.arrange(x.ctypes.data, lines)
+        plain.arrange(y.ctypes.data, lines)
+        products[0], products[1], products[2], products[3] = plain.dots(like, rows, x.ctypes.data, lines)
+        plain.add_rows(like, rows, a.ctypes.data, y.ctypes.data, lines)
+        plain.restore(y.ctypes.data, lines)
+
+    w, x, y, a = integers(rng, 4, 96), integers(rng, 96), integers(rng, 96), integers(rng, 4)
+    codes, products, got = stored(w.astype(ml_dtypes.bfloat16)), np.zeros(4, np.float32), y.copy()
+    run(codes[0], tuple(int(row.ctypes.data) for row in codes), x.copy(), a, got, products, 3)
+    np.testing.assert_array_equal(products, w @ x)
+    np.testing.assert_array_equal(got, y + a @ w)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,8 +1,9 @@
 """Weight formats: how a row lies in memory, and the few operations that kernels need of one.
 
 A format is a dtype of storage and the overloads below: ``dots`` of four rows with the input, ``axpy4`` (four
-rows times four numbers, added up), ``widen_row``, and ``prepare``, which brings the input into the form
-that ``dots`` wants. Kernels pass an empty array of that dtype as ``like`` and stay the same for all.
+rows times four numbers, added up), ``widen_row``, and what brings vectors into the form that these want:
+``prepare`` for the input of ``dots``, ``begin_sum`` and ``end_sum`` for what ``axpy4`` adds to. Kernels pass
+an empty array of that dtype as ``like`` and stay the same for all.
 """
 
 from __future__ import annotations
@@ -55,7 +56,20 @@ def dots(like: Any, w: int, m: int, d: int, rows: Four, x: Array) -> tuple[float
 
 
 def axpy4(like: Any, w: int, m: int, d: int, rows: Array, a: Array, first: int, y: Array) -> None:
-    """Add a[r] times row rows[r] of the m x d matrix at address w to y, for four r from ``first`` on."""
+    """Add a[r] times row rows[r] of the m x d matrix at address w to y, for four r from ``first`` on.
+
+    y is between :func:`begin_sum` and :func:`end_sum`.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+def begin_sum(like: Any, d: int, y: Array) -> None:
+    """Bring d numbers into the order in which :func:`axpy4` adds to them."""
+    raise NotImplementedError("compiled code only")
+
+
+def end_sum(like: Any, d: int, y: Array) -> None:
+    """Undo what :func:`begin_sum` did."""
     raise NotImplementedError("compiled code only")
 
 
@@ -162,7 +176,23 @@ def _widen_row(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
 def _prepare(like, d, x):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
-    return lambda like, d, x: None
+    if like.dtype == types.float32:
+        return lambda like, d, x: None
+    return lambda like, d, x: plain.arrange(x.ctypes.data, d // 32)
+
+
+@overload(begin_sum)
+def _begin_sum(like, d, y):  # type: ignore[no-untyped-def]
+    if getattr(like, "dtype", None) != types.uint16:
+        return lambda like, d, y: None
+    return lambda like, d, y: plain.arrange(y.ctypes.data, d // 32)
+
+
+@overload(end_sum)
+def _end_sum(like, d, y):  # type: ignore[no-untyped-def]
+    if getattr(like, "dtype", None) != types.uint16:
+        return lambda like, d, y: None
+    return lambda like, d, y: plain.restore(y.ctypes.data, d // 32)
 
 
 # --- packed formats ---
@@ -239,16 +269,14 @@ def _prepare_int4(like, d, x):  # type: ignore[no-untyped-def]
     def code(like, d, x):  # type: ignore[no-untyped-def]
         round_groups(d, x)
         at_bytes, at_sums, at_steps, _ = _parts(d)
-        q, sums, steps = x[at_bytes:].view(np.int8), x[at_sums:at_steps], x[at_steps:]
+        q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_steps]
         for g in range(at_bytes // GROUP):
-            sums[4 * g] = sums[4 * g + 1] = np.float32(
-                0
-            )  # where a group has its scales; then come its minima
+            sums[16 * g : 16 * g + 16] = np.float32(0)  # beside scales, and where weights have none
             for part in range(2):
                 total = np.int32(0)
                 for j in range(g * GROUP + part * HALF, g * GROUP + (part + 1) * HALF):
                     total += np.int32(q[j])
-                sums[4 * g + 2 + part] = np.float32(total) * steps[g]
+                sums[16 * g + 2 + part] = np.float32(total)
 
     return code
 

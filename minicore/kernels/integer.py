@@ -64,10 +64,10 @@ def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
 
 
 def _signed_sums(builder: Any, kind: str, w: Any, x: Any, sums: Any) -> Any:
-    """Return sixteen sums of four products each of signed bytes; x has no -128.
+    """Return sixteen sums of four products each of signed bytes, none of them -128.
 
     Instructions want one factor unsigned. AVX2 adds pairs up in 16 bits, for which 255 * 127 twice is too
-    much: there w gives its signs to x, and 128 * 127 twice fits. The others take w 128 higher, and ``sums()``
+    much: there x gives its signs to w, and 127 * 127 twice fits. The others take w 128 higher, and ``sums()``
     has 128 times x's sums to go off.
     """
     if kind != "avx2":
@@ -75,9 +75,9 @@ def _signed_sums(builder: Any, kind: str, w: Any, x: Any, sums: Any) -> Any:
         return builder.sub(_unsigned_sums(builder, kind, w, x), sums())
     halves = []
     for w_half, x_half in zip(_halves(builder, w), _halves(builder, x), strict=True):
-        size = _call(builder, "llvm.abs.v32i8", w_half.type, w_half, ir.Constant(ir.IntType(1), 0))
-        signed = _call(builder, "llvm.x86.avx2.psign.b", w_half.type, x_half, w_half)
-        halves.append(_avx2_sums(builder, size, signed))
+        size = _call(builder, "llvm.abs.v32i8", x_half.type, x_half, ir.Constant(ir.IntType(1), 0))
+        signed = _call(builder, "llvm.x86.avx2.psign.b", w_half.type, w_half, x_half)
+        halves.append(_avx2_sums(builder, _avx2_pairs(builder, size, signed)))
     return pick(builder, halves[0], range(LANES), halves[1])
 
 
@@ -90,8 +90,10 @@ def _unsigned_sums(builder: Any, kind: str, w: Any, x: Any) -> Any:
             builder, "llvm.x86.avx512.vpdpbusd.512", v, zero, builder.bitcast(w, v), builder.bitcast(x, v)
         )
     if kind == "avx2":
-        pairs = zip(_halves(builder, w), _halves(builder, x), strict=True)
-        first, second = (_avx2_sums(builder, *pair) for pair in pairs)
+        pairs = (
+            _avx2_pairs(builder, *both) for both in zip(_halves(builder, w), _halves(builder, x), strict=True)
+        )
+        first, second = (_avx2_sums(builder, sums) for sums in pairs)
         return pick(builder, first, range(LANES), second)
     wide = vector(I32, 4 * LANES)
     products = builder.mul(builder.zext(w, wide), builder.sext(x, wide))
@@ -99,22 +101,21 @@ def _unsigned_sums(builder: Any, kind: str, w: Any, x: Any) -> Any:
     return builder.add(builder.add(quarters[0], quarters[1]), builder.add(quarters[2], quarters[3]))
 
 
-def _avx2_sums(builder: Any, w: Any, x: Any) -> Any:
-    """Return eight sums of four products each of 32 bytes; two products must fit 16 bits."""
-    pairs = _call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16), w, x)
+def _avx2_pairs(builder: Any, w: Any, x: Any) -> Any:
+    """Return sixteen sums of two products each of 32 bytes, unsigned times signed; they must fit 16 bits."""
+    return _call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16), w, x)
+
+
+def _avx2_sums(builder: Any, pairs: Any) -> Any:
+    """Return eight sums of two, in 32 bits."""
     return _call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, constant(I16, [1] * LANES))
 
 
 def _scaled(builder: Any, pointer: Any, offset: Any, factor: Any, n: int) -> Any:
-    """Return n times the product of a float16 in memory and a factor.
-
-    The two bytes before it, codes or another scale, are loaded along: one float16 alone would be put into a
-    register that holds a sum, and wait until that is there.
-    """
-    pair = load(builder, I32, pointer, builder.sub(offset, ir.Constant(I64, 2)))
-    halves = builder.insert_element(constant(I32, [0] * 4), pair, ir.Constant(I32, 0))
-    four = builder.fpext(pick(builder, builder.bitcast(halves, vector(F16, 8)), range(4)), vector(F32, 4))
-    return pick(builder, builder.fmul(four, splat(builder, factor, 4)), [1] * n)
+    """Return n times the product of a float16 in memory and a factor."""
+    number = splat(builder, load(builder, I16, pointer, offset), n)
+    wide = builder.fpext(builder.bitcast(number, vector(F16, n)), vector(F32, n))
+    return builder.fmul(wide, splat(builder, factor, n))
 
 
 def _halves(builder: Any, bytes_: Any) -> list[Any]:
@@ -136,21 +137,16 @@ def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             bytes_, steps, sums = (address(builder, args[k]) for k in (2, 3, 4))
             rows = list(zip(*(addresses(builder, args[k]) for k in (0, 1)), strict=True))
-            none = constant(F32, [0.0] * 4)
 
             def body(i: Any, totals: list[Any]) -> list[Any]:
                 x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
                 step = load(builder, F32, steps, times(builder, i, 4))
-                parts = [
-                    weights(builder, kind, *row, x, step, sums, i, totals[2 * r : 2 * r + 2])
-                    for r, row in enumerate(rows)
+                return [
+                    weights(builder, kind, *row, x, step, sums, i, total)
+                    for row, total in zip(rows, totals, strict=True)
                 ]
-                return list(itertools.chain(*parts))
 
-            totals = fold(builder, args[5], [*zeros(1, lanes), none] * 4, body)
-            wide = [0, 1, 2, 3] + [4] * (lanes - 4)
-            minima = [pick(builder, four, wide, none) for four in totals[1::2]]
-            four = add_up_four(builder, *map(builder.fadd, totals[::2], minima))
+            four = add_up_four(builder, *fold(builder, args[5], zeros(4, lanes), body))
             return unpacked(context, builder, signature.return_type, four)
 
         four, one = FOUR_ADDRESSES, types.int64
@@ -160,40 +156,59 @@ def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
 
 
 def _int8_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: list[Any]
-) -> list[Any]:
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
+) -> Any:
     """A group has one scale, which goes with the input's step."""
     w = load(builder, vector(I8, 4 * LANES), codes, times(builder, i, 64))
     products = _signed_sums(
         builder, kind, w, x, lambda: load(builder, vector(I32), sums, times(builder, i, 64))
     )
-    n = total[0].type.count
+    n = total.type.count
     if n < LANES:
         products = builder.add(*(pick(builder, products, half) for half in (range(n), range(n, 2 * n))))
     scale = _scaled(builder, scales, times(builder, i, 2), step, n)
-    return [fma(builder, builder.sitofp(products, vector(F32, n)), scale, total[0]), total[1]]
+    return fma(builder, builder.sitofp(products, vector(F32, n)), scale, total)
 
 
 def _int4_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: list[Any]
-) -> list[Any]:
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
+) -> Any:
     """Two halves of 32 in nibbles; a half's minimum goes with the input's sum, float32 in ``sums``.
 
-    Those products are added up apart, in four lanes: the minima lie beside the scales.
+    The minima lie beside the scales, so their sums are in lanes 2 and 3, among zeros.
     """
     packed = load(builder, vector(I8, 2 * LANES), codes, times(builder, i, 32))
     low = builder.and_(packed, constant(I8, [15] * 2 * LANES))
     high = builder.lshr(packed, constant(I8, [4] * 2 * LANES))
-    w = pick(builder, low, range(4 * LANES), high)
-    products = builder.sitofp(_unsigned_sums(builder, kind, w, x), vector(F32))
     four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
-    scale = builder.fmul(pick(builder, four, [0] * 8 + [1] * 8), splat(builder, step))
-    minima = load(builder, vector(F32, 4), sums, times(builder, i, 16))
-    lanes, n = total[0], total[0].type.count
-    for first in range(0, LANES, n):
-        part = range(first, first + n)
-        lanes = fma(builder, pick(builder, products, part), pick(builder, scale, part), lanes)
-    return [lanes, fma(builder, four, minima, total[1])]
+    four = builder.fmul(four, splat(builder, step, 4))
+    sums = load(builder, vector(F32, total.type.count), sums, times(builder, i, 64))
+    if kind == "avx2":
+        products = _sums_by_turns(builder, low, high, x)
+        scale = pick(builder, four, [0, 1] * 4)
+    else:
+        products = _unsigned_sums(builder, kind, pick(builder, low, range(4 * LANES), high), x)
+        scale = pick(builder, four, [0] * 8 + [1] * 8)
+    products = builder.sitofp(products, scale.type)
+    minima = pick(builder, four, [0, 1, 2, 3] + [4] * (total.type.count - 4), constant(F32, [0.0] * 4))
+    return fma(builder, products, scale, fma(builder, minima, sums, total))
+
+
+def _sums_by_turns(builder: Any, low: Any, high: Any, x: Any) -> Any:
+    """Return eight sums of eight products, of low with x's first half and high with its second in turn.
+
+    Both then go with one vector of their two scales, and become floats together.
+    """
+    pairs = (
+        builder.bitcast(_avx2_pairs(builder, w, half), vector(I32, 8))
+        for w, half in zip((low, high), _halves(builder, x), strict=True)
+    )
+    first, second = pairs
+    in_turn = (
+        builder.bitcast(pick(builder, first, [at + k for at in lanes for k in (0, 8)], second), vector(I16))
+        for lanes in ((0, 1, 4, 5), (2, 3, 6, 7))
+    )
+    return _avx2_sums(builder, builder.add(*in_turn))
 
 
 DOTS = {

@@ -2,7 +2,7 @@
 
 A row is cut into groups of 64 numbers. The format decides how a group is held:
 
-int8    64 signed bytes q and one scale s (float16): the numbers are s * q
+int8    64 signed bytes q in -127 to 127 and one scale s (float16): the numbers are s * q
 int4    two halves of 32 numbers, the first half in the low nibbles q of 32 bytes and the second in the
         high ones, each half with a scale s and a minimum m (float16): the numbers are s * q + m
 

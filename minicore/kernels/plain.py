@@ -6,6 +6,8 @@ rows of some hundred numbers that is as much work as the products themselves.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -16,10 +18,10 @@ from minicore.kernels.vectors import (
     F32,
     FOUR_ADDRESSES,
     FOUR_FLOATS,
-    I16,
     I32,
     I64,
     LANES,
+    REGISTER,
     add_up_four,
     address,
     addresses,
@@ -27,6 +29,7 @@ from minicore.kernels.vectors import (
     fma,
     fold,
     load,
+    pick,
     splat,
     store,
     times,
@@ -35,28 +38,33 @@ from minicore.kernels.vectors import (
     zeros,
 )
 
+PIECES = LANES // REGISTER  # registers that a cache line takes
 
-def _load_line(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[Any]:
-    """Load 64 bytes of a row as vectors of float32; a bfloat16 is the upper half of one."""
+
+def _load(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[Any]:
+    """Load a register of a row as vectors of float32; of bfloat16 the even numbers, then the odd ones.
+
+    A bfloat16 is the upper half of a float32: two are apart in three steps, and in order in four.
+    """
     if n_bytes == 4:
-        return [load(builder, vector(F32), pointer, offset)]
-    wide = []
-    for k in range(2):
-        at = builder.add(offset, ir.Constant(I64, 2 * LANES * k))
-        halves = builder.zext(load(builder, vector(I16), pointer, at), vector(I32))
-        wide.append(builder.bitcast(builder.shl(halves, constant(I32, [16] * LANES)), vector(F32)))
-    return wide
+        return [load(builder, vector(F32, REGISTER), pointer, offset)]
+    both = load(builder, vector(I32, REGISTER), pointer, offset)
+    even = builder.shl(both, constant(I32, [16] * REGISTER))
+    odd = builder.and_(both, constant(I32, [-65536] * REGISTER))
+    return [builder.bitcast(half, vector(F32, REGISTER)) for half in (even, odd)]
 
 
-def _places_of(builder: Any, n_bytes: int, i: Any) -> list[Any]:
-    """Return where the float32 numbers that go with a row's i-th line lie, a vector each."""
-    first = times(builder, i, 256 // n_bytes)
-    return [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4 // n_bytes)]
+def _pieces(builder: Any, n_bytes: int, i: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield where the pieces of a row's i-th line lie, each with where the float32 that go with it do."""
+    for k in range(PIECES):
+        at = builder.add(times(builder, i, 64), ir.Constant(I64, 4 * REGISTER * k))
+        first = times(builder, at, 4 // n_bytes)
+        yield at, [builder.add(first, ir.Constant(I64, 4 * REGISTER * j)) for j in range(4 // n_bytes)]
 
 
 @intrinsic
 def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any) -> Any:
-    """Return the products of four rows' first n cache lines with x.
+    """Return the products of four rows' first n cache lines with x, as :func:`arrange` leaves it.
 
     All but n are addresses, ``like`` is an array of the rows' dtype.
     """
@@ -67,16 +75,18 @@ def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any) -> Any:
         x = address(builder, args[2])
 
         def body(i: Any, sums: list[Any]) -> list[Any]:
-            mine = [load(builder, vector(F32), x, at) for at in _places_of(builder, n_bytes, i)]
             sums = list(sums)
-            for r in range(4):
-                line = _load_line(builder, n_bytes, rows[r], times(builder, i, 64))
-                for weights, numbers in zip(line, mine, strict=True):
-                    sums[r] = fma(builder, weights, numbers, sums[r])
+            for piece, (at, places) in enumerate(_pieces(builder, n_bytes, i)):
+                mine = [load(builder, vector(F32, REGISTER), x, place) for place in places]
+                for r in range(4):
+                    for weights, numbers in zip(_load(builder, n_bytes, rows[r], at), mine, strict=True):
+                        k = PIECES * r + piece
+                        sums[k] = fma(builder, weights, numbers, sums[k])
             return sums
 
-        four = add_up_four(builder, *fold(builder, args[3], zeros(4), body))
-        return unpacked(context, builder, signature.return_type, four)
+        sums = fold(builder, args[3], zeros(4 * PIECES, REGISTER), body)
+        totals = [reduce(builder.fadd, sums[PIECES * r : PIECES * (r + 1)]) for r in range(4)]
+        return unpacked(context, builder, signature.return_type, add_up_four(builder, *totals))
 
     four, one = FOUR_ADDRESSES, types.int64
     return FOUR_FLOATS(like, four, one, one), codegen
@@ -84,7 +94,7 @@ def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any) -> Any:
 
 @intrinsic
 def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any) -> Any:
-    """Add four numbers times their rows' first n cache lines to y.
+    """Add four numbers times their rows' first n cache lines to y, which is as :func:`arrange` leaves it.
 
     All but n are addresses, ``like`` is an array of the rows' dtype.
     """
@@ -93,15 +103,16 @@ def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any) -> An
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows = addresses(builder, args[1])
         a, y = address(builder, args[2]), address(builder, args[3])
-        weights = [splat(builder, load(builder, F32, a, ir.Constant(I64, 4 * r))) for r in range(4)]
+        weights = [splat(builder, load(builder, F32, a, ir.Constant(I64, 4 * r)), REGISTER) for r in range(4)]
 
         def body(i: Any, nothing: list[Any]) -> list[Any]:
-            wide = [_load_line(builder, n_bytes, row, times(builder, i, 64)) for row in rows]
-            for k, at in enumerate(_places_of(builder, n_bytes, i)):
-                total = load(builder, vector(F32), y, at)
-                for r in range(4):
-                    total = fma(builder, wide[r][k], weights[r], total)
-                store(builder, total, y, at)
+            for at, places in _pieces(builder, n_bytes, i):
+                vectors = zip(*(_load(builder, n_bytes, row, at) for row in rows), strict=True)
+                for numbers, place in zip(vectors, places, strict=True):
+                    total = load(builder, vector(F32, REGISTER), y, place)
+                    for number, weight in zip(numbers, weights, strict=True):
+                        total = fma(builder, number, weight, total)
+                    store(builder, total, y, place)
             return []
 
         fold(builder, args[4], [], body)
@@ -109,3 +120,42 @@ def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any) -> An
 
     four, one = FOUR_ADDRESSES, types.int64
     return types.void(like, four, one, one, one), codegen
+
+
+def _reordered(way: Callable[[Any, Any, Any], list[Any]]) -> Any:
+    """Return the intrinsic that puts two registers at a time of n cache lines' numbers in another order."""
+
+    @intrinsic
+    def reorder(typingctx: Any, x: Any, n: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            x = address(builder, args[0])
+
+            def body(i: Any, nothing: list[Any]) -> list[Any]:
+                for _, places in _pieces(builder, 2, i):
+                    pair = [load(builder, vector(F32, REGISTER), x, place) for place in places]
+                    for part, place in zip(way(builder, *pair), places, strict=True):
+                        store(builder, part, x, place)
+                return []
+
+            fold(builder, args[1], [], body)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return reorder
+
+
+def _by_parity(builder: Any, first: Any, second: Any) -> list[Any]:
+    return [pick(builder, first, range(odd, 2 * REGISTER, 2), second) for odd in range(2)]
+
+
+def _by_turns(builder: Any, even: Any, odd: Any) -> list[Any]:
+    half = REGISTER // 2
+    lanes = [
+        [k + REGISTER * odd for k in range(first, first + half) for odd in range(2)] for first in (0, half)
+    ]
+    return [pick(builder, even, turns, odd) for turns in lanes]
+
+
+arrange = _reordered(_by_parity)  # the order in which bfloat16 is read
+restore = _reordered(_by_turns)

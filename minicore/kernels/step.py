@@ -23,12 +23,12 @@ import numpy as np
 from minicore.config import ModelConfig
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
-from minicore.kernels.formats import axpy4, dots, narrow, prepare, widen_row
+from minicore.kernels.formats import axpy4, begin_sum, dots, end_sum, narrow, prepare, widen_row
 from minicore.kernels.machine import barrier, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
 ACTIVATION_CODES = {"relu": RELU, "silu": SILU, "gelu_tanh": GELU_TANH}
-BLOCK = 128  # neurons whose activations are computed together, so that the exponentials vectorise
+BLOCK = 256  # neurons whose activations are computed together, so that the exponentials vectorise
 
 # columns of the plan: addresses, 0 for what a model does not have, and the neurons' rows with their number
 COLUMNS = (
@@ -186,6 +186,7 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
     d, m, n_used = dims.d_model, p[N_STORED], 0
     rows, a, up = view1(p[ROWS], p[N_ROWS], chosen), block[0], block[1]
     w, b = (p[W_GATE], p[B_GATE]) if dims.gated else (p[W_IN], p[B_IN])
+    begin_sum(like, d, y)
     for start in range(0, last - first, BLOCK):
         n = min(BLOCK, last - first - start)
         for r in range(n):
@@ -207,6 +208,7 @@ def ffn(like, p, first, last, threshold, dims, x, chosen, block, y):  # type: ig
             chosen[r], a[r] = chosen[n - 1], np.float32(0)
         for r in range(0, n, 4):
             axpy4(like, p[W_OUT], m, d, chosen, a, r, y)
+    end_sum(like, d, y)
     return n_used
 
 

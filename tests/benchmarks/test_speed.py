@@ -96,7 +96,7 @@ def test_matvec(benchmark, reading, wide, format, way):
         meant = np.asarray(w.astype(np.float32))
         reading(lambda: meant @ seen, meant.nbytes)
         return
-    inputs, y = prepared(w, x) if isinstance(w, Packed) else x, np.empty(len(wide), np.float32)
+    inputs, y = prepared(w, x), np.empty(len(wide), np.float32)
 
     def call() -> None:
         step.matvec(like(w), address(w), 0, len(wide), D, 0, len(wide), inputs, y)
@@ -146,7 +146,7 @@ def test_ffn(benchmark, reading, format, rows, way):
     p[step.ROWS] = address(ids) if rows == "core" else 0
     p[step.N_ROWS], p[step.N_STORED] = len(chosen_ids), m
     shape = dims(d_model=D, gated=True, activation=step.ACTIVATION_CODES["silu"])
-    inputs, y = prepared(gate, x) if isinstance(gate, Packed) else x, np.zeros(D, np.float32)
+    inputs, y = prepared(gate, x), np.zeros(D, np.float32)
     chosen, block = np.empty(step.BLOCK, np.int32), np.empty((2, step.BLOCK), np.float32)
 
     def call() -> int:
