@@ -11,7 +11,6 @@ even numbers of two vectors first, then the odd ones; :func:`arrange` brings que
 from __future__ import annotations
 
 import itertools
-import math
 from functools import partial
 from typing import Any
 
@@ -352,10 +351,9 @@ def gather(n_threads, dims, mixed, top, mass, z):  # type: ignore[no-untyped-def
             largest = largest if not top[t, h] > largest else top[t, h]
         total = np.float32(0)
         for t in range(n_threads):
-            total += mass[t, h] * np.float32(math.exp(top[t, h] - largest))
-        for j in range(h * d, (h + 1) * d):
-            z[j] = np.float32(0)
+            total += mass[t, h] * exp(top[t, h] - largest)
+        mine = z[h * d : (h + 1) * d]
         for t in range(n_threads):
-            scale = np.float32(math.exp(top[t, h] - largest)) / total
-            for j in range(h * d, (h + 1) * d):
-                z[j] += scale * mixed[t, j]
+            part, scale = mixed[t, h * d : (h + 1) * d], exp(top[t, h] - largest) / total
+            for j in range(d):
+                mine[j] = scale * part[j] if t == 0 else mine[j] + scale * part[j]

@@ -224,6 +224,15 @@ def _round(x):  # type: ignore[no-untyped-def]  # float32 -> float32
 
 
 @nb.njit(error_model="numpy")  # a check for zero at each division would forbid vectors
+def _step(x):  # type: ignore[no-untyped-def]  # (at most GROUP,) -> float32
+    """Return the step of a group, NaN if it has a NaN, infinity for infinity."""
+    bits, largest = x.view(np.int32), np.int32(0)
+    for j in range(x.size):  # floats without a sign order as their bits do, NaN above all
+        largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
+    return np.int32(largest).view(np.float32) / np.float32(127)
+
+
+@nb.njit(error_model="numpy")
 def round_groups(d, x):  # type: ignore[no-untyped-def]  # int, (input_size(d),)
     """Fill in an input's bytes and steps; NaN and infinity make their group's step NaN."""
     at_bytes, _, at_steps, _ = _parts(d)
@@ -231,15 +240,20 @@ def round_groups(d, x):  # type: ignore[no-untyped-def]  # int, (input_size(d),)
         x[j] = np.float32(0)
     q, steps = x[at_bytes:].view(np.int8), x[at_steps:]
     for g in range(at_bytes // GROUP):
-        largest, lost = np.float32(0), np.float32(0)
-        for j in range(g * GROUP, (g + 1) * GROUP):
-            largest = max(largest, abs(x[j]))
-            lost += x[j] - x[j]
-        step = largest / np.float32(127)
+        numbers, codes = x[g * GROUP : (g + 1) * GROUP], q[g * GROUP : (g + 1) * GROUP]
+        step = _step(numbers)
         by = step if step > 0 else np.float32(1)
-        for j in range(g * GROUP, (g + 1) * GROUP):
-            q[j] = np.int8(_round(x[j] / by))
-        steps[g] = step + lost
+        for j in range(GROUP):
+            codes[j] = np.int8(_round(numbers[j] / by))
+        steps[g] = step + (step - step)
+
+
+@nb.njit
+def _sum(codes):  # type: ignore[no-untyped-def]  # (n,) int8 -> int32
+    total = np.int32(0)
+    for j in range(codes.size):
+        total += np.int32(codes[j])
+    return total
 
 
 @overload(prepare)
@@ -252,11 +266,9 @@ def _prepare_int8(like, d, x):  # type: ignore[no-untyped-def]
         at_bytes, at_sums, at_steps, _ = _parts(d)
         q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_steps].view(np.int32)
         for g in range(at_bytes // GROUP):
-            total = np.int32(0)
-            for j in range(g * GROUP, (g + 1) * GROUP):
-                total += np.int32(q[j])
-            sums[16 * g : 16 * g + 16] = 0
-            sums[16 * g] = 128 * total
+            for j in range(16):
+                sums[16 * g + j] = 0
+            sums[16 * g] = 128 * _sum(q[g * GROUP : (g + 1) * GROUP])
 
     return code
 
@@ -271,12 +283,11 @@ def _prepare_int4(like, d, x):  # type: ignore[no-untyped-def]
         at_bytes, at_sums, at_steps, _ = _parts(d)
         q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_steps]
         for g in range(at_bytes // GROUP):
-            sums[16 * g : 16 * g + 16] = np.float32(0)  # beside scales, and where weights have none
+            for j in range(16):
+                sums[16 * g + j] = np.float32(0)  # beside scales, and where weights have none
             for part in range(2):
-                total = np.int32(0)
-                for j in range(g * GROUP + part * HALF, g * GROUP + (part + 1) * HALF):
-                    total += np.int32(q[j])
-                sums[16 * g + 2 + part] = np.float32(total)
+                first = g * GROUP + part * HALF
+                sums[16 * g + 2 + part] = np.float32(_sum(q[first : first + HALF]))
 
     return code
 
@@ -381,12 +392,9 @@ def round_rows(thread, n_threads, n, x, y):  # type: ignore[no-untyped-def]  # (
     """Write to y what integer products see of x (:func:`minicore.kernels.packed.round_input`)."""
     d = x.shape[1]
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
-        bits = x[t].view(np.int32)
         for first in range(0, d, GROUP):
-            last, largest = min(first + GROUP, d), np.int32(0)
-            for j in range(first, last):  # floats without a sign order as their bits do, NaN above all
-                largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
-            step = np.int32(largest).view(np.float32) / np.float32(127)
+            last = min(first + GROUP, d)
+            step = _step(x[t, first:last])
             by = step if step > 0 else np.float32(1)
             for j in range(first, last):
                 y[t, j] = _round(x[t, j] / by) * step
