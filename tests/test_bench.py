@@ -147,8 +147,10 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
 
     step = cpu.kernels.step
 
-    def wrong(thread, n_threads, like, dims, plan, thresholds, token, *rest):
-        return step(thread, n_threads, like, dims, plan, thresholds, (token + 1) % dims.n_vocab, *rest)
+    def wrong(thread, n_threads, like, dims, plan, *rest):
+        plan = plan.copy()
+        plan[-1, cpu.kernels.EMBED] += dims.d_model * like.itemsize
+        return step(thread, n_threads, like, dims, plan, *rest)
 
     monkeypatch.setattr(cpu.kernels, "step", wrong)
     with pytest.raises(bench.WrongResult, match="away from the reference"):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import threading
+import time
 from functools import cache
 from pathlib import Path
 
@@ -333,3 +334,42 @@ def test_a_later_core_set_takes_the_memory_of_an_earlier_one(dtype):
         fresh = CpuDecoder(model, model.new_cache(4), choice, n_threads=1)
         np.testing.assert_allclose(decoder.step(1), fresh.step(1), rtol=0, atol=1e-5)
         assert (decoder.piece is before) == kept
+
+
+def test_threads_that_wait_for_a_call_and_threads_that_sleep_do_the_same_work():
+    from minicore.decode.cpu import CpuDecoder
+
+    model, tokens = minicore.load(Path(__file__).parent / "golden" / "llama-gqa"), range(1, 13)
+    runs = []
+    for pauses in ([0.0] * 12, [0.0, 0.02, 1e-4] * 4):
+        decoder, logits = CpuDecoder(model, model.new_cache(12), None, n_threads=3), []
+        for token, pause in zip(tokens, pauses, strict=True):
+            time.sleep(pause)
+            logits.append(decoder.step(token))
+        runs.append(logits)
+    np.testing.assert_array_equal(*runs)
+    deadline = time.monotonic() + 30
+    while (decoder.state.flags[1:, 0] != machine.GONE).any():
+        assert time.monotonic() < deadline, "threads wait for a call forever"
+        time.sleep(1e-3)
+
+
+def test_decoders_of_two_threads_at_once_do_not_wait_for_each_other():
+    from minicore.decode.cpu import CpuDecoder
+
+    model, tokens = minicore.load(Path(__file__).parent / "golden" / "llama-gqa"), range(1, 41)
+    decoders = [CpuDecoder(model, model.new_cache(40), None, n_threads=2) for _ in range(3)]
+    alone, *together = decoders
+    expected, logits = [alone.step(token) for token in tokens], {}
+
+    def run(decoder):
+        logits[id(decoder)] = [decoder.step(token) for token in tokens]
+
+    threads = [threading.Thread(target=run, args=[decoder], daemon=True) for decoder in together]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    for decoder in together:
+        np.testing.assert_array_equal(logits[id(decoder)], expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from minicore.kernels import ops as compiled
 from minicore.kernels import step as kernels
 from minicore.kernels import team
 from minicore.kernels.formats import input_size, stored
+from minicore.kernels.machine import call
 from minicore.kernels.memory import settle
 from minicore.kernels.packed import GROUP, Packed, n_groups
 from minicore.model import KVCache, Model
@@ -55,6 +57,10 @@ class CpuDecoder:
         self.state = _state(self.dims, self.n_threads, cache.capacity)
         self.keys, self.values = stored(cache.k), stored(cache.v)
         self.piece = np.empty(0, np.uint8)  # holds copied core rows
+        # what threads are told once, so these two are written in place: a thread may still wait for a call
+        self.plan = np.zeros((cfg.n_layers + 1, len(kernels.COLUMNS)), np.int64)
+        self.thresholds = np.full(cfg.n_layers, -1, np.float32)
+        self.others = ThreadPoolExecutor(max(self.n_threads - 1, 1), thread_name_prefix="minicore-step")
         self.use(core)
         self.compile_s = self._compile()
 
@@ -66,7 +72,7 @@ class CpuDecoder:
         self.model.check_choice(core)
         together = isinstance(core, CoreSet) and _row_bytes(self.model) < SHORT
         self.to_copy = core if together else None
-        self.thresholds = np.full(self.dims.n_layers, -1, np.float32)
+        self.thresholds[:] = -1
         if isinstance(core, TokenRule):
             self.thresholds[:] = [core.parameters(i).get(GATE, -1) for i in range(self.dims.n_layers)]
         self._read_from(self.model, core.neurons if core else {})
@@ -74,7 +80,8 @@ class CpuDecoder:
 
     def _read_from(self, model: Model, rows: dict[int, Array]) -> None:
         """Read weights where this model has them, of some layers' neurons these rows alone."""
-        self.held, self.rows, self.plan = model, rows, self._plan(model)
+        self.held, self.rows = model, rows
+        self.plan[:] = self._plan(model)
         for layer in range(self.dims.n_layers):
             mine = rows.get(layer)
             n_rows = self.plan[layer, kernels.N_STORED] if mine is None else len(mine)
@@ -103,12 +110,17 @@ class CpuDecoder:
         return self.state.logits.copy()
 
     def _run(self, token_id: int) -> None:
+        state, n_threads = self.state, self.n_threads
         shared: tuple[Any, ...] = (
-            *(self.like, self.dims, self.plan, self.thresholds, token_id, self.cache.length),
-            *(self.frequencies, self.keys, self.values, self.state),
+            *(self.like, self.dims, self.plan, self.thresholds),
+            *(self.frequencies, self.keys, self.values, state),
         )
-        self.state.counter[0] = 0
-        team.run(kernels.step, self.n_threads, *shared)
+        # threads may be slow to leave the last barrier: the counter goes on from where it is
+        state.call[:3] = token_id, self.cache.length, state.counter[0] // n_threads
+        for thread in range(1, n_threads):
+            if not call(state.flags[thread]):
+                self.others.submit(kernels.step, thread, n_threads, *shared)
+        kernels.step(0, n_threads, *shared)
 
     def _plan(self, model: Model) -> Array:  # -> (n_layers + 1, n_columns) int64
         """Return where all of a model lies: a row a layer; the last is for embedding, last norm, head."""
@@ -176,6 +188,8 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
         out=buffer(d),
         logits=buffer(dims.n_vocab),
         n_used=buffer(n_threads, dims.n_layers, dtype=np.int64),
+        call=buffer(line, dtype=np.int64),
+        flags=buffer(n_threads, line, dtype=np.int64),
         counter=buffer(line, dtype=np.int64),
     )
 

@@ -16,6 +16,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 SPINS = 4000  # looks at the counter, some 10 microseconds, before a waiting thread offers its core to others
+PATIENCE = 64_000  # looks for a call, some 150 microseconds, before a thread goes back to sleep
+GONE, WAITING, CALLED = range(3)
 
 
 @intrinsic
@@ -76,6 +78,18 @@ def _look(typingctx: Any, counter: Any) -> Any:
 
 
 @intrinsic
+def _swap(typingctx: Any, flag: Any, old: Any, new: Any) -> Any:
+    """Put a new value for an old one into the first element of an int64 array; say whether it was there."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        both = builder.cmpxchg(data, args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(both, 1)
+
+    return types.boolean(flag, types.int64, types.int64), codegen
+
+
+@intrinsic
 def _give_way(typingctx: Any) -> Any:
     """Let the operating system run another thread on this core (POSIX sched_yield)."""
 
@@ -105,6 +119,26 @@ def barrier(counter, n_threads, passed):  # type: ignore[no-untyped-def]  # (>= 
             if spins > SPINS:
                 _give_way()
     return passed
+
+
+@nb.njit(cache=True)
+def call(flag):  # type: ignore[no-untyped-def]  # (>= 1,) int64 -> bool
+    """Call the thread that waits at a flag; if it has gone, return False and expect it to be started."""
+    waiting = _swap(flag, WAITING, CALLED)
+    if not waiting:
+        flag[0] = CALLED
+    return waiting
+
+
+@nb.njit
+def called(flag):  # type: ignore[no-untyped-def]  # (>= 1,) int64, WAITING or CALLED -> bool
+    """Wait a while for a call, awake, and return whether it came; waking up takes longer than most pauses."""
+    spins = 0
+    while _look(flag) != CALLED:
+        spins += 1
+        if spins > PATIENCE and _swap(flag, WAITING, GONE):
+            return False
+    return True
 
 
 @nb.njit

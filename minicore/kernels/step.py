@@ -24,7 +24,7 @@ from minicore.config import ModelConfig
 from minicore.kernels import FAST
 from minicore.kernels.attention import arrange, attend, gather
 from minicore.kernels.formats import axpy4, begin_sum, dots, end_sum, narrow, prepare, widen_row
-from minicore.kernels.machine import barrier, exp, view1
+from minicore.kernels.machine import WAITING, barrier, called, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
 ACTIVATION_CODES = {"relu": RELU, "silu": SILU, "gelu_tanh": GELU_TANH}
@@ -81,7 +81,8 @@ class State(NamedTuple):
     """Buffers of a decoder, made once: a step allocates nothing.
 
     Most have a row a thread: ``part`` holds each thread's sum of the FFN, ``mixed``, ``top`` and ``mass`` its
-    attention over its positions, ``n_used`` (n_threads, n_layers) the output rows it has read.
+    attention over its positions, ``n_used`` (n_threads, n_layers) the output rows it has read, ``flags``
+    where it waits for a call. ``call`` says what is asked for: token, position, barriers passed before.
     """
 
     x: np.ndarray
@@ -100,6 +101,8 @@ class State(NamedTuple):
     out: np.ndarray
     logits: np.ndarray
     n_used: np.ndarray
+    call: np.ndarray
+    flags: np.ndarray
     counter: np.ndarray
 
 
@@ -238,8 +241,10 @@ def _compress(threshold, n, chosen, a):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True, fastmath=FAST)
-def step(thread, n_threads, like, dims, plan, thresholds, token, position, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
-    """Read one token at a position: extend keys and values, leave the logits in ``s.logits``.
+def step(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
+    """Read the token of ``s.call``: extend keys and values, leave the logits in ``s.logits``.
+
+    All threads but the first go on for as long as they are called again within a while.
 
     Parameters
     ----------
@@ -251,14 +256,24 @@ def step(thread, n_threads, like, dims, plan, thresholds, token, position, frequ
     plan : (n_layers + 1, len(COLUMNS)) int64
     thresholds : (n_layers,) float32
         Gates of smaller magnitude are left out; negative for none.
-    token, position : int
     frequencies : (d_head // 2,) float32, or (0,) where positions are learned
     keys, values : (n_layers, n_kv_heads, capacity, d_head) float32, or uint16 for bfloat16
     s : State
     """
+    while True:
+        passed = _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, s)
+        s.flags[thread, 0] = WAITING
+        barrier(s.counter, n_threads, passed)
+        if thread == 0 or not called(s.flags[thread]):
+            return
+
+
+@nb.njit(fastmath=FAST)
+def _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
+    """Do a thread's share of a token, all but the last barrier; return how many barriers it has passed."""
+    token, position, passed = s.call[0], s.call[1], s.call[2]
     d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
     x, normed, z, rest = s.x[thread], s.normed[thread], s.z[thread], plan[dims.n_layers]
-    passed = 0
     widen_row(like, rest[EMBED], dims.n_vocab, d, token, x)
     if rest[POS_EMBED]:
         widen_row(like, rest[POS_EMBED], dims.n_positions, d, position + dims.position_offset, normed)
@@ -316,7 +331,7 @@ def step(thread, n_threads, like, dims, plan, thresholds, token, position, frequ
     prepare(like, d, normed)
     rows = thread * dims.n_vocab // n_threads, (thread + 1) * dims.n_vocab // n_threads
     matvec(like, rest[HEAD], 0, dims.n_vocab, d, rows[0], rows[1], normed, s.logits)
-    barrier(s.counter, n_threads, passed)
+    return passed
 
 
 @nb.njit(fastmath=FAST)
