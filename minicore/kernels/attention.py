@@ -31,6 +31,7 @@ from minicore.kernels.vectors import (
     add_up_four,
     address,
     constant,
+    even_and_odd,
     fetch,
     fma,
     fold,
@@ -73,10 +74,7 @@ def _load_pair(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[An
     """Load two vectors; of bfloat16 the even numbers, then the odd ones."""
     if n_bytes == 4:
         return [load(builder, vector(F32, LANES), pointer, _on(builder, offset, k)) for k in range(2)]
-    both = load(builder, vector(I32, LANES), pointer, offset)
-    even = builder.shl(both, constant(I32, [16] * LANES))
-    odd = builder.and_(both, constant(I32, [-65536] * LANES))
-    return [builder.bitcast(half, vector(F32, LANES)) for half in (even, odd)]
+    return even_and_odd(builder, load(builder, vector(I32, LANES), pointer, offset))
 
 
 @intrinsic

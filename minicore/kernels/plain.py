@@ -25,7 +25,7 @@ from minicore.kernels.vectors import (
     add_up_four,
     address,
     addresses,
-    constant,
+    even_and_odd,
     fma,
     fold,
     load,
@@ -42,16 +42,10 @@ PIECES = LANES // REGISTER  # registers that a cache line takes
 
 
 def _load(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[Any]:
-    """Load a register of a row as vectors of float32; of bfloat16 the even numbers, then the odd ones.
-
-    A bfloat16 is the upper half of a float32: two are apart in three steps, and in order in four.
-    """
+    """Load a register of a row as vectors of float32; of bfloat16 the even numbers, then the odd ones."""
     if n_bytes == 4:
         return [load(builder, vector(F32, REGISTER), pointer, offset)]
-    both = load(builder, vector(I32, REGISTER), pointer, offset)
-    even = builder.shl(both, constant(I32, [16] * REGISTER))
-    odd = builder.and_(both, constant(I32, [-65536] * REGISTER))
-    return [builder.bitcast(half, vector(F32, REGISTER)) for half in (even, odd)]
+    return even_and_odd(builder, load(builder, vector(I32, REGISTER), pointer, offset))
 
 
 def _pieces(builder: Any, n_bytes: int, i: Any) -> Iterator[tuple[Any, list[Any]]]:

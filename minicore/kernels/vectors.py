@@ -93,6 +93,17 @@ def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
 
+def even_and_odd(builder: Any, pairs: Any) -> list[Any]:
+    """Return the even numbers of a register of bfloat16, taken as int32, then the odd ones, as float32.
+
+    A bfloat16 is the upper half of a float32: two are apart in three steps, and in order in four.
+    """
+    n = pairs.type.count
+    even = builder.shl(pairs, constant(I32, [16] * n))
+    odd = builder.and_(pairs, constant(I32, [-65536] * n))
+    return [builder.bitcast(half, vector(F32, n)) for half in (even, odd)]
+
+
 def add_up(builder: Any, v: Any) -> Any:
     """Return the sum of a vector's floats."""
     name, kind = f"llvm.vector.reduce.fadd.v{LANES}f32", ir.FunctionType(F32, [F32, v.type])
