@@ -38,12 +38,13 @@ def rounded_inputs(x: Array, w: Array, b: Array | None = None) -> Array:
 WAYS = {
     "float32": ("float32", None, "float32"),
     "cache in bfloat16 alone": ("float32", None, "bfloat16"),
+    "cache in int8 alone": ("float32", None, "int8"),
     "inputs rounded alone": ("float32", rounded_inputs, "float32"),
     "bfloat16": ("bfloat16", None, "float32"),
     "int8, weights alone": ("int8", plain_inputs, "float32"),
-    "int8": ("int8", None, "bfloat16"),
+    "int8": ("int8", None, "int8"),
     "int4, weights alone": ("int4", plain_inputs, "float32"),
-    "int4": ("int4", None, "bfloat16"),
+    "int4": ("int4", None, "int8"),
 }
 
 

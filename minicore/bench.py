@@ -325,7 +325,7 @@ class Bed:
     def bytes_of(self, context: int, beta: Beta | None) -> dict[str, Any]:
         """Return what a token reads: weights, and keys and values at the middle of the tokens decoded."""
         decoder, choice = self.decoders[context, self.plan.threads[0]], self.choices[context, beta]
-        a_position = (decoder.keys.nbytes + decoder.values.nbytes) / self.caches[context].capacity
+        a_position = decoder.kv_bytes / self.caches[context].capacity
         kv_bytes = round((context + (self.plan.new_tokens + 1) / 2) * a_position)
         weights = bytes_per_token(self.model, choice)
         kept = neurons_kept(self.model, choice).mean() / self.model.config.n_neurons

@@ -8,6 +8,7 @@ TransformerLens uses them), which is how predictors record and `run_with_cache` 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,8 @@ from minicore.checkpoint.tensors import DTYPES
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
+from minicore.kernels.packed import FORMATS as PACKED
+from minicore.kernels.packed import in_steps
 from minicore.tokenizer import Tokenizer, from_source
 
 if TYPE_CHECKING:
@@ -40,8 +43,11 @@ class KVCache:
     Attributes
     ----------
     k, v : (n_layers, n_kv_heads, capacity, d_head)
-        float32, or bfloat16, to which they are rounded as they are written. Head-major, so that a head's
-        keys are one contiguous block.
+        float32, or bfloat16, to which they are rounded as they are written; of an int8 cache a copy in
+        float32. Head-major, so that a head's keys are one contiguous block.
+    dtype : str
+        ``float32``, ``bfloat16``, or ``int8``: each key and value of a head in whole steps of a size of its
+        own (:func:`minicore.kernels.packed.in_steps`).
     length : int
         Positions filled.
 
@@ -59,30 +65,51 @@ class KVCache:
         if capacity > cfg.n_ctx:
             raise InputError(f"{capacity} tokens do not fit the model's context of {cfg.n_ctx}")
         self.shape = (cfg.n_layers, cfg.n_kv_heads, capacity, cfg.d_head)
-        self._k, self._v = np.zeros(self.shape, DTYPES[dtype]), np.zeros(self.shape, DTYPES[dtype])
+        self._hold(dtype)
         self.length = 0
         self.device: Any = None  # the same on a GPU, once it is used there
+
+    def _hold(self, dtype: str) -> None:
+        """Have empty memory for numbers of a dtype."""
+        n_layers, n_kv_heads, capacity, _ = self.shape
+        kind = np.dtype(np.int8) if dtype == "int8" else DTYPES[dtype]
+        self.dtype, self._k, self._v = dtype, _zeros(self.shape, kind), _zeros(self.shape, kind)
+        steps = capacity if dtype == "int8" else 0
+        self._scales = np.zeros((n_layers, 2, n_kv_heads, steps), np.float32)
 
     @property
     def k(self) -> Array:
         """Keys; what a GPU has written is fetched first."""
-        self._fetch()
-        return self._k
+        return self._meant(0, slice(None))
 
     @property
     def v(self) -> Array:
         """Values, likewise."""
-        self._fetch()
-        return self._v
+        return self._meant(1, slice(None))
 
-    def _fetch(self) -> None:
+    @property
+    def held(self) -> tuple[Array, Array, Array]:
+        """Keys and values as they lie in memory, and scales (n_layers, 2, n_kv_heads, capacity or 0)."""
         if self.device is not None:
             self.device.fetch(self._k, self._v)
+        return self._k, self._v, self._scales
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self._k.nbytes + self._v.nbytes + self._scales.nbytes
+
+    def _meant(self, which: int, layers: int | slice) -> Array:
+        """Return what keys (0) or values (1) of some layers stand for."""
+        *held, scales = self.held
+        if self.dtype != "int8":
+            return held[which][layers]
+        return held[which][layers] * scales[layers][..., which, :, :, None]
 
     @property
     def rounds(self) -> bool:
-        """Whether keys and values are rounded to bfloat16."""
-        return self._k.dtype != np.float32
+        """Whether keys and values are rounded."""
+        return self.dtype != "float32"
 
     @property
     def capacity(self) -> int:
@@ -120,10 +147,48 @@ class KVCache:
         (2, 0)
         """
         end = self.length + len(k)
-        keys, values = self.k[layer], self.v[layer]
-        keys[:, self.length : end] = k.transpose(1, 0, 2)
-        values[:, self.length : end] = v.transpose(1, 0, 2)
-        return keys[:, :end], values[:, :end]
+        *held, scales = self.held
+        for which, new in enumerate((k.transpose(1, 0, 2), v.transpose(1, 0, 2))):
+            at = held[which][layer, :, self.length : end]
+            if self.dtype == "int8":
+                at[:], scales[layer, which, :, self.length : end, None] = in_steps(new)
+            else:
+                at[:] = new
+        return self._meant(0, layer)[:, :end], self._meant(1, layer)[:, :end]
+
+    def copy(self, other: KVCache) -> None:
+        """Take over the dtype of another cache and the positions it holds, for which there must be room.
+
+        Examples
+        --------
+        >>> model = load("minicore-opt-core")
+        >>> short, long = model.new_cache(4), model.new_cache(8)
+        >>> logits = forward(model, np.array([5, 6, 7]), short)
+        >>> long.copy(short)
+        >>> long.length, bool((long.k[:, :, :3] == short.k[:, :, :3]).all())
+        (3, True)
+        """
+        if self.dtype != other.dtype:
+            self._hold(other.dtype)
+        n = self.length = other.length
+        for mine, theirs in zip(self.held[:2], other.held[:2], strict=True):
+            mine[:, :, :n] = theirs[:, :, :n]
+        self._scales[..., :n] = other._scales[..., :n]
+
+    def in_bfloat16(self) -> None:
+        """Hold keys and values in bfloat16 from now on, if they are int8: on a GPU they are."""
+        if self.dtype == "int8":
+            k, v = self.k, self.v
+            self._hold("bfloat16")
+            self._k[:], self._v[:] = k, v
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return zeros that begin with a cache line, so that a vector of one is read by one look at the cache."""
+    n_bytes, line = math.prod(shape) * dtype.itemsize, 64
+    memory = np.zeros(n_bytes + line, np.uint8)
+    first = -memory.ctypes.data % line
+    return memory[first : first + n_bytes].view(dtype).reshape(shape)
 
 
 class Model:
@@ -191,9 +256,9 @@ class Model:
         return sum(w.nbytes for w in self.params.values())
 
     def new_cache(self, capacity: int) -> KVCache:
-        """Return an empty kv cache: float32 beside float32 weights, bfloat16 beside shorter ones.
+        """Return an empty kv cache: as long numbers as the weights, int8 beside int4.
 
-        There a float32 cache would soon be most of what a token reads.
+        With longer ones it would soon be most of what a token reads. On a GPU there is none in int8.
 
         Examples
         --------
@@ -201,7 +266,7 @@ class Model:
         >>> model.new_cache(16).capacity, model.new_cache(16).length
         (16, 0)
         """
-        return KVCache(self.config, capacity, "float32" if self.dtype == "float32" else "bfloat16")
+        return KVCache(self.config, capacity, "int8" if self.dtype in PACKED else self.dtype)
 
     def check_ids(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> int64 (n,)
         """Return ids as an array; raise InputError unless they are a non-empty list of the vocabulary.
@@ -593,6 +658,8 @@ def attention(model: Model, layer: int, x: Array, positions: Array, cache: KVCac
         q, k = ops.rope(q, positions, frequencies), ops.rope(k, positions, frequencies)
         tap(at + "hook_rot_q", q)
         tap(at + "hook_rot_k", k)
+    if cache.dtype == "int8":  # scores are products in integers
+        q = ops.rounded(q.reshape(len(x), -1), cfg.d_head).reshape(q.shape)
     keys, values = cache.append(layer, k, v)
     keys, values = ops.f32(keys), ops.f32(values)
     if watches(tap, at + "hook_attn_scores") or watches(tap, at + "hook_pattern"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from minicore.config import ModelConfig
-from minicore.kernels.packed import Packed, round_input
+from minicore.kernels.packed import GROUP, Packed, round_input
 
 Array = np.ndarray
 
@@ -35,6 +35,17 @@ def f32(w: Array | Packed) -> Array:  # any shape -> the same
     return np.left_shift(w.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
 
 
+def rounded(x: Array, size: int) -> Array:  # (n, d) -> (n, d)
+    """Return what products in integers see of x: whole steps, one for so many numbers at a time.
+
+    Examples
+    --------
+    >>> rounded(np.float32([[1, 0.5, 127]]), 3)
+    array([[  1.,   0., 127.]], dtype=float32)
+    """
+    return round_input(x, size)
+
+
 def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
     # (n, d_in), (d_out, d_in) -> (n, d_out)
     """Return ``x @ w.T + b``; x is rounded first where w is in a format whose products are integers.
@@ -45,7 +56,7 @@ def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
     >>> linear(x, w)
     array([[11., 17.,  2.]], dtype=float32)
     """
-    x = x if isinstance(w, np.ndarray) else round_input(x)
+    x = x if isinstance(w, np.ndarray) else rounded(x, GROUP)
     y = np.concatenate([x @ f32(w[rows]).T for rows in tiles(w, 0, len(w))], axis=1)
     return y if b is None else y + b
 

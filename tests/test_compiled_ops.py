@@ -11,7 +11,6 @@ import minicore as mc
 from minicore import ops
 from minicore.decode import reader
 from minicore.kernels import ops as compiled
-from minicore.kernels.formats import round_rows
 from minicore.kernels.packed import Packed, round_input
 from minicore.model import KVCache, hook_names, prefill
 
@@ -98,16 +97,13 @@ def test_widening_is_exact(dtype, m, d, rng):
         np.testing.assert_array_equal(compiled._widened(w, rows), ops.f32(w[rows]))
 
 
-@pytest.mark.parametrize("d", [64, 100, 31])
-def test_inputs_are_rounded_as_the_reference_rounds_them(d, rng):
+@pytest.mark.parametrize("d, size", [(64, 64), (100, 64), (31, 64), (96, 16), (100, 20)])
+def test_inputs_are_rounded_as_the_reference_rounds_them(d, size, rng):
     x = normal(rng, 9, d) * np.geomspace(1e-30, 1e30, 9, dtype=np.float32)[:, None]
     x[1], x[2, 5], x[3, 7], x[4, 1] = 0, np.nan, np.inf, -np.inf
     x[5, :16] = np.arange(-8, 8) + 0.5  # halves to even
     x[5, 16:] = 127
-    got = np.empty_like(x)
-    round_rows(0, 1, len(x), x, got)
-    with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(got, round_input(x))
+    np.testing.assert_array_equal(compiled.rounded(x, size), round_input(x, size))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
@@ -149,6 +145,6 @@ def test_widening_by_tiles_changes_nothing(dtype, tile, monkeypatch, rng):
     w_in, w_out = model.blocks[0]["mlp.w_in"], model.blocks[0]["mlp.w_out"]
     x, a = normal(rng, 5, w_in.shape[1]), normal(rng, 5, w_out.shape[0])
     monkeypatch.setattr(ops, "TILE", tile)
-    seen = x if dtype == "bfloat16" else ops.round_input(x)
+    seen = x if dtype == "bfloat16" else round_input(x)
     np.testing.assert_allclose(ops.linear(x, w_in), seen @ ops.f32(w_in).T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(ops.weighted_rows(a, w_out), a @ ops.f32(w_out), rtol=1e-5, atol=1e-5)

@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 import minicore
 from minicore import ops
-from minicore.kernels import FAST, formats, machine, step, vectors
+from minicore.kernels import FAST, formats, integer, machine, step, vectors
 from minicore.kernels.formats import stored
+from minicore.kernels.packed import in_steps
 
 DTYPES = [np.float32, ml_dtypes.bfloat16]
 small = st.integers(-4, 4).map(float)  # sums of a few thousand products stay exact in float32
@@ -94,25 +95,30 @@ def with_registers(name, lanes):
 
 
 @cache
-def attention_in(lanes):
-    """Return the module, and its arrange to be called."""
+def attention_in(lanes, kind=None):
+    """Return the module, with one way to multiply bytes, and its arrange to be called."""
     module = with_registers("attention", lanes)
-    return module, nb.njit(lambda like, d, x, y: module.arrange(like, d, x, y))
+    module.best_kind = (lambda: kind) if kind else integer.best_kind
+    return module, nb.njit(lambda like, d, x, y, steps: module.arrange(like, d, x, y, steps))
 
 
-def attend(q, k, v, shares, lanes=vectors.REGISTER):
-    attention, arrange = attention_in(lanes)
+def attend(q, k, v, shares, lanes=vectors.REGISTER, scales=None, kind=None):
+    attention, arrange = attention_in(lanes, kind)
     n_heads, d_head = q.shape
     shape = dims(n_heads=n_heads, n_kv_heads=len(k), d_head=d_head)
     n, scaled = k.shape[1], (q / np.sqrt(d_head)).astype(np.float32).reshape(-1)
     mixed = np.full((shares, q.size), np.nan, np.float32)
     top, mass = np.full((2, shares, n_heads), np.nan, np.float32)
     scores = np.full((n_heads // len(k), n), np.nan, np.float32)
-    k, v, arranged = stored(k), stored(v), np.full(q.size, np.nan, np.float32)
-    arrange(k, d_head, scaled, arranged)
+    (k, v), scales = (
+        (stored(x) for x in (k, v)),
+        np.empty((2, len(k), 0), np.float32) if scales is None else scales,
+    )
+    arranged, steps = np.full(q.size, np.nan, np.float32), np.full(n_heads, np.nan, np.float32)
+    arrange(k, d_head, scaled, arranged, steps)
     for t in range(shares):
         first, last = t * n // shares, (t + 1) * n // shares
-        attention.attend(arranged, k, v, first, last, shape, scores, mixed[t], top[t], mass[t])
+        attention.attend(arranged, steps, k, v, scales, first, last, shape, scores, mixed[t], top[t], mass[t])
     z = np.full(q.size, np.nan, np.float32)
     attention.gather(shares, shape, mixed, top, mass, z)
     return z.reshape(q.shape)
@@ -209,6 +215,26 @@ def test_attention_agrees_with_numpy_however_positions_are_shared_out(
     _, pattern = ops.attention_pattern(q[None], ops.f32(k))
     expected = ops.attend(pattern, ops.f32(v))[0]
     np.testing.assert_allclose(attend(q, k, v, shares, lanes), expected, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in integer.KINDS if integer.has(kind)])
+@pytest.mark.parametrize("n_kv, d_head", [(1, 64), (33, 64), (150, 128), (33, 80), (5, 24)])
+@pytest.mark.parametrize("n_heads, n_kv_heads", [(6, 2), (4, 1), (2, 1)])
+@pytest.mark.parametrize("shares", [1, 3])
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_attention_in_bytes_agrees_with_numpy(n_heads, n_kv_heads, n_kv, d_head, shares, lanes, kind, rng):
+    q = rng.standard_normal((n_heads, d_head)).astype(np.float32)
+    (k, k_steps), (v, v_steps) = (in_steps(rng.standard_normal((n_kv_heads, n_kv, d_head))) for _ in "kv")
+    scales = np.stack([k_steps, v_steps])[..., 0].astype(np.float32)
+    meant = [(codes * steps).astype(np.float32) for codes, steps in ((k, k_steps), (v, v_steps))]
+    # the step of the smallest number, so that nothing falls between two steps
+    q = np.rint(q * 30) / 4
+    q[:, 0] = 127 / 4
+    _, pattern = ops.attention_pattern(q[None], meant[0])
+    expected = ops.attend(pattern, meant[1])[0]
+    np.testing.assert_allclose(
+        attend(q, k, v, shares, lanes, scales, kind), expected, rtol=0, atol=2e-5 * np.abs(expected).max()
+    )
 
 
 def test_attention_does_not_overflow_on_large_scores(rng):

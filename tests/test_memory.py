@@ -40,7 +40,7 @@ import sys, minicore as mc
 model = mc.load(sys.argv[1], dtype=sys.argv[2])
 out = model.generate(list(range(1, 30)), max_new_tokens=8, ignore_eos=True, predictor="dense")
 cache = model.new_cache(37)
-print(out.stats["resident_bytes"] - out.stats["weights_bytes"] - cache.k.nbytes - cache.v.nbytes)
+print(out.stats["resident_bytes"] - out.stats["weights_bytes"] - cache.nbytes)
 more = mc.load(sys.argv[1], dtype="float32")  # what was given back is still there to compile with
 more.generate([1, 2, 3], max_new_tokens=4, predictor="dense")
 """

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import ml_dtypes
 import numba as nb
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 import minicore as mc
 from minicore.decode import make_decoder
-from minicore.kernels import formats, integer
-from minicore.kernels.packed import FORMATS, GROUP, Packed, n_groups, round_input
-from minicore.model import forward, prefill
+from minicore.kernels import attention, formats, integer
+from minicore.kernels.packed import FORMATS, GROUP, Packed, in_steps, n_groups, round_input
+from minicore.model import KVCache, forward, prefill
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = [
@@ -231,6 +232,58 @@ def test_a_packed_model_is_its_dequantised_weights(format, family):
         # a rounding of an input may fall the other way where it lies between two steps
         assert np.median(np.abs(got - expected)) < 1e-5
         assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+        for mine, theirs in zip(again.held[:2], cache.held[:2], strict=True):
+            apart = np.abs(mine.astype(int) - theirs)
+            assert apart.max() <= 8 and (apart > 0).mean() < 0.05  # likewise
+
+
+def test_a_cache_of_bytes_holds_keys_and_values_in_whole_steps():
+    cfg = mc.load(GOLDEN / "llama-gqa", dtype="int4").config
+    cache = KVCache(cfg, 6, "int8")
+    rng = np.random.default_rng(0)
+    k, v = rng.standard_normal((2, 4, cfg.n_kv_heads, cfg.d_head)).astype(np.float32)
+    k[1], v[2, 0], k[3, 1, 5] = 0, 1e30, np.nan
+    for which, (x, got) in enumerate(zip((k, v), cache.append(1, k, v), strict=True)):
+        codes, steps = in_steps(x.transpose(1, 0, 2))
+        np.testing.assert_array_equal(got, codes * steps)
+        np.testing.assert_array_equal(cache.held[which][1, :, :4], codes)
+        np.testing.assert_array_equal(cache.held[2][1, which, :, :4], steps[..., 0])
+    assert np.isnan(cache.k[1, 1, 3]).all() and np.isfinite(cache.k[1, 0]).all()
+    assert cache.nbytes == 2 * cfg.n_layers * cfg.n_kv_heads * 6 * (cfg.d_head + 4)
+
+
+@nb.njit
+def keep(held, scales, x):
+    for head in range(len(x)):
+        attention.keep(held, scales, head, 1, x[head])
+
+
+@pytest.mark.parametrize("d_head", [8, 64, 80])
+def test_kernels_write_a_cache_as_numpy_does(d_head):
+    x = np.random.default_rng(0).standard_normal((5, d_head)).astype(np.float32)
+    x[1], x[2, 3], x[3, :] = 0, np.inf, np.arange(d_head) + 0.5
+    held, scales = np.full((5, 2, d_head), 7, np.int8), np.full((5, 2), 7, np.float32)
+    keep(held, scales, x)
+    codes, steps = in_steps(x)
+    np.testing.assert_array_equal(scales[:, 1:], steps)
+    finite = np.isfinite(steps[:, 0])  # else what the codes are means nothing
+    np.testing.assert_array_equal(held[finite, 1], codes[finite])
+    assert (held[:, 0] == 7).all() and (scales[:, 0] == 7).all()
+
+
+def test_a_cache_moves_to_another_and_to_bfloat16():
+    model = mc.load(GOLDEN / "llama-gqa", dtype="int8")
+    short, long, other = model.new_cache(5), model.new_cache(9), KVCache(model.config, 9, "bfloat16")
+    prefill(model, np.array([3, 4, 5]), short)
+    for cache in (long, other):
+        cache.copy(short)
+        assert cache.length == 3 and cache.dtype == "int8" and cache.capacity == 9
+        np.testing.assert_array_equal(cache.k[:, :, :3], short.k[:, :, :3])
+        np.testing.assert_array_equal(cache.v[:, :, :3], short.v[:, :, :3])
+    meant = short.k.astype(ml_dtypes.bfloat16)
+    short.in_bfloat16()
+    np.testing.assert_array_equal(short.k.view(np.uint16), meant.view(np.uint16))
+    assert short.dtype == "bfloat16" and short.length == 3
 
 
 @pytest.mark.parametrize("format", FORMATS)

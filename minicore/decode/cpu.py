@@ -55,7 +55,8 @@ class CpuDecoder:
         rope = cfg.positions == "rope"
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
         self.state = _state(self.dims, self.n_threads, cache.capacity)
-        self.keys, self.values = stored(cache.k), stored(cache.v)
+        keys, values, self.scales = cache.held
+        self.keys, self.values = stored(keys), stored(values)
         self.piece = np.empty(0, np.uint8)  # holds copied core rows
         # what threads are told once, so these two are written in place: a thread may still wait for a call
         self.plan = np.zeros((cfg.n_layers + 1, len(kernels.COLUMNS)), np.int64)
@@ -91,6 +92,11 @@ class CpuDecoder:
         """Do nothing: steps write to the kv cache itself."""
 
     @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.cache.nbytes
+
+    @property
     def n_used(self) -> Array:  # (n_layers,)
         """Output rows read since the last :meth:`use`, added up over steps."""
         if self.reference:
@@ -113,7 +119,7 @@ class CpuDecoder:
         state, n_threads = self.state, self.n_threads
         shared: tuple[Any, ...] = (
             *(self.like, self.dims, self.plan, self.thresholds),
-            *(self.frequencies, self.keys, self.values, state),
+            *(self.frequencies, self.keys, self.values, self.scales, state),
         )
         # threads may be slow to leave the last barrier: the counter goes on from where it is
         state.call[:3] = token_id, self.cache.length, state.counter[0] // n_threads
@@ -175,6 +181,7 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
         x=buffer(n_threads, d),
         normed=buffer(n_threads, input_size(d)),
         q=buffer(n_threads, n_q),
+        steps=buffer(n_threads, dims.n_heads + line),
         z=buffer(n_threads, input_size(n_q)),
         block=buffer(n_threads, 2, kernels.BLOCK),
         chosen=buffer(n_threads, kernels.BLOCK, dtype=np.int32),

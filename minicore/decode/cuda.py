@@ -330,6 +330,7 @@ class DeviceCache:
 def on_device(cache: KVCache) -> DeviceCache:
     """Return a kv cache on the device, copied there unless that is where it was written."""
     if cache.device is None:
+        cache.in_bfloat16()
         cache.device = DeviceCache(cache)
     held: DeviceCache = cache.device
     if cache.length and not held.newer:
@@ -441,21 +442,16 @@ class CudaDecoder:
         return self.weights.nbytes + rows + kv + words + 4 * shape.n_vocab
 
     @property
-    def keys(self) -> Any:
-        """Keys on the device."""
-        return self.held.keys
-
-    @property
-    def values(self) -> Any:
-        """Values on the device."""
-        return self.held.values
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values on the device."""
+        return int(self.held.keys.nbytes + self.held.values.nbytes)
 
     @property
     def device_bytes(self) -> int:
         """Bytes that these arrays take."""
-        held = [self.fixed, self.ffn, self.rows.array, self.keys, self.values, self.words, self.logits]
+        held = [self.fixed, self.ffn, self.rows.array, self.words, self.logits]
         held += self.weights.loans.buffers if self.weights.lent else []
-        return sum(int(array.nbytes) for array in held)
+        return self.kv_bytes + sum(int(array.nbytes) for array in held)
 
     def flush(self) -> None:
         """Do nothing: a kv cache fetches from the device what it is asked for."""

@@ -5,12 +5,15 @@ side by side, as rows of weights are, because memory gives more to several than 
 here, and no more sums are taken at once than stay in them. Heads of a multiple of two vectors
 (32 numbers with AVX-512, else 16) go by vector code, others by plain loops. Of a bfloat16 cache two numbers
 are taken from each 32 bits: shifted up it is the one, the rest cut off the other. So vector code sees the
-even numbers of two vectors first, then the odd ones; :func:`arrange` brings queries into that order.
+even numbers of two vectors first, then the odd ones; :func:`arrange` brings queries into that order. Of an
+int8 cache each key has a scale, which its scores are multiplied with, and each value one for its weights;
+queries are rounded to whole steps, too, and heads of a multiple of 64 numbers are multiplied as integers.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,10 +24,13 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from minicore.kernels import FAST
-from minicore.kernels.formats import widen
+from minicore.kernels.formats import narrow, round_group, total, widen
+from minicore.kernels.integer import best_kind, signed_sums, start_of
 from minicore.kernels.machine import exp
+from minicore.kernels.packed import GROUP
 from minicore.kernels.vectors import (
     F32,
+    I8,
     I32,
     I64,
     REGISTER,
@@ -58,7 +64,7 @@ ONE_BY_ONE = [lane + LANES * odd for lane in range(LANES) for odd in range(2)]
 
 def _wide(like: Any) -> int:
     """Return the bytes of a number in the cache."""
-    return 4 if like.dtype == types.float32 else 2
+    return int(like.dtype.bitwidth) // 8
 
 
 def _integer(k: int) -> Any:
@@ -74,7 +80,75 @@ def _load_pair(builder: Any, n_bytes: int, pointer: Any, offset: Any) -> list[An
     """Load two vectors; of bfloat16 the even numbers, then the odd ones."""
     if n_bytes == 4:
         return [load(builder, vector(F32, LANES), pointer, _on(builder, offset, k)) for k in range(2)]
+    if n_bytes == 1:
+        places = [builder.add(offset, _integer(LANES * k)) for k in range(2)]
+        codes = [load(builder, vector(I8, LANES), pointer, place) for place in places]
+        return [builder.sitofp(code, vector(F32, LANES)) for code in codes]
     return even_and_odd(builder, load(builder, vector(I32, LANES), pointer, offset))
+
+
+def _in_streams(builder: Any, n: Any, streams: int, multiply: Callable[[list[Any]], None]) -> None:
+    """Have n positions multiplied, one of each stream at a time and then what is left one by one."""
+
+    def each(i: Any, nothing: list[Any]) -> list[Any]:
+        multiply([builder.add(i, times(builder, share, r)) for r in range(streams)])
+        return []
+
+    def rest(i: Any, nothing: list[Any]) -> list[Any]:
+        multiply([builder.add(times(builder, share, streams), i)])
+        return []
+
+    share = builder.sdiv(n, _integer(streams))
+    fold(builder, share, [], each)
+    fold(builder, builder.srem(n, _integer(streams)), [], rest)
+
+
+def _write_scores(
+    builder: Any, sums: list[Any], n_h: int, positions: list[Any], scores: Any, stride: Any
+) -> None:
+    """Add up the lanes of each position's n_h sums, and write them to the heads' scores."""
+    none = [ir.Constant(sums[0].type, None)] * 3
+    for h in range(n_h):
+        four = add_up_four(builder, *(sums[h::n_h] + none)[:4])
+        four = builder.sitofp(four, vector(F32, 4)) if four.type.element == I32 else four
+        for r, p in enumerate(positions):
+            at = times(builder, builder.add(p, times(builder, stride, h)), 4)
+            store(builder, builder.extract_element(four, ir.Constant(I32, r)), scores, at)
+
+
+@intrinsic
+def _integer_scores(
+    typingctx: Any, n_heads: Any, keys: Any, n: Any, q: Any, d: Any, scores: Any, stride: Any
+) -> Any:
+    """As :func:`_scores`, of int8 keys of whole GROUPs, in integers."""
+    n_h, kind = len(n_heads), best_kind()
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        keys, queries, scores = (address(builder, args[i]) for i in (1, 3, 5))
+        n, d, stride = args[2], args[4], args[6]
+        heads = [times(builder, times(builder, d, h), 4) for h in range(n_h)]
+        starts = [start_of(builder, kind, queries, builder.add(head, d)) for head in heads]
+
+        def multiply(positions: list[Any]) -> None:
+            def body(i: Any, sums: list[Any]) -> list[Any]:
+                at, sums = times(builder, i, GROUP), list(sums)
+                places = [builder.add(builder.mul(p, d), at) for p in positions]
+                codes = [load(builder, vector(I8, GROUP), keys, place) for place in places]
+                for place in places:
+                    fetch(builder, keys, builder.add(place, _integer(KEYS_AHEAD)))
+                for h, head in enumerate(heads):
+                    x = load(builder, vector(I8, GROUP), queries, builder.add(head, at))
+                    for r, code in enumerate(codes):
+                        sums[n_h * r + h] = signed_sums(builder, kind, code, x, sums[n_h * r + h])
+                return sums
+
+            sums = fold(builder, builder.sdiv(d, _integer(GROUP)), starts * len(positions), body)
+            _write_scores(builder, sums, n_h, positions, scores, stride)
+
+        _in_streams(builder, n, min(4, SUMS // n_h), multiply)
+        return context.get_dummy_value()
+
+    return types.void(n_heads, *[types.int64] * 6), codegen
 
 
 @intrinsic
@@ -107,26 +181,11 @@ def _scores(
                         sums[n_h * r + h] = fma(builder, pairs[r][k], x, sums[n_h * r + h])
                 return sums
 
-            none = zeros(1, LANES)
-            sums = fold(builder, builder.sdiv(d, _integer(PAIR)), none * n_h * count, body)
-            for h in range(n_h):
-                four = add_up_four(builder, *(sums[h::n_h] + none * 3)[:4])
-                for r, p in enumerate(positions):
-                    at = times(builder, builder.add(p, times(builder, stride, h)), 4)
-                    store(builder, builder.extract_element(four, ir.Constant(I32, r)), scores, at)
+            start = zeros(n_h * count, LANES)
+            sums = fold(builder, builder.sdiv(d, _integer(PAIR)), start, body)
+            _write_scores(builder, sums, n_h, positions, scores, stride)
 
-        def each(i: Any, nothing: list[Any]) -> list[Any]:
-            multiply([builder.add(i, times(builder, share, r)) for r in range(streams)])
-            return []
-
-        def rest(i: Any, nothing: list[Any]) -> list[Any]:
-            multiply([builder.add(times(builder, share, streams), i)])
-            return []
-
-        streams = min(4, SUMS // n_h)
-        share = builder.sdiv(n, _integer(streams))
-        fold(builder, share, [], each)
-        fold(builder, builder.srem(n, _integer(streams)), [], rest)
+        _in_streams(builder, n, min(4, SUMS // n_h), multiply)
         return context.get_dummy_value()
 
     return types.void(like, n_heads, *[types.int64] * 6), codegen
@@ -173,8 +232,8 @@ def _mixture(
             places = [times(builder, builder.add(times(builder, d, h), first), 4) for h in heads]
             places = [_on(builder, place, k) for place in places for k in range(2 * n_pairs)]
             before = [load(builder, vector(F32, LANES), mixed, place) for place in places]
-            for total, place in zip(fold(builder, count, before, body), places, strict=True):
-                store(builder, total, mixed, place)
+            for added, place in zip(fold(builder, count, before, body), places, strict=True):
+                store(builder, added, mixed, place)
             return []
 
         def add_values(starts: list[Any], count: Any) -> None:
@@ -225,16 +284,40 @@ def _bring_in_order(typingctx: Any, like: Any, x: Any, n: Any) -> Any:
     return types.void(like, types.int64, types.int64), codegen
 
 
-def arrange(like: Any, d: int, x: Any, y: Any) -> None:  # (n * d,) twice
-    """Copy queries of d numbers in the order in which a cache of ``like``'s dtype is read."""
+def arrange(like: Any, d: int, x: Any, y: Any, steps: Any) -> None:  # (n * d,) twice, (n,)
+    """Copy n queries of d numbers in the form that scores of a cache of ``like``'s dtype are computed from.
+
+    For int8 that is whole numbers, times a step that is written to ``steps``.
+    """
     raise NotImplementedError("compiled code only")
 
 
 @overload(arrange)
-def _arrange(like, d, x, y):  # type: ignore[no-untyped-def]
+def _arrange_whole(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+    if like.dtype != types.int8:
+        return None
+
+    def code(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+        for h in range(x.size // d):
+            query, mine = x[h * d : (h + 1) * d], y[h * d : (h + 1) * d]
+            if d % GROUP:
+                steps[h] = round_group(query, mine)
+                continue
+            codes, start = mine.view(np.int8)[:d], mine.view(np.int32)[d // 4 : d // 4 + 16]
+            steps[h] = round_group(query, codes)
+            start[:] = 0
+            start[0] = -128 * total(codes)
+
+    return code
+
+
+@overload(arrange)
+def _arrange(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+    if like.dtype == types.int8:
+        return None
     pairs = PAIR if like.dtype == types.uint16 else 1
 
-    def code(like, d, x, y):  # type: ignore[no-untyped-def]
+    def code(like, d, x, y, steps):  # type: ignore[no-untyped-def]
         half = pairs // 2 if d % PAIR == 0 else 0
         if half == 0:
             y[: x.size] = x
@@ -247,12 +330,33 @@ def _arrange(like, d, x, y):  # type: ignore[no-untyped-def]
     return code
 
 
+def keep(held: Any, scales: Any, head: int, position: int, x: Any) -> None:  # ..., (d_head,)
+    """Write a head's key or value to a cache (n_kv_heads, capacity, d_head), rounded as its dtype asks.
+
+    ``scales`` is (n_kv_heads, capacity), or (n_kv_heads, 0) where there are none.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+@overload(keep)
+def _keep(held, scales, head, position, x):  # type: ignore[no-untyped-def]
+    def rounded(held, scales, head, position, x):  # type: ignore[no-untyped-def]
+        scales[head, position] = round_group(x, held[head, position])
+
+    def one_by_one(held, scales, head, position, x):  # type: ignore[no-untyped-def]
+        for j in range(x.size):
+            held[head, position, j] = narrow(held, x[j])
+
+    return rounded if held.dtype == types.int8 else one_by_one
+
+
 @nb.njit(fastmath=FAST)
-def attend(q, keys, values, first, last, dims, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
+def attend(q, steps, keys, values, scales, first, last, dims, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
     """Attend over positions [first, last): each head's unnormalised mixture, largest score and mass.
 
-    ``q`` is as :func:`arrange` leaves it. Other threads have the other positions; the shares are put together
-    by :func:`gather`.
+    ``scales`` (2, n_kv_heads, capacity) are keys' and values', or (2, n_kv_heads, 0) for none. ``q`` and
+    ``steps`` are as :func:`arrange` leaves them. Other threads have the other positions; the shares are put
+    together by :func:`gather`.
     """
     group = dims.n_heads // dims.n_kv_heads
     mixed[:] = np.float32(0)
@@ -262,44 +366,61 @@ def attend(q, keys, values, first, last, dims, scores, mixed, top, mass):  # typ
         return
     for kv in range(dims.n_kv_heads):
         k, v, h, end = keys[kv, first:last], values[kv, first:last], kv * group, (kv + 1) * group
+        by = scales[0, kv, first:last], scales[1, kv, first:last]
         while h < end:
             if dims.d_head % PAIR:
-                _one_head(k, v, q, h, dims.d_head, scores, mixed, top, mass)
+                _one_head(k, v, by, q, steps, h, dims.d_head, scores, mixed, top, mass)
                 h += 1
             elif end - h >= 4:
-                _heads((0, 0, 0, 0), k, v, q, h, dims.d_head, scores, mixed, top, mass)
+                _heads((0, 0, 0, 0), k, v, by, q, steps, h, dims.d_head, scores, mixed, top, mass)
                 h += 4
             elif end - h == 3:
-                _heads((0, 0, 0), k, v, q, h, dims.d_head, scores, mixed, top, mass)
+                _heads((0, 0, 0), k, v, by, q, steps, h, dims.d_head, scores, mixed, top, mass)
                 h += 3
             else:
-                _heads((0,), k, v, q, h, dims.d_head, scores, mixed, top, mass)
+                _heads((0,), k, v, by, q, steps, h, dims.d_head, scores, mixed, top, mass)
                 h += 1
 
 
 @nb.njit(fastmath=FAST)
-def _heads(n_heads, k, v, q, h, d, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
+def _heads(n_heads, k, v, by, q, steps, h, d, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
     """Attend by so many heads from h on, by vector code."""
     n, stride, out = len(k), scores.shape[1], mixed.ctypes.data + 4 * h * d
-    _scores(k, n_heads, k.ctypes.data, n, q.ctypes.data + 4 * h * d, d, scores.ctypes.data, stride)
+    query = q.ctypes.data + 4 * h * d
+    if k.itemsize == 1 and d % GROUP == 0:
+        _integer_scores(n_heads, k.ctypes.data, n, query, d, scores.ctypes.data, stride)
+    else:
+        _scores(k, n_heads, k.ctypes.data, n, query, d, scores.ctypes.data, stride)
     for g in range(len(n_heads)):
-        top[h + g], mass[h + g] = exponentials(scores[g, :n])
+        s = scores[g, :n]
+        _scale(s, by[0], steps[h + g])
+        top[h + g], mass[h + g] = exponentials(s)
+        _scale(s, by[1], np.float32(1))
     _mixture(v, n_heads, v.ctypes.data, n, scores.ctypes.data, stride, d, out)
     _bring_in_order(v, out, len(n_heads) * d)
 
 
 @nb.njit(fastmath=FAST)
-def _one_head(k, v, q, h, d, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
+def _one_head(k, v, by, q, steps, h, d, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
     s, mine, query = scores[0, : len(k)], mixed[h * d : (h + 1) * d], q[h * d : (h + 1) * d]
     for p in range(s.size):
         total = np.float32(0)
         for j in range(d):
             total += widen(k[p, j]) * query[j]
         s[p] = total
+    _scale(s, by[0], steps[h])
     top[h], mass[h] = exponentials(s)
+    _scale(s, by[1], np.float32(1))
     for p in range(s.size):
         for j in range(d):
             mine[j] += s[p] * widen(v[p, j])
+
+
+@nb.njit
+def _scale(s, scales, by):  # type: ignore[no-untyped-def]  # (n,), (n,) or (0,), float32 -> in place
+    """Multiply with scales, times one number, if there are any."""
+    for p in range(scales.size):
+        s[p] *= scales[p] * by
 
 
 @intrinsic

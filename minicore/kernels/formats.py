@@ -28,7 +28,7 @@ def stored(w: Array | Packed) -> Array:
     """Return a matrix as kernels read it, not copied: bfloat16 as uint16, packed bytes as int8 or uint8."""
     if isinstance(w, Packed):
         return w.data.view(np.int8) if w.format == "int8" else w.data
-    return w if w.dtype == np.float32 else w.view(np.uint16)
+    return w if w.dtype in (np.float32, np.int8) else w.view(np.uint16)
 
 
 def row_parts(w: Array | Packed) -> list[tuple[int, int]]:
@@ -84,7 +84,7 @@ def prepare(like: Any, d: int, x: Array) -> None:
 
 
 def widen(w: Any) -> float:
-    """Return a stored number, float32 or the 16 bits of a bfloat16, as float32."""
+    """Return a stored number, float32, int8 or the 16 bits of a bfloat16, as float32."""
     raise NotImplementedError("compiled code only")
 
 
@@ -92,6 +92,8 @@ def widen(w: Any) -> float:
 def _widen(w):  # type: ignore[no-untyped-def]
     if w == types.float32:
         return lambda w: w
+    if w == types.int8:
+        return lambda w: np.float32(w)
     # a bfloat16 is the upper half of a float32
     return lambda w: np.uint32(np.uint32(w) << np.uint32(16)).view(np.float32)
 
@@ -222,12 +224,25 @@ def _round(x):  # type: ignore[no-untyped-def]  # float32 -> float32
 
 
 @nb.njit(error_model="numpy")  # a check for zero at each division would forbid vectors
-def _step(x):  # type: ignore[no-untyped-def]  # (at most GROUP,) -> float32
+def _step(x):  # type: ignore[no-untyped-def]  # (n,) -> float32
     """Return the step of a group, NaN if it has a NaN, infinity for infinity."""
     bits, largest = x.view(np.int32), np.int32(0)
     for j in range(x.size):  # floats without a sign order as their bits do, NaN above all
         largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
     return np.int32(largest).view(np.float32) / np.float32(127)
+
+
+@nb.njit(error_model="numpy")
+def round_group(x, codes):  # type: ignore[no-untyped-def]  # (n,), (n,) int8 -> float32
+    """Write x in whole steps and return a step (:func:`minicore.kernels.packed.in_steps`).
+
+    The whole numbers may be float32, too.
+    """
+    step = _step(x)
+    by = step if step > 0 else np.float32(1)
+    for j in range(x.size):
+        codes[j] = _round(x[j] / by)
+    return step + (step - step)
 
 
 @nb.njit(error_model="numpy")
@@ -238,20 +253,16 @@ def round_groups(d, x):  # type: ignore[no-untyped-def]  # int, (input_size(d),)
         x[j] = np.float32(0)
     q, steps = x[at_bytes:].view(np.int8), x[at_steps:]
     for g in range(at_bytes // GROUP):
-        numbers, codes = x[g * GROUP : (g + 1) * GROUP], q[g * GROUP : (g + 1) * GROUP]
-        step = _step(numbers)
-        by = step if step > 0 else np.float32(1)
-        for j in range(GROUP):
-            codes[j] = np.int8(_round(numbers[j] / by))
-        steps[g] = step + (step - step)
+        steps[g] = round_group(x[g * GROUP : (g + 1) * GROUP], q[g * GROUP : (g + 1) * GROUP])
 
 
 @nb.njit
-def _sum(codes):  # type: ignore[no-untyped-def]  # (n,) int8 -> int32
-    total = np.int32(0)
+def total(codes):  # type: ignore[no-untyped-def]  # (n,) int8 -> int32
+    """Return the sum of codes."""
+    so_far = np.int32(0)
     for j in range(codes.size):
-        total += np.int32(codes[j])
-    return total
+        so_far += np.int32(codes[j])
+    return so_far
 
 
 @overload(prepare)
@@ -266,7 +277,7 @@ def _prepare_int8(like, d, x):  # type: ignore[no-untyped-def]
         for g in range(at_bytes // GROUP):
             for j in range(16):
                 sums[16 * g + j] = 0
-            sums[16 * g] = 128 * _sum(q[g * GROUP : (g + 1) * GROUP])
+            sums[16 * g] = -128 * total(q[g * GROUP : (g + 1) * GROUP])
 
     return code
 
@@ -285,7 +296,7 @@ def _prepare_int4(like, d, x):  # type: ignore[no-untyped-def]
                 sums[16 * g + j] = np.float32(0)  # beside scales, and where weights have none
             for part in range(2):
                 first = g * GROUP + part * HALF
-                sums[16 * g + 2 + part] = np.float32(_sum(q[first : first + HALF]))
+                sums[16 * g + 2 + part] = np.float32(total(q[first : first + HALF]))
 
     return code
 
@@ -386,16 +397,14 @@ def widen_rows(thread, n_threads, n, like, w, m, d, first, y):  # type: ignore[n
 
 
 @nb.njit(nogil=True, cache=True, error_model="numpy")  # as round_groups is
-def round_rows(thread, n_threads, n, x, y):  # type: ignore[no-untyped-def]  # (n, d) twice
+def round_rows(thread, n_threads, n, size, x, y):  # type: ignore[no-untyped-def]  # (n, d) twice
     """Write to y what integer products see of x (:func:`minicore.kernels.packed.round_input`)."""
-    d = x.shape[1]
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
-        for first in range(0, d, GROUP):
-            last = min(first + GROUP, d)
-            step = _step(x[t, first:last])
-            by = step if step > 0 else np.float32(1)
-            for j in range(first, last):
-                y[t, j] = _round(x[t, j] / by) * step
+        for first in range(0, x.shape[1], size):
+            part = y[t, first : min(first + size, x.shape[1])]
+            step = round_group(x[t, first : first + part.size], part)
+            for j in range(part.size):
+                part[j] *= step
 
 
 @nb.njit("void(int64, int64, int64[:, ::1], int32[::1])", nogil=True, cache=True)

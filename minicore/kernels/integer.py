@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -63,42 +64,37 @@ def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
     return builder.call(builder.module.declare_intrinsic(name, (), kind), args)
 
 
-def _signed_sums(builder: Any, kind: str, w: Any, x: Any, sums: Any) -> Any:
-    """Return sixteen sums of four products each of signed bytes, none of them -128.
+def signed_sums(builder: Any, kind: str, w: Any, x: Any, total: Any) -> Any:
+    """Return total plus sums of four products each of 64 signed bytes, none of them -128.
 
     Instructions want one factor unsigned. AVX2 adds pairs up in 16 bits, for which 255 * 127 twice is too
-    much: there x gives its signs to w, and 127 * 127 twice fits. The others take w 128 higher, and ``sums()``
-    has 128 times x's sums to go off.
+    much: there x gives its signs to w, and 127 * 127 twice fits; eight sums are of two fours each. The others
+    take w 128 higher, so their sixteen totals begin at -128 times x's sum (:func:`start_of`).
     """
     if kind != "avx2":
-        w = builder.xor(w, constant(I8, [-128] * 4 * LANES))
-        return builder.sub(_unsigned_sums(builder, kind, w, x), sums())
-    halves = []
+        return _unsigned_sums(builder, kind, builder.xor(w, constant(I8, [-128] * 4 * LANES)), x, total)
     for w_half, x_half in zip(_halves(builder, w), _halves(builder, x), strict=True):
         size = _call(builder, "llvm.abs.v32i8", x_half.type, x_half, ir.Constant(ir.IntType(1), 0))
         signed = _call(builder, "llvm.x86.avx2.psign.b", w_half.type, w_half, x_half)
-        halves.append(_avx2_sums(builder, _avx2_pairs(builder, size, signed)))
-    return pick(builder, halves[0], range(LANES), halves[1])
+        total = builder.add(total, _avx2_sums(builder, _avx2_pairs(builder, size, signed)))
+    return total
 
 
-def _unsigned_sums(builder: Any, kind: str, w: Any, x: Any) -> Any:
-    """Return sixteen sums of four products each: unsigned bytes w, for AVX2 at most 128, times signed x."""
-    if kind == "vnni":
-        v = vector(I32)
-        zero = ir.Constant(v, None)
-        return _call(
-            builder, "llvm.x86.avx512.vpdpbusd.512", v, zero, builder.bitcast(w, v), builder.bitcast(x, v)
-        )
+def start_of(builder: Any, kind: str, pointer: Any, offset: Any) -> Any:
+    """Return where totals of :func:`signed_sums` begin, by the sixteen integers that are kept of an input."""
     if kind == "avx2":
-        pairs = (
-            _avx2_pairs(builder, *both) for both in zip(_halves(builder, w), _halves(builder, x), strict=True)
-        )
-        first, second = (_avx2_sums(builder, sums) for sums in pairs)
-        return pick(builder, first, range(LANES), second)
+        return ir.Constant(vector(I32, LANES // 2), None)
+    return load(builder, vector(I32), pointer, offset)
+
+
+def _unsigned_sums(builder: Any, kind: str, w: Any, x: Any, total: Any) -> Any:
+    """Return total plus sixteen sums of four products each of unsigned bytes w times signed x; no AVX2."""
+    if kind == "vnni":
+        v, name = total.type, "llvm.x86.avx512.vpdpbusd.512"
+        return _call(builder, name, v, total, builder.bitcast(w, v), builder.bitcast(x, v))
     wide = vector(I32, 4 * LANES)
     products = builder.mul(builder.zext(w, wide), builder.sext(x, wide))
-    quarters = [pick(builder, products, range(i, 4 * LANES, 4)) for i in range(4)]
-    return builder.add(builder.add(quarters[0], quarters[1]), builder.add(quarters[2], quarters[3]))
+    return reduce(builder.add, [pick(builder, products, range(i, 4 * LANES, 4)) for i in range(4)], total)
 
 
 def _avx2_pairs(builder: Any, w: Any, x: Any) -> Any:
@@ -159,13 +155,9 @@ def _int8_group(
     builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
 ) -> Any:
     """A group has one scale, which goes with the input's step."""
-    w = load(builder, vector(I8, 4 * LANES), codes, times(builder, i, 64))
-    products = _signed_sums(
-        builder, kind, w, x, lambda: load(builder, vector(I32), sums, times(builder, i, 64))
-    )
-    n = total.type.count
-    if n < LANES:
-        products = builder.add(*(pick(builder, products, half) for half in (range(n), range(n, 2 * n))))
+    at, n = times(builder, i, 64), total.type.count
+    w = load(builder, vector(I8, 4 * LANES), codes, at)
+    products = signed_sums(builder, kind, w, x, start_of(builder, kind, sums, at))
     scale = _scaled(builder, scales, times(builder, i, 2), step, n)
     return fma(builder, builder.sitofp(products, vector(F32, n)), scale, total)
 
@@ -187,7 +179,8 @@ def _int4_group(
         products = _sums_by_turns(builder, low, high, x)
         scale = pick(builder, four, [0, 1] * 4)
     else:
-        products = _unsigned_sums(builder, kind, pick(builder, low, range(4 * LANES), high), x)
+        both, nothing = pick(builder, low, range(4 * LANES), high), ir.Constant(vector(I32), None)
+        products = _unsigned_sums(builder, kind, both, x, nothing)
         scale = pick(builder, four, [0] * 8 + [1] * 8)
     products = builder.sitofp(products, scale.type)
     minima = pick(builder, four, [0, 1, 2, 3] + [4] * (total.type.count - 4), constant(F32, [0.0] * 4))

@@ -20,7 +20,7 @@ from minicore.checkpoint.tensors import DTYPES
 from minicore.kernels import FAST, team
 from minicore.kernels.attention import exponentials
 from minicore.kernels.formats import round_rows, stored, widen_rows
-from minicore.kernels.packed import FORMATS, Packed
+from minicore.kernels.packed import FORMATS, GROUP, Packed
 from minicore.kernels.select import ADDERS, add_counts  # noqa: F401 (adders for recordings)
 from minicore.kernels.step import ACTIVATION_CODES, activate
 from minicore.ops import attend, attention_pattern, f32, tiles  # noqa: F401 (some as they are)
@@ -46,11 +46,17 @@ def linears(x: Array, weights: Sequence[tuple[Array | Packed, Array | None]]) ->
     # (n, d_in), (d_out, d_in) and (d_out,) each -> (n, d_out) each
     """See :func:`minicore.ops.linears`."""
     if isinstance(weights[0][0], Packed):
-        x, given = np.empty_like(x), x
-        _share(round_rows, len(x), x.size, given, x)
+        x = rounded(x, GROUP)
     products = [np.empty((len(x), len(w)), np.float32) for w, _ in weights]
     _multiply(_linears, sum(x.size * len(w) for w, _ in weights), x, weights, products)
     return products
+
+
+def rounded(x: Array, size: int) -> Array:  # (n, d) -> (n, d)
+    """See :func:`minicore.ops.rounded`."""
+    y = np.empty_like(x)
+    _share(round_rows, len(x), x.size, size, x, y)
+    return y
 
 
 def _linears(thread: int, n_threads: int, x: Array, weights: Any, products: list[Array]) -> None:

@@ -129,11 +129,11 @@ def n_groups(d: int) -> int:
     return -(-d // GROUP)
 
 
-def _groups(w: Array) -> Array:  # (m, d) -> (m, n_groups, 64)
+def _groups(w: Array, size: int = GROUP) -> Array:  # (m, d) -> (m, n_groups, size)
     m, d = w.shape
-    if d % GROUP:
-        w = np.concatenate([w, np.zeros((m, -d % GROUP), w.dtype)], axis=1)
-    return w.reshape(m, -1, GROUP)
+    if d % size:
+        w = np.concatenate([w, np.zeros((m, -d % size), w.dtype)], axis=1)
+    return w.reshape(m, -1, size)
 
 
 def _pack_int8(w: Array) -> tuple[Array, Array]:  # (m, g, 64) -> float16 (m, g, 1), int8 (m, g, 64)
@@ -175,14 +175,22 @@ _PACK = {"int8": _pack_int8, "int4": _pack_int4}
 _UNPACK = {"int8": _unpack_int8, "int4": _unpack_int4}
 
 
-def round_input(x: Array) -> Array:  # (..., d) -> (..., d)
-    """Return a vector as integer kernels see it: 64 numbers at a time, rounded to 255 steps of one size.
+def round_input(x: Array, size: int = GROUP) -> Array:  # (..., d) -> (..., d)
+    """Return a vector as integer kernels see it: rounded by :func:`in_steps`, so many numbers at a time.
 
-    The size is a group's largest magnitude over 127, in float32; halves round to the even neighbour. NaN
-    stays NaN for its whole group.
+    NaN stays NaN for its whole group.
     """
-    groups = _groups(x.reshape(-1, x.shape[-1]))
-    scale = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
-    with np.errstate(invalid="ignore"):
-        q = np.where(scale > 0, np.rint(groups / np.where(scale > 0, scale, 1)), scale)
-    return (q * scale).reshape(len(groups), -1)[:, : x.shape[-1]].reshape(x.shape)
+    groups = _groups(x.reshape(-1, x.shape[-1]), size)
+    codes, steps = in_steps(groups)
+    return (codes * steps).reshape(len(groups), -1)[:, : x.shape[-1]].reshape(x.shape)
+
+
+def in_steps(x: Array) -> tuple[Array, Array]:  # (..., n) -> int8 (..., n), float32 (..., 1)
+    """Round n numbers at a time to whole steps of one size: the largest magnitude over 127, in float32.
+
+    Halves go to the even neighbour. The size is NaN for numbers of which one is NaN or infinite.
+    """
+    step = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    step = np.where(np.isfinite(step), step, np.float32(np.nan))
+    codes = np.divide(x, step, out=np.zeros_like(x), where=step > 0)
+    return np.rint(codes).astype(np.int8), step

@@ -22,8 +22,8 @@ import numpy as np
 
 from minicore.config import ModelConfig
 from minicore.kernels import FAST
-from minicore.kernels.attention import arrange, attend, gather
-from minicore.kernels.formats import axpy4, begin_sum, dots, end_sum, narrow, prepare, widen_row
+from minicore.kernels.attention import arrange, attend, gather, keep
+from minicore.kernels.formats import axpy4, begin_sum, dots, end_sum, prepare, widen_row
 from minicore.kernels.machine import WAITING, barrier, called, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
@@ -88,6 +88,7 @@ class State(NamedTuple):
     x: np.ndarray
     normed: np.ndarray
     q: np.ndarray
+    steps: np.ndarray
     z: np.ndarray
     block: np.ndarray
     chosen: np.ndarray
@@ -241,7 +242,7 @@ def _compress(threshold, n, chosen, a):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True, fastmath=FAST)
-def step(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
+def step(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, scales, s):  # type: ignore[no-untyped-def]
     """Read the token of ``s.call``: extend keys and values, leave the logits in ``s.logits``.
 
     All threads but the first go on for as long as they are called again within a while.
@@ -257,11 +258,13 @@ def step(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, val
     thresholds : (n_layers,) float32
         Gates of smaller magnitude are left out; negative for none.
     frequencies : (d_head // 2,) float32, or (0,) where positions are learned
-    keys, values : (n_layers, n_kv_heads, capacity, d_head) float32, or uint16 for bfloat16
+    keys, values : (n_layers, n_kv_heads, capacity, d_head) float32, uint16 for bfloat16, or int8
+    scales : (n_layers, 2, n_kv_heads, capacity) float32
+        Of int8 keys and values; (n_layers, 2, n_kv_heads, 0) where there are none.
     s : State
     """
     while True:
-        passed = _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, s)
+        passed = _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, scales, s)
         s.flags[thread, 0] = WAITING
         barrier(s.counter, n_threads, passed)
         if thread == 0 or not called(s.flags[thread]):
@@ -269,7 +272,7 @@ def step(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, val
 
 
 @nb.njit(inline="always")  # on its own it would be compiled twice, a quarter of a minute more
-def _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
+def _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, values, scales, s):  # type: ignore[no-untyped-def]
     """Do a thread's share of a token, all but the last barrier; return how many barriers it has passed."""
     token, position, passed = s.call[0], s.call[1], s.call[2]
     d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
@@ -293,7 +296,9 @@ def _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, va
             rows = thread * m // n_threads, (thread + 1) * m // n_threads
             matvec(like, p[W_Q + part], p[B_Q + part], m, d, rows[0], rows[1], normed, s.qkv[at : at + m])
         passed = barrier(s.counter, n_threads, passed)
-        _attention(thread, n_threads, dims, position, frequencies, keys[layer], values[layer], s)
+        _attention(
+            thread, n_threads, dims, position, frequencies, keys[layer], values[layer], scales[layer], s
+        )
         passed = barrier(s.counter, n_threads, passed)
         gather(n_threads, dims, s.mixed, s.top, s.mass, z)
         prepare(like, n_q, z)
@@ -335,7 +340,7 @@ def _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, va
 
 
 @nb.njit(fastmath=FAST)
-def _attention(thread, n_threads, dims, position, frequencies, keys, values, s):  # type: ignore[no-untyped-def]
+def _attention(thread, n_threads, dims, position, frequencies, keys, values, scales, s):  # type: ignore[no-untyped-def]
     """Rotate the queries and attend over this thread's positions; the last thread writes the new one."""
     d, n_q, n_kv = dims.d_head, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
     q, turned, scale = s.q[thread], s.z[thread, :n_q], np.float32(1 / math.sqrt(dims.d_head))
@@ -344,14 +349,16 @@ def _attention(thread, n_threads, dims, position, frequencies, keys, values, s):
     if frequencies.size:
         for h in range(dims.n_heads):
             rotate(turned[h * d : (h + 1) * d], s.rotation[thread])
-    arrange(keys, d, turned, q)
+    steps = s.steps[thread]
+    arrange(keys, d, turned, q, steps)
     n = position + 1
     if thread == n_threads - 1:
         for h in range(dims.n_kv_heads):
-            key, value = s.qkv[n_q + h * d : n_q + (h + 1) * d], s.qkv[n_q + n_kv + h * d :]
+            at = n_q + h * d
+            key, value = s.qkv[at : at + d], s.qkv[at + n_kv : at + n_kv + d]
             if frequencies.size:
                 rotate(key, s.rotation[thread])
-            for j in range(d):
-                keys[h, position, j], values[h, position, j] = narrow(keys, key[j]), narrow(keys, value[j])
-    attend(q, keys, values, thread * n // n_threads, (thread + 1) * n // n_threads, dims,
+            keep(keys, scales[0], h, position, key)
+            keep(values, scales[1], h, position, value)
+    attend(q, steps, keys, values, scales, thread * n // n_threads, (thread + 1) * n // n_threads, dims,
            s.scores[thread], s.mixed[thread], s.top[thread], s.mass[thread])  # fmt: skip

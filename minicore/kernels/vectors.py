@@ -112,19 +112,22 @@ def add_up(builder: Any, v: Any) -> Any:
 
 
 def add_up_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Return the sums of four vectors' floats as one short vector, in few steps."""
+    """Return the sums of four vectors' numbers, floats or integers, as one short vector, in few steps."""
+    plus = builder.add if isinstance(a.type.element, ir.IntType) else builder.fadd
+    if a.type.count == 16:  # shuffling long registers takes twice as long
+        a, b, c, d = (plus(pick(builder, v, range(8)), pick(builder, v, range(8, 16))) for v in (a, b, c, d))
     n = a.type.count
     half, quarter = n // 2, n // 4
 
     def folded(first: Any, second: Any, lanes: Sequence[int], apart: int) -> Any:
         rest = pick(builder, first, [lane + apart for lane in lanes], second)
-        return builder.fadd(pick(builder, first, lanes, second), rest)
+        return plus(pick(builder, first, lanes, second), rest)
 
     low = [*range(half), *range(n, n + half)]
     by_turns = [start + lane for start in (0, n, half, n + half) for lane in range(quarter)]
     sums = folded(folded(a, c, low, half), folded(b, d, low, half), by_turns, quarter)
     for apart in (2, 1)[quarter < 4 :]:  # each quarter of the lanes belongs to one of the vectors
-        sums = builder.fadd(sums, pick(builder, sums, [lane ^ apart for lane in range(n)]))
+        sums = plus(sums, pick(builder, sums, [lane ^ apart for lane in range(n)]))
     return pick(builder, sums, range(0, n, quarter))
 
 

@@ -73,8 +73,7 @@ class Answer(Stream):
     reading: Reading
 
     def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
-        n = cache.length = self.reading.cache.length
-        cache.k[:, :, :n], cache.v[:, :, :n] = self.reading.cache.k, self.reading.cache.v
+        cache.copy(self.reading.cache)
         return self.reading.logits
 
 

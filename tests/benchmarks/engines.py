@@ -59,8 +59,7 @@ class Minicore:
 
     def about(self) -> dict[str, Any]:
         """Return what is known of the last run besides its times."""
-        a_position = self.model.new_cache(1)
-        kv_bytes = a_position.k.nbytes + a_position.v.nbytes
+        kv_bytes = self.model.new_cache(1).nbytes
         kv_bytes *= self.stats["prompt_tokens"] + self.stats["new_tokens"]
         known = ("bytes_per_token", "weights_bytes", "core_fraction", "compile_s")
         return {name: self.stats[name] for name in known} | {"kv_bytes": kv_bytes}

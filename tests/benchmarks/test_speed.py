@@ -29,7 +29,7 @@ from minicore.decode.reference import ReferenceDecoder
 from minicore.generate import bytes_per_token
 from minicore.kernels import attention, machine, step
 from minicore.kernels.formats import input_size, prepare, stored
-from minicore.kernels.packed import Packed, round_input
+from minicore.kernels.packed import Packed, in_steps, round_input
 from minicore.model import Model
 
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
@@ -167,23 +167,30 @@ def test_ffn(benchmark, reading, format, rows, way):
 
 
 @nb.njit
-def _arrange(like, d, x, y):
-    attention.arrange(like, d, x, y)
+def _arrange(like, d, x, y, steps):
+    attention.arrange(like, d, x, y, steps)
 
 
 @pytest.mark.parametrize("way", ["numba", "numpy"])
-@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8"])
 def test_attend(benchmark, reading, format, way):
     benchmark.group = f"attend {format}"
     n_heads, n_kv_heads, d = 9, 3, 64
     rng = np.random.default_rng(6)
-    n = N_BYTES // (2 * n_kv_heads * d * (4 if format == "float32" else 2))
+    n = N_BYTES // (2 * n_kv_heads * d * {"float32": 4, "bfloat16": 2, "int8": 1}[format])
     q = rng.standard_normal((n_heads, d)).astype(np.float32)
-    k, v = (held(format, rng.standard_normal((n_kv_heads, n, d), np.float32)) for _ in "kv")
-    meant = ops.f32(k), ops.f32(v)
+    seen, scales = q, np.empty((2, n_kv_heads, 0), np.float32)
+    k, v = (rng.standard_normal((n_kv_heads, n, d), np.float32) for _ in "kv")
+    if format == "int8":
+        (k, k_steps), (v, v_steps) = in_steps(k), in_steps(v)
+        seen, scales = ops.rounded(q, d), np.stack([k_steps, v_steps])[..., 0]
+        meant = k * k_steps, v * v_steps
+    else:
+        k, v = held(format, k), held(format, v)
+        meant = ops.f32(k), ops.f32(v)
 
     def by_numpy() -> np.ndarray:
-        return ops.attend(ops.attention_pattern(q[None], meant[0])[1], meant[1])[0]
+        return ops.attend(ops.attention_pattern(seen[None], meant[0])[1], meant[1])[0]
 
     if way == "numpy":
         reading(by_numpy, meant[0].nbytes + meant[1].nbytes)
@@ -192,16 +199,18 @@ def test_attend(benchmark, reading, format, way):
     mixed, z = np.empty((1, q.size), np.float32), np.empty(q.size, np.float32)
     top, mass = np.empty((2, 1, n_heads), np.float32)
     scores, arranged = np.empty((n_heads // n_kv_heads, n), np.float32), np.empty_like(scaled)
-    keys, values = stored(k), stored(v)
-    _arrange(keys, d, scaled, arranged)
+    keys, values, steps = stored(k), stored(v), np.empty(n_heads, np.float32)
+    _arrange(keys, d, scaled, arranged, steps)
 
     def call() -> None:
-        attention.attend(arranged, keys, values, 0, n, shape, scores, mixed[0], top[0], mass[0])
+        attention.attend(
+            arranged, steps, keys, values, scales, 0, n, shape, scores, mixed[0], top[0], mass[0]
+        )
         attention.gather(1, shape, mixed, top, mass, z)
 
     call()
     np.testing.assert_allclose(z.reshape(q.shape), by_numpy(), rtol=0, atol=1e-4)
-    reading(call, k.nbytes + v.nbytes)
+    reading(call, k.nbytes + v.nbytes + scales.nbytes)
 
 
 # --- threads ---
