@@ -74,8 +74,8 @@ def choices(config):
 
 
 def new_cache(model, capacity):
-    """Return a kv cache that rounds nothing beside weights for which nothing else is rounded."""
-    return KVCache(model.config, capacity) if model.dtype == "bfloat16" else model.new_cache(capacity)
+    """Return a kv cache as a GPU has it, of which nothing is rounded unless inputs are, too."""
+    return KVCache(model.config, capacity, "bfloat16" if model.dtype == "int8" else "float32")
 
 
 def prefilled(model, ids):

@@ -28,7 +28,7 @@ from minicore.kernels.machine import WAITING, barrier, called, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
 ACTIVATION_CODES = {"relu": RELU, "silu": SILU, "gelu_tanh": GELU_TANH}
-BLOCK = 256  # neurons whose activations are computed together, so that the exponentials vectorise
+BLOCK = 2048  # neurons whose activations are computed together, so that the exponentials vectorise
 
 # columns of the plan: addresses, 0 for what a model does not have, and the neurons' rows with their number
 COLUMNS = (
