@@ -44,8 +44,8 @@ PROMPT = (
     "token takes all the weights once. Then the question is what else takes time, and how much of it. "
 )
 # The largest error of a logit, over the largest logit. Float formats differ from the reference in the order
-# of additions (2e-6 on SmolLM2-135M). Where keys and values are rounded to bfloat16, or inputs to integers,
-# such a difference makes a few of them fall the other way (3e-3 and 0.04 there).
+# of additions (2e-6 on SmolLM2-135M). Where keys and values are rounded to bfloat16, or they and inputs to
+# integers, such a difference makes a few of them fall the other way (3e-3 and 0.04 there).
 BOUNDS = {"float32": 1e-4, "bfloat16": 1e-2, "int8": 0.1, "int4": 0.1}
 N_CHECKED = 8  # tokens that are decoded by both, after as many of prompt
 FLAGS = (

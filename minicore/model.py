@@ -99,12 +99,11 @@ class KVCache:
         """Bytes of keys and values."""
         return self._k.nbytes + self._v.nbytes + self._scales.nbytes
 
-    def _meant(self, which: int, layers: int | slice) -> Array:
-        """Return what keys (0) or values (1) of some layers stand for."""
+    def _meant(self, which: int, layers: int | slice, end: int | None = None) -> Array:
+        """Return what keys (0) or values (1) of some layers stand for, of the positions before ``end``."""
         *held, scales = self.held
-        if self.dtype != "int8":
-            return held[which][layers]
-        return held[which][layers] * scales[layers][..., which, :, :, None]
+        codes = held[which][layers][..., :end, :]
+        return codes * scales[layers][..., which, :, :end, None] if self.dtype == "int8" else codes
 
     @property
     def rounds(self) -> bool:
@@ -154,7 +153,7 @@ class KVCache:
                 at[:], scales[layer, which, :, self.length : end, None] = in_steps(new)
             else:
                 at[:] = new
-        return self._meant(0, layer)[:, :end], self._meant(1, layer)[:, :end]
+        return self._meant(0, layer, end), self._meant(1, layer, end)
 
     def copy(self, other: KVCache) -> None:
         """Take over the dtype of another cache and the positions it holds, for which there must be room.

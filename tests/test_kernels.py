@@ -128,14 +128,15 @@ def attend(q, k, v, shares, lanes=vectors.REGISTER, scales=None, kind=None):
 def test_four_rows_are_read_alike_in_short_registers_and_long_ones(rng, lanes):
     """bfloat16 is read out of order, by registers; small integers show that sums are put in order again."""
     plain = with_registers("plain", lanes)
+    pairs = 3 * plain.PIECES
 
     @nb.njit
     def run(like, rows, x, a, y, products, lines):
-        plain.arrange(x.ctypes.data, lines)
-        plain.arrange(y.ctypes.data, lines)
+        plain.arrange(x.ctypes.data, pairs)
+        plain.arrange(y.ctypes.data, pairs)
         products[0], products[1], products[2], products[3] = plain.dots(like, rows, x.ctypes.data, lines)
         plain.add_rows(like, rows, a.ctypes.data, y.ctypes.data, lines)
-        plain.restore(y.ctypes.data, lines)
+        plain.restore(y.ctypes.data, pairs)
 
     w, x, y, a = integers(rng, 4, 96), integers(rng, 96), integers(rng, 96), integers(rng, 4)
     codes, products, got = stored(w.astype(ml_dtypes.bfloat16)), np.zeros(4, np.float32), y.copy()

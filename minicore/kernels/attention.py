@@ -24,7 +24,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from minicore.kernels import FAST
-from minicore.kernels.formats import narrow, round_group, total, widen
+from minicore.kernels.formats import code_sum, narrow, round_group, widen
 from minicore.kernels.integer import best_kind, signed_sums, start_of
 from minicore.kernels.machine import exp
 from minicore.kernels.packed import GROUP
@@ -36,6 +36,8 @@ from minicore.kernels.vectors import (
     REGISTER,
     add_up_four,
     address,
+    by_parity,
+    by_turns,
     constant,
     even_and_odd,
     fetch,
@@ -43,6 +45,7 @@ from minicore.kernels.vectors import (
     fold,
     load,
     pick,
+    reordered,
     splat,
     store,
     times,
@@ -58,8 +61,7 @@ PAIRS = 64 // PAIR  # of a value, whose sums for one head stay in registers, wit
 STREAMS = 4  # of values
 BLOCK = 4  # values of a stream that are read again for each head, while they are in the first cache
 KEYS_AHEAD, VALUES_AHEAD = 256, 512  # so many bytes before they are read they are asked for in a stream
-EVEN_FIRST = [*range(0, PAIR, 2), *range(1, PAIR, 2)]
-ONE_BY_ONE = [lane + LANES * odd for lane in range(LANES) for odd in range(2)]
+_arrange_pairs, _restore_pairs = reordered(by_parity, LANES), reordered(by_turns, LANES)
 
 
 def _wide(like: Any) -> int:
@@ -262,28 +264,6 @@ def _mixture(
     return types.void(like, n_heads, *[types.int64] * 6), codegen
 
 
-@intrinsic
-def _bring_in_order(typingctx: Any, like: Any, x: Any, n: Any) -> Any:
-    """Undo the order of :func:`_load_pair` in n floats at an address."""
-    n_bytes = _wide(like)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x = address(builder, args[1])
-
-        def body(i: Any, nothing: list[Any]) -> list[Any]:
-            places = [_on(builder, times(builder, i, 4 * PAIR), k) for k in range(2)]
-            even, odd = (load(builder, vector(F32, LANES), x, at) for at in places)
-            for k, at in enumerate(places):
-                store(builder, pick(builder, even, ONE_BY_ONE[k * LANES : (k + 1) * LANES], odd), x, at)
-            return []
-
-        if n_bytes == 2:
-            fold(builder, builder.sdiv(args[2], _integer(PAIR)), [], body)
-        return context.get_dummy_value()
-
-    return types.void(like, types.int64, types.int64), codegen
-
-
 def arrange(like: Any, d: int, x: Any, y: Any, steps: Any) -> None:  # (n * d,) twice, (n,)
     """Copy n queries of d numbers in the form that scores of a cache of ``like``'s dtype are computed from.
 
@@ -306,7 +286,7 @@ def _arrange_whole(like, d, x, y, steps):  # type: ignore[no-untyped-def]
             codes, start = mine.view(np.int8)[:d], mine.view(np.int32)[d // 4 : d // 4 + 16]
             steps[h] = round_group(query, codes)
             start[:] = 0
-            start[0] = -128 * total(codes)
+            start[0] = -128 * code_sum(codes)
 
     return code
 
@@ -315,17 +295,12 @@ def _arrange_whole(like, d, x, y, steps):  # type: ignore[no-untyped-def]
 def _arrange(like, d, x, y, steps):  # type: ignore[no-untyped-def]
     if like.dtype == types.int8:
         return None
-    pairs = PAIR if like.dtype == types.uint16 else 1
+    by_pairs = like.dtype == types.uint16
 
     def code(like, d, x, y, steps):  # type: ignore[no-untyped-def]
-        half = pairs // 2 if d % PAIR == 0 else 0
-        if half == 0:
-            y[: x.size] = x
-            return
-        for start in range(0, x.size, pairs):
-            for j in range(half):
-                y[start + j] = x[start + 2 * j]
-                y[start + half + j] = x[start + 2 * j + 1]
+        y[: x.size] = x
+        if by_pairs and d % PAIR == 0:
+            _arrange_pairs(y.ctypes.data, x.size // PAIR)
 
     return code
 
@@ -397,7 +372,8 @@ def _heads(n_heads, k, v, by, q, steps, h, d, scores, mixed, top, mass):  # type
         top[h + g], mass[h + g] = exponentials(s)
         _scale(s, by[1], np.float32(1))
     _mixture(v, n_heads, v.ctypes.data, n, scores.ctypes.data, stride, d, out)
-    _bring_in_order(v, out, len(n_heads) * d)
+    if v.itemsize == 2:
+        _restore_pairs(out, len(n_heads) * d // PAIR)
 
 
 @nb.njit(fastmath=FAST)

@@ -185,14 +185,14 @@ def _prepare(like, d, x):  # type: ignore[no-untyped-def]
 def _begin_sum(like, d, y):  # type: ignore[no-untyped-def]
     if getattr(like, "dtype", None) != types.uint16:
         return lambda like, d, y: None
-    return lambda like, d, y: plain.arrange(y.ctypes.data, d // 32)
+    return lambda like, d, y: plain.arrange(y.ctypes.data, d // 32 * plain.PIECES)
 
 
 @overload(end_sum)
 def _end_sum(like, d, y):  # type: ignore[no-untyped-def]
     if getattr(like, "dtype", None) != types.uint16:
         return lambda like, d, y: None
-    return lambda like, d, y: plain.restore(y.ctypes.data, d // 32)
+    return lambda like, d, y: plain.restore(y.ctypes.data, d // 32 * plain.PIECES)
 
 
 # --- packed formats ---
@@ -257,12 +257,12 @@ def round_groups(d, x):  # type: ignore[no-untyped-def]  # int, (input_size(d),)
 
 
 @nb.njit
-def total(codes):  # type: ignore[no-untyped-def]  # (n,) int8 -> int32
+def code_sum(codes):  # type: ignore[no-untyped-def]  # (n,) int8 -> int32
     """Return the sum of codes."""
-    so_far = np.int32(0)
+    total = np.int32(0)
     for j in range(codes.size):
-        so_far += np.int32(codes[j])
-    return so_far
+        total += np.int32(codes[j])
+    return total
 
 
 @overload(prepare)
@@ -277,7 +277,7 @@ def _prepare_int8(like, d, x):  # type: ignore[no-untyped-def]
         for g in range(at_bytes // GROUP):
             for j in range(16):
                 sums[16 * g + j] = 0
-            sums[16 * g] = -128 * total(q[g * GROUP : (g + 1) * GROUP])
+            sums[16 * g] = -128 * code_sum(q[g * GROUP : (g + 1) * GROUP])
 
     return code
 
@@ -296,7 +296,7 @@ def _prepare_int4(like, d, x):  # type: ignore[no-untyped-def]
                 sums[16 * g + j] = np.float32(0)  # beside scales, and where weights have none
             for part in range(2):
                 first = g * GROUP + part * HALF
-                sums[16 * g + 2 + part] = np.float32(total(q[first : first + HALF]))
+                sums[16 * g + 2 + part] = np.float32(code_sum(q[first : first + HALF]))
 
     return code
 

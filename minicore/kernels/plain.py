@@ -6,7 +6,7 @@ rows of some hundred numbers that is as much work as the products themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
@@ -25,11 +25,13 @@ from minicore.kernels.vectors import (
     add_up_four,
     address,
     addresses,
+    by_parity,
+    by_turns,
     even_and_odd,
     fma,
     fold,
     load,
-    pick,
+    reordered,
     splat,
     store,
     times,
@@ -116,40 +118,7 @@ def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any) -> An
     return types.void(like, four, one, one, one), codegen
 
 
-def _reordered(way: Callable[[Any, Any, Any], list[Any]]) -> Any:
-    """Return the intrinsic that puts two registers at a time of n cache lines' numbers in another order."""
-
-    @intrinsic
-    def reorder(typingctx: Any, x: Any, n: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            x = address(builder, args[0])
-
-            def body(i: Any, nothing: list[Any]) -> list[Any]:
-                for _, places in _pieces(builder, 2, i):
-                    pair = [load(builder, vector(F32, REGISTER), x, place) for place in places]
-                    for part, place in zip(way(builder, *pair), places, strict=True):
-                        store(builder, part, x, place)
-                return []
-
-            fold(builder, args[1], [], body)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64), codegen
-
-    return reorder
-
-
-def _by_parity(builder: Any, first: Any, second: Any) -> list[Any]:
-    return [pick(builder, first, range(odd, 2 * REGISTER, 2), second) for odd in range(2)]
-
-
-def _by_turns(builder: Any, even: Any, odd: Any) -> list[Any]:
-    half = REGISTER // 2
-    lanes = [
-        [k + REGISTER * odd for k in range(first, first + half) for odd in range(2)] for first in (0, half)
-    ]
-    return [pick(builder, even, turns, odd) for turns in lanes]
-
-
-arrange = _reordered(_by_parity)  # the order in which bfloat16 is read
-restore = _reordered(_by_turns)
+arrange, restore = (
+    reordered(by_parity, REGISTER),
+    reordered(by_turns, REGISTER),
+)  # the order in which bfloat16 is read

@@ -12,6 +12,7 @@ from typing import Any
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from llvmlite import ir
 from numba.core import config, types
+from numba.extending import intrinsic
 
 I8, I16, I32, I64, F16, F32 = (
     ir.IntType(8),
@@ -102,6 +103,43 @@ def even_and_odd(builder: Any, pairs: Any) -> list[Any]:
     even = builder.shl(pairs, constant(I32, [16] * n))
     odd = builder.and_(pairs, constant(I32, [-65536] * n))
     return [builder.bitcast(half, vector(F32, n)) for half in (even, odd)]
+
+
+def by_parity(builder: Any, first: Any, second: Any) -> list[Any]:
+    """Return the even numbers of two vectors that follow one another, then the odd ones."""
+    n = first.type.count
+    return [pick(builder, first, range(odd, 2 * n, 2), second) for odd in range(2)]
+
+
+def by_turns(builder: Any, even: Any, odd: Any) -> list[Any]:
+    """Undo :func:`by_parity`."""
+    n = even.type.count
+    in_turn = [lane + n * which for lane in range(n) for which in range(2)]
+    return [pick(builder, even, in_turn[first : first + n], odd) for first in (0, n)]
+
+
+def reordered(way: Callable[[Any, Any, Any], list[Any]], lanes: int) -> Any:
+    """Return the intrinsic that puts n pairs of registers of floats at an address in another order."""
+
+    @intrinsic
+    def reorder(typingctx: Any, x: Any, n: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            x = address(builder, args[0])
+
+            def body(i: Any, nothing: list[Any]) -> list[Any]:
+                first = times(builder, i, 8 * lanes)
+                places = [builder.add(first, ir.Constant(I64, 4 * lanes * k)) for k in range(2)]
+                pair = [load(builder, vector(F32, lanes), x, place) for place in places]
+                for part, place in zip(way(builder, *pair), places, strict=True):
+                    store(builder, part, x, place)
+                return []
+
+            fold(builder, args[1], [], body)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return reorder
 
 
 def add_up(builder: Any, v: Any) -> Any:
