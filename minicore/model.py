@@ -175,7 +175,16 @@ class KVCache:
         self._scales[..., :n] = other._scales[..., :n]
 
     def in_bfloat16(self) -> None:
-        """Hold keys and values in bfloat16 from now on, if they are int8: on a GPU they are."""
+        """Hold keys and values in bfloat16 from now on, if they are int8: a GPU has them so.
+
+        Examples
+        --------
+        >>> cache = load("minicore-opt-core", dtype="int8").new_cache(4)
+        >>> before = cache.dtype
+        >>> cache.in_bfloat16()
+        >>> before, cache.dtype
+        ('int8', 'bfloat16')
+        """
         if self.dtype == "int8":
             k, v = self.k, self.v
             self._hold("bfloat16")
