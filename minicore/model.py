@@ -186,9 +186,10 @@ class KVCache:
         ('int8', 'bfloat16')
         """
         if self.dtype == "int8":
-            k, v = self.k, self.v
+            n = self.length
+            k, v = (self._meant(which, slice(None), n) for which in range(2))
             self._hold("bfloat16")
-            self._k[:], self._v[:] = k, v
+            self._k[:, :, :n], self._v[:, :, :n] = k, v
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -94,9 +94,8 @@ def test_bytes_are_those_of_the_weights_and_of_the_cache(found):
             assert row["core_fraction"] <= 0.4
         # four tokens read 1, 2, 3 and 4 positions more than the context
         read = np.mean([row["context"] + i for i in (1, 2, 3, 4)])
-        n_bytes = (
-            cfg.d_head + 4 if row["dtype"] == "int8" else 4 * cfg.d_head
-        )  # a key or value, with its scale
+        # of a key or value, with its scale
+        n_bytes = cfg.d_head + 4 if row["dtype"] == "int8" else 4 * cfg.d_head
         assert row["kv_bytes_per_token"] == read * 2 * n_bytes * cfg.n_layers * cfg.n_kv_heads
         assert row["bytes_per_token"] == row["weights_bytes_per_token"] + row["kv_bytes_per_token"]
 

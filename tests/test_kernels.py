@@ -110,10 +110,8 @@ def attend(q, k, v, shares, lanes=vectors.REGISTER, scales=None, kind=None):
     mixed = np.full((shares, q.size), np.nan, np.float32)
     top, mass = np.full((2, shares, n_heads), np.nan, np.float32)
     scores = np.full((n_heads // len(k), n), np.nan, np.float32)
-    (k, v), scales = (
-        (stored(x) for x in (k, v)),
-        np.empty((2, len(k), 0), np.float32) if scales is None else scales,
-    )
+    k, v = stored(k), stored(v)
+    scales = np.empty((2, len(k), 0), np.float32) if scales is None else scales
     arranged, steps = np.full(q.size, np.nan, np.float32), np.full(n_heads, np.nan, np.float32)
     arrange(k, d_head, scaled, arranged, steps)
     for t in range(shares):
@@ -184,6 +182,16 @@ def test_relu_ffn_is_exact_on_small_integers_for_any_rows(dtype, seed, n, d, sha
     assert n_used == np.count_nonzero(a)
 
 
+def test_neurons_beyond_a_block_count_too(rng):
+    n, d = 2 * step.BLOCK + 3, 8
+    w_in, w_out, x = integers(rng, n, d), integers(rng, n, d), integers(rng, d)
+    rows = np.arange(0, n, dtype=np.int32)
+    y, n_used = ffn(None, w_in, w_out, (None, None, None), rows, "relu", x)
+    a = np.maximum(w_in @ x, 0)
+    np.testing.assert_array_equal(y, a @ w_out)
+    assert n_used == np.count_nonzero(a)
+
+
 @pytest.mark.parametrize("activation", list(ops.ACTIVATIONS))
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("threshold", [-1.0, 0.3])
@@ -228,7 +236,7 @@ def test_attention_in_bytes_agrees_with_numpy(n_heads, n_kv_heads, n_kv, d_head,
     (k, k_steps), (v, v_steps) = (in_steps(rng.standard_normal((n_kv_heads, n_kv, d_head))) for _ in "kv")
     scales = np.stack([k_steps, v_steps])[..., 0].astype(np.float32)
     meant = [(codes * steps).astype(np.float32) for codes, steps in ((k, k_steps), (v, v_steps))]
-    # the step of the smallest number, so that nothing falls between two steps
+    # whole steps of a quarter, 127 at most, so that rounding changes nothing
     q = np.rint(q * 30) / 4
     q[:, 0] = 127 / 4
     _, pattern = ops.attention_pattern(q[None], meant[0])

@@ -24,7 +24,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from minicore.kernels import FAST
-from minicore.kernels.formats import code_sum, narrow, round_group, widen
+from minicore.kernels.formats import narrow, round_group, widen, write_start
 from minicore.kernels.integer import best_kind, signed_sums, start_of
 from minicore.kernels.machine import exp
 from minicore.kernels.packed import GROUP
@@ -273,36 +273,25 @@ def arrange(like: Any, d: int, x: Any, y: Any, steps: Any) -> None:  # (n * d,) 
 
 
 @overload(arrange)
-def _arrange_whole(like, d, x, y, steps):  # type: ignore[no-untyped-def]
-    if like.dtype != types.int8:
-        return None
+def _arrange(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+    by_pairs = like.dtype == types.uint16
 
-    def code(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+    def whole(like, d, x, y, steps):  # type: ignore[no-untyped-def]
         for h in range(x.size // d):
             query, mine = x[h * d : (h + 1) * d], y[h * d : (h + 1) * d]
             if d % GROUP:
                 steps[h] = round_group(query, mine)
-                continue
-            codes, start = mine.view(np.int8)[:d], mine.view(np.int32)[d // 4 : d // 4 + 16]
-            steps[h] = round_group(query, codes)
-            start[:] = 0
-            start[0] = -128 * code_sum(codes)
+            else:
+                codes = mine.view(np.int8)[:d]
+                steps[h] = round_group(query, codes)
+                write_start(codes, mine.view(np.int32)[d // 4 : d // 4 + 16])
 
-    return code
-
-
-@overload(arrange)
-def _arrange(like, d, x, y, steps):  # type: ignore[no-untyped-def]
-    if like.dtype == types.int8:
-        return None
-    by_pairs = like.dtype == types.uint16
-
-    def code(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+    def floats(like, d, x, y, steps):  # type: ignore[no-untyped-def]
         y[: x.size] = x
         if by_pairs and d % PAIR == 0:
             _arrange_pairs(y.ctypes.data, x.size // PAIR)
 
-    return code
+    return whole if like.dtype == types.int8 else floats
 
 
 def keep(held: Any, scales: Any, head: int, position: int, x: Any) -> None:  # ..., (d_head,)
@@ -367,10 +356,7 @@ def _heads(n_heads, k, v, by, q, steps, h, d, scores, mixed, top, mass):  # type
     else:
         _scores(k, n_heads, k.ctypes.data, n, query, d, scores.ctypes.data, stride)
     for g in range(len(n_heads)):
-        s = scores[g, :n]
-        _scale(s, by[0], steps[h + g])
-        top[h + g], mass[h + g] = exponentials(s)
-        _scale(s, by[1], np.float32(1))
+        top[h + g], mass[h + g] = _weights(scores[g, :n], by, steps[h + g])
     _mixture(v, n_heads, v.ctypes.data, n, scores.ctypes.data, stride, d, out)
     if v.itemsize == 2:
         _restore_pairs(out, len(n_heads) * d // PAIR)
@@ -384,12 +370,19 @@ def _one_head(k, v, by, q, steps, h, d, scores, mixed, top, mass):  # type: igno
         for j in range(d):
             total += widen(k[p, j]) * query[j]
         s[p] = total
-    _scale(s, by[0], steps[h])
-    top[h], mass[h] = exponentials(s)
-    _scale(s, by[1], np.float32(1))
+    top[h], mass[h] = _weights(s, by, steps[h])
     for p in range(s.size):
         for j in range(d):
             mine[j] += s[p] * widen(v[p, j])
+
+
+@nb.njit
+def _weights(s, by, step):  # type: ignore[no-untyped-def]  # (n,), two (n,) or (0,), float32 -> float32 twice
+    """As :func:`exponentials`, of keys with scales times a query's step, and for values with scales."""
+    _scale(s, by[0], step)
+    largest, mass = exponentials(s)
+    _scale(s, by[1], np.float32(1))
+    return largest, mass
 
 
 @nb.njit

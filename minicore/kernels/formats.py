@@ -257,12 +257,19 @@ def round_groups(d, x):  # type: ignore[no-untyped-def]  # int, (input_size(d),)
 
 
 @nb.njit
-def code_sum(codes):  # type: ignore[no-untyped-def]  # (n,) int8 -> int32
-    """Return the sum of codes."""
+def _sum(codes):  # type: ignore[no-untyped-def]  # (n,) int8 -> int32
     total = np.int32(0)
     for j in range(codes.size):
         total += np.int32(codes[j])
     return total
+
+
+@nb.njit
+def write_start(codes, start):  # type: ignore[no-untyped-def]  # (n,) int8, (16,) int32
+    """Write what :func:`minicore.kernels.integer.start_of` reads of an input."""
+    for j in range(16):
+        start[j] = 0
+    start[0] = -128 * _sum(codes)
 
 
 @overload(prepare)
@@ -275,9 +282,7 @@ def _prepare_int8(like, d, x):  # type: ignore[no-untyped-def]
         at_bytes, at_sums, at_steps, _ = _parts(d)
         q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_steps].view(np.int32)
         for g in range(at_bytes // GROUP):
-            for j in range(16):
-                sums[16 * g + j] = 0
-            sums[16 * g] = -128 * code_sum(q[g * GROUP : (g + 1) * GROUP])
+            write_start(q[g * GROUP : (g + 1) * GROUP], sums[16 * g : 16 * (g + 1)])
 
     return code
 
@@ -296,7 +301,7 @@ def _prepare_int4(like, d, x):  # type: ignore[no-untyped-def]
                 sums[16 * g + j] = np.float32(0)  # beside scales, and where weights have none
             for part in range(2):
                 first = g * GROUP + part * HALF
-                sums[16 * g + 2 + part] = np.float32(code_sum(q[first : first + HALF]))
+                sums[16 * g + 2 + part] = np.float32(_sum(q[first : first + HALF]))
 
     return code
 

@@ -192,5 +192,4 @@ def in_steps(x: Array) -> tuple[Array, Array]:  # (..., n) -> int8 (..., n), flo
     """
     step = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
     step = np.where(np.isfinite(step), step, np.float32(np.nan))
-    codes = np.divide(x, step, out=np.zeros_like(x), where=step > 0)
-    return np.rint(codes).astype(np.int8), step
+    return np.rint(_over(x, step)).astype(np.int8), step

@@ -118,7 +118,5 @@ def add_rows(typingctx: Any, like: Any, rows: Any, a: Any, y: Any, n: Any) -> An
     return types.void(like, four, one, one, one), codegen
 
 
-arrange, restore = (
-    reordered(by_parity, REGISTER),
-    reordered(by_turns, REGISTER),
-)  # the order in which bfloat16 is read
+# the order in which bfloat16 is read
+arrange, restore = reordered(by_parity, REGISTER), reordered(by_turns, REGISTER)

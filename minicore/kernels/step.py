@@ -28,7 +28,8 @@ from minicore.kernels.machine import WAITING, barrier, called, exp, view1
 
 RELU, SILU, GELU_TANH = range(3)
 ACTIVATION_CODES = {"relu": RELU, "silu": SILU, "gelu_tanh": GELU_TANH}
-BLOCK = 2048  # neurons whose activations are computed together, so that the exponentials vectorise
+# neurons whose activations are computed at once: exponentials vectorise, long blocks keep streams unbroken
+BLOCK = 2048
 
 # columns of the plan: addresses, 0 for what a model does not have, and the neurons' rows with their number
 COLUMNS = (
@@ -81,8 +82,9 @@ class State(NamedTuple):
     """Buffers of a decoder, made once: a step allocates nothing.
 
     Most have a row a thread: ``part`` holds each thread's sum of the FFN, ``mixed``, ``top`` and ``mass`` its
-    attention over its positions, ``n_used`` (n_threads, n_layers) the output rows it has read, ``flags``
-    where it waits for a call. ``call`` says what is asked for: token, position, barriers passed before.
+    attention over its positions, ``steps`` what its rounded queries are times, ``n_used``
+    (n_threads, n_layers) the output rows it has read, ``flags`` where it waits for a call. ``call`` says what
+    is asked for: token, position, barriers passed before.
     """
 
     x: np.ndarray

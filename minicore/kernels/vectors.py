@@ -162,8 +162,8 @@ def add_up_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         return plus(pick(builder, first, lanes, second), rest)
 
     low = [*range(half), *range(n, n + half)]
-    by_turns = [start + lane for start in (0, n, half, n + half) for lane in range(quarter)]
-    sums = folded(folded(a, c, low, half), folded(b, d, low, half), by_turns, quarter)
+    quarters = [start + lane for start in (0, n, half, n + half) for lane in range(quarter)]
+    sums = folded(folded(a, c, low, half), folded(b, d, low, half), quarters, quarter)
     for apart in (2, 1)[quarter < 4 :]:  # each quarter of the lanes belongs to one of the vectors
         sums = plus(sums, pick(builder, sums, [lane ^ apart for lane in range(n)]))
     return pick(builder, sums, range(0, n, quarter))
