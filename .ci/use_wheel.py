@@ -11,7 +11,7 @@ from pathlib import Path
 
 import minicore
 from minicore.cli import JSON_KEYS
-from minicore.experiments.material import sample_files
+from minicore.reproduce.material import sample_files
 
 
 def run(*command: str) -> str:

@@ -4,13 +4,16 @@
 arXiv 2410.18311). Importing the package is quick: Numba is loaded when the first kernel is needed.
 """
 
+from minicore import _moved
 from minicore.core.neurons import CoreSet, sentence_core, token_core
 from minicore.core.rules import TokenRule
 from minicore.core.similarity import Clusters
 from minicore.errors import InputError
-from minicore.generate import Generation
+from minicore.generation.prediction import is_stable, predict
+from minicore.generation.stream import Generation
 from minicore.model import KVCache, Model, load
-from minicore.prediction import is_stable, predict
+
+_moved.install()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -23,12 +23,12 @@ from minicore.checkpoint.tensors import DTYPES
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
-from minicore.kernels.packed import FORMATS as PACKED
-from minicore.kernels.packed import in_steps
+from minicore.quantization import FORMATS as PACKED
+from minicore.quantization import in_steps
 from minicore.tokenizer import Tokenizer, from_source
 
 if TYPE_CHECKING:
-    from minicore.generate import Generation, Stream
+    from minicore.generation.stream import Generation, Stream
 
 Array = np.ndarray
 Tap = Callable[[str, Array], None]
@@ -47,7 +47,7 @@ class KVCache:
         float32. Head-major, so that a head's keys are one contiguous block.
     dtype : str
         ``float32``, ``bfloat16``, or ``int8``: each key and value of a head in whole steps of a size of its
-        own (:func:`minicore.kernels.packed.in_steps`).
+        own (:func:`minicore.quantization.in_steps`).
     length : int
         Positions filled.
 
@@ -224,7 +224,7 @@ class Model:
         Where the forward pass takes its maths from: :mod:`minicore.ops`, or compiled functions of the
         same names.
     on_device : object or None
-        What reads prompts in its place, on a GPU (:class:`minicore.decode.cuda_prefill.Reader`).
+        What reads prompts in its place, on a GPU (:class:`minicore.backends.cuda.prefill.Reader`).
 
     Examples
     --------
@@ -476,7 +476,7 @@ class Model:
         return forward(self, ids, self.new_cache(len(ids)), tap), cache
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
-        """Return the continuation of a prompt; :func:`minicore.generate.stream` has the options.
+        """Return the continuation of a prompt; :func:`minicore.generation.stream.stream` has the options.
 
         Examples
         --------
@@ -486,7 +486,7 @@ class Model:
         >>> len(out.token_ids)
         5
         """
-        from minicore.generate import generate
+        from minicore.generation.stream import generate
 
         return generate(self, prompt, **options)
 
@@ -500,7 +500,7 @@ class Model:
         >>> "".join(stream) == stream.result.text
         True
         """
-        from minicore.generate import stream
+        from minicore.generation.stream import stream
 
         return stream(self, prompt, **options)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from minicore.config import ModelConfig
-from minicore.kernels.packed import GROUP, Packed, round_input
+from minicore.quantization import GROUP, Packed, round_input
 
 Array = np.ndarray
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minicore.core.similarity import Clusters
-from minicore.prediction import fingerprint
+from minicore.generation.prediction import fingerprint
 
 
 def clusters_of(model, n_clusters=2, seed=3, **changes):

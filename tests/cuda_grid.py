@@ -19,13 +19,13 @@ from typing import Any
 import greenlet
 import numpy as np
 
-from minicore.kernels import device
+from minicore.backends.cuda import intrinsics as device
 
 device.LANES = 32  # before the kernels take it from there
 
-from minicore.decode import cuda as decoder  # noqa: E402
-from minicore.decode.reference import ReferenceDecoder  # noqa: E402
-from minicore.kernels import cuda as kernels  # noqa: E402
+from minicore.backends.cuda import decoder  # noqa: E402
+from minicore.backends.cuda import step as kernels  # noqa: E402
+from minicore.backends.numpy import ReferenceDecoder  # noqa: E402
 from minicore.model import KVCache, load, prefill  # noqa: E402
 
 BLOCKS, THREADS = 3, 64

@@ -21,10 +21,10 @@ from cuda_grid import Grid, passed, shuffled, where
 from numba.np.numpy_support import as_dtype
 
 from minicore import ops
+from minicore.backends.cuda import intrinsics as device
+from minicore.backends.cuda import prefill_kernels as kernels
+from minicore.backends.cuda.decoder import as_units
 from minicore.core.recording import add_counts, add_relative_energy
-from minicore.decode.cuda import as_units
-from minicore.kernels import device
-from minicore.kernels import prefill as kernels
 
 UNIT = 2.0**-24  # rounding of a float32
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minicore.decode import gpu
+from minicore.backends.cuda import availability as gpu
 
 NO_GPU = gpu.trouble("float32") or ""
 ON_GPU = [pytest.mark.cuda, pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU)]

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minicore import bench, cli, plots, report
-from minicore.decode.cpu import CpuDecoder
+from minicore import cli, plots
+from minicore.backends.cpu import bandwidth
+from minicore.backends.cpu.decoder import CpuDecoder
+from minicore.bench import run as bench
+from minicore.cli import report
 from minicore.errors import InputError
-from minicore.generate import bytes_per_token
-from minicore.kernels import bandwidth
+from minicore.generation.stream import bytes_per_token
 from minicore.model import load
 
 CHECKPOINT = Path(__file__).parent / "golden" / "llama-gqa"
@@ -144,7 +146,7 @@ def test_a_wrong_result_is_refused_before_anything_is_timed(monkeypatch, when, n
 
 def test_a_wrong_kernel_is_refused(monkeypatch):
     """The step itself, not the class around it: it takes the wrong token's row."""
-    from minicore.decode import cpu
+    from minicore.backends.cpu import decoder as cpu
 
     step = cpu.kernels.step
 
@@ -159,7 +161,7 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
 
 
 def test_a_wrong_prefill_is_refused(monkeypatch):
-    from minicore.kernels import ops
+    from minicore.backends.cpu import prefill as ops
 
     monkeypatch.setattr(ops, "rope", lambda x, positions, frequencies: x)
     with pytest.raises(bench.WrongResult, match="prefill, float32"):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import minicore
-from minicore import cli, report
-from minicore.cli import commands
+from minicore import cli
+from minicore.cli import commands, report
 from minicore.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"

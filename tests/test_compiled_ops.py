@@ -9,10 +9,10 @@ import pytest
 
 import minicore as mc
 from minicore import ops
-from minicore.decode import reader
-from minicore.kernels import ops as compiled
-from minicore.kernels.packed import Packed, round_input
+from minicore.backends import reader
+from minicore.backends.cpu import prefill as compiled
 from minicore.model import KVCache, hook_names, prefill
+from minicore.quantization import Packed, round_input
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(1, 8), (37, 24), (300, 64)]  # the last is shared out over threads

@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 
 import minicore as mc
-from minicore import bench, ops, report
-from minicore.cli import main
+from minicore import ops
+from minicore.backends import check_backend, make_decoder, reader
+from minicore.backends.cuda import availability as gpu
+from minicore.bench import run as bench
+from minicore.cli import main, report
 from minicore.core.neurons import CoreSet
 from minicore.core.recording import GATE_SHIFT, STATISTICS, Recording
 from minicore.core.rules import TokenRule
-from minicore.decode import check_backend, gpu, make_decoder, reader
 from minicore.errors import InputError
+from minicore.generation.prediction import make_recorder, record
 from minicore.model import KVCache, prefill
-from minicore.prediction import make_recorder, record
 
 GOLDEN = Path(__file__).parent / "golden"
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
@@ -131,7 +133,7 @@ def test_tokens_chosen_on_the_device_are_those_chosen_step_by_step(model):
 
 @pytest.mark.cuda
 def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
-    from minicore.decode.cuda import CudaDecoder
+    from minicore.backends.cuda.decoder import CudaDecoder
 
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ)
     caches = [prefilled(model, ids) for _ in range(2)]
@@ -161,7 +163,7 @@ def test_bench_measures_a_gpu(model, monkeypatch):
         monkeypatch.setattr(bench, "N_CHECKED", 2)
         monkeypatch.setattr(bench, "reader", lambda model, backend: model)  # simulated tiles take minutes
         monkeypatch.setattr(
-            "minicore.bench_gpu.AT_ONCE", 1
+            "minicore.bench.cuda.AT_ONCE", 1
         )  # tokens ahead of the phases: nothing to hide here
     size = {"prompt_tokens": 3, "new_tokens": 3, "rounds": 1, "contexts": (3,), "read_bytes": 1 << 12}
     found = bench.measure(model.source, bench.Plan("cuda", ("float32",), (0.4,), **size))
@@ -214,7 +216,7 @@ def test_generating_is_the_cpus(model):
 @pytest.mark.parametrize("chunk", [4, 512])
 def test_prompts_are_read_as_the_reference_reads_them(model, chunk, monkeypatch):
     """Whatever the chunks; decoding goes on with the keys and values that lie on the device."""
-    from minicore.decode import cuda_prefill
+    from minicore.backends.cuda import prefill as cuda_prefill
 
     monkeypatch.setattr(cuda_prefill, "CHUNK", chunk)
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ + 1)
@@ -258,7 +260,7 @@ def rows():
         pytest.skip(why)
     from numba import cuda
 
-    from minicore.decode.cuda_prefill import Rows
+    from minicore.backends.cuda.prefill import Rows
 
     def make(a, bad=False):
         return Rows(cuda.to_device(a.reshape(-1)), a.shape[1], cuda.to_device(np.array([bad], np.int32)))
@@ -297,7 +299,7 @@ def test_nan_among_activations_on_the_device_is_an_error(rows):
 
 @pytest.mark.cuda
 def test_memory_limit_holds_the_core_rows_alone(model):
-    from minicore.decode.cuda import CudaDecoder
+    from minicore.backends.cuda.decoder import CudaDecoder
 
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ + N_NEW)
     whole = CudaDecoder(model, prefilled(model, ids[:N_READ]), None)
@@ -332,7 +334,7 @@ def test_prompts_are_read_with_ffns_that_pass_by(model):
 @pytest.mark.cuda
 def test_lent_layers_are_the_models(model):
     """Layers go through two buffers, whatever layers are asked for and however often."""
-    from minicore.decode.cuda import Weights
+    from minicore.backends.cuda.decoder import Weights
 
     lent, whole = Weights(model, lent=True), Weights(model)
     every = whole.ffn.copy_to_host().reshape(model.config.n_layers, -1)
@@ -456,8 +458,8 @@ def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(asked_anew):
 def test_a_block_of_the_grid_fits_a_multiprocessor(n_neurons, int8, n_threads):
     """Four schedulers have 16,384 registers each, given out in eights to a thread, by whole warps."""
     pytest.importorskip("numba_cuda")
-    from minicore.decode.cuda import threads_for
-    from minicore.kernels.cuda import registers_for
+    from minicore.backends.cuda.decoder import threads_for
+    from minicore.backends.cuda.step import registers_for
 
     config = replace(mc.load(GOLDEN / "llama-gqa").config, n_neurons=n_neurons)
     assert threads_for(config, 132, int8) == n_threads
@@ -500,7 +502,7 @@ def test_without_a_driver_nothing_of_cuda_is_imported():
         "    if name and 'cuda' in name: raise OSError\n"
         "    return libraries(name)\n"
         "ctypes.CDLL = without_cuda\n"
-        "from minicore.decode import check_backend\n"
+        "from minicore.backends import check_backend\n"
         "assert check_backend('auto') == ('cpu', None)\n"
         "assert not [m for m in sys.modules if m.startswith(('numba', 'cuda'))]"
     )

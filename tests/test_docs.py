@@ -14,10 +14,15 @@ from typing import Any
 import pytest
 
 import minicore
-from minicore.explore import explore
-from minicore.fitting import fit_clusters
+from minicore.evaluation.clusters import fit_clusters
+from minicore.explorer.builder import explore
 
-NOT_IMPORTED = ("minicore.__main__", "cuda", "device")  # runs the program; need a GPU's compiler
+NOT_IMPORTED = (
+    "minicore.__main__",
+    "cuda.decoder",
+    "cuda.step",
+    "cuda.intrinsics",
+)  # runs the program; need a GPU's compiler
 MODULES = [
     "minicore",
     *(
@@ -82,7 +87,7 @@ def test_every_public_name_has_an_example(name):
 
 def test_the_public_surface_is_found():
     assert {"load", "Model", "Model.stream", "CoreSet.load"} <= {one.__qualname__ for one in public(minicore)}
-    for module in ("generate", "tasks.run", "experiments.reproduce"):
+    for module in ("generation.stream", "evaluation.tasks.run", "reproduce.run"):
         assert list(public(importlib.import_module(f"minicore.{module}")))
 
 

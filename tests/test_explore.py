@@ -14,7 +14,7 @@ import pytest
 import minicore
 from minicore import cli
 from minicore.errors import InputError
-from minicore.explore import BETAS, LARGEST, explore
+from minicore.explorer.builder import BETAS, LARGEST, explore
 
 PROMPT = "The jury came back into the room, and everyone stood up. The judge asked for the verdict."
 OTHER = "To bake good bread you need flour, water, salt and yeast. Let the dough rest for an hour."
@@ -203,7 +203,7 @@ def test_bad_input_is_one_sentence(model, prompts, options, message):
 
 
 def test_a_page_that_would_be_too_large_is_refused_before_it_is_made(model, monkeypatch):
-    monkeypatch.setattr("minicore.explore.LARGEST", 210_000)
+    monkeypatch.setattr("minicore.explorer.builder.LARGEST", 210_000)
     with pytest.raises(InputError, match="the page would be 0.1 MB.*fewer layers"):
         explore(model, [PROMPT * 2])
 

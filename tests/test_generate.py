@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicore as mc
-from minicore.decode import make_decoder
-from minicore.generate import Stream, _overlap
+from minicore.backends import make_decoder
+from minicore.generation.sampling import Sampler
+from minicore.generation.stream import Stream, _overlap
 from minicore.model import KVCache, forward, prefill
-from minicore.sampling import Sampler
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ["llama-gqa", "llama-bias", "opt", "gpt2", "qwen2"]

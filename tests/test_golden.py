@@ -12,7 +12,8 @@ import pytest
 from marks import ON_GPU
 
 import minicore as mc
-from minicore.decode import gpu, make_decoder
+from minicore.backends import make_decoder
+from minicore.backends.cuda import availability as gpu
 from minicore.model import KVCache, forward, prefill
 
 GOLDEN = Path(__file__).parent / "golden"

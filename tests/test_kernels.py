@@ -16,9 +16,13 @@ from hypothesis.extra import numpy as hnp
 
 import minicore
 from minicore import ops
-from minicore.kernels import FAST, formats, integer, machine, step, vectors
-from minicore.kernels.formats import stored
-from minicore.kernels.packed import in_steps
+from minicore.backends.cpu import FAST, step
+from minicore.backends.cpu import integer_rows as integer
+from minicore.backends.cpu import intrinsics as machine
+from minicore.backends.cpu import rows as formats
+from minicore.backends.cpu import simd as vectors
+from minicore.backends.cpu.rows import stored
+from minicore.quantization import in_steps
 
 DTYPES = [np.float32, ml_dtypes.bfloat16]
 small = st.integers(-4, 4).map(float)  # sums of a few thousand products stay exact in float32
@@ -84,7 +88,7 @@ def ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, shares
 
 def with_registers(name, lanes):
     """Return a module as it is where registers have so many floats."""
-    spec, mine = importlib.util.find_spec(f"minicore.kernels.{name}"), vectors.REGISTER
+    spec, mine = importlib.util.find_spec(f"minicore.backends.cpu.{name}"), vectors.REGISTER
     module = importlib.util.module_from_spec(spec)
     vectors.REGISTER = lanes
     try:
@@ -125,7 +129,7 @@ def attend(q, k, v, shares, lanes=vectors.REGISTER, scales=None, kind=None):
 @pytest.mark.parametrize("lanes", [8, 16])
 def test_four_rows_are_read_alike_in_short_registers_and_long_ones(rng, lanes):
     """bfloat16 is read out of order, by registers; small integers show that sums are put in order again."""
-    plain = with_registers("plain", lanes)
+    plain = with_registers("plain_rows", lanes)
     pairs = 3 * plain.PIECES
 
     @nb.njit
@@ -330,8 +334,8 @@ def test_nobody_passes_a_barrier_before_all_have_come(n_threads):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_core_rows_decode_alike_where_they_lie_and_copied_together(monkeypatch, dtype):
+    from minicore.backends.cpu import decoder as cpu
     from minicore.core.neurons import CoreSet
-    from minicore.decode import cpu
 
     model = minicore.load(Path(__file__).parent / "golden" / "llama-gqa", dtype)
     config, rng = model.config, np.random.default_rng(3)
@@ -349,8 +353,8 @@ def test_core_rows_decode_alike_where_they_lie_and_copied_together(monkeypatch, 
 
 @pytest.mark.parametrize("dtype", ["float32", "int4"])
 def test_a_later_core_set_takes_the_memory_of_an_earlier_one(dtype):
+    from minicore.backends.cpu.decoder import CpuDecoder
     from minicore.core.neurons import CoreSet
-    from minicore.decode.cpu import CpuDecoder
 
     model = minicore.load(Path(__file__).parent / "golden" / "llama-gqa", dtype)
     config, rng = model.config, np.random.default_rng(4)
@@ -372,7 +376,7 @@ def test_a_later_core_set_takes_the_memory_of_an_earlier_one(dtype):
 
 
 def test_threads_that_wait_for_a_call_and_threads_that_sleep_do_the_same_work():
-    from minicore.decode.cpu import CpuDecoder
+    from minicore.backends.cpu.decoder import CpuDecoder
 
     model, tokens = minicore.load(Path(__file__).parent / "golden" / "llama-gqa"), range(1, 13)
     runs = []
@@ -390,7 +394,7 @@ def test_threads_that_wait_for_a_call_and_threads_that_sleep_do_the_same_work():
 
 
 def test_decoders_of_two_threads_at_once_do_not_wait_for_each_other():
-    from minicore.decode.cpu import CpuDecoder
+    from minicore.backends.cpu.decoder import CpuDecoder
 
     model, tokens = minicore.load(Path(__file__).parent / "golden" / "llama-gqa"), range(1, 41)
     decoders = [CpuDecoder(model, model.new_cache(40), None, n_threads=2) for _ in range(3)]

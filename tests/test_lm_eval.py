@@ -52,7 +52,7 @@ def instance(*args):
 
 
 def lm(**options):
-    from minicore.lm_eval import MinicoreLM
+    from minicore.evaluation.lm_eval import MinicoreLM
 
     return MinicoreLM(str(options.pop("model", GOLDEN / "llama-chat")), **options)
 
@@ -125,7 +125,7 @@ def test_a_dense_likelihood_is_that_of_one_forward_pass():
 @pytest.mark.parametrize("predictor", ["stability", "griffin", "gate", "griffin+gate", "sliding"])
 def test_a_likelihood_is_scored_by_what_the_context_predicts(predictor):
     """As decoding the continuation token by token with the context's choice."""
-    from minicore.decode import make_decoder
+    from minicore.backends import make_decoder
     from minicore.model import KVCache, prefill
 
     more = {"token_beta": 0.5} if "+" in predictor else {}
@@ -237,7 +237,7 @@ def test_dense_is_the_harnesss_own_model_to_the_printed_digits(tasks, monkeypatc
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    import minicore.lm_eval  # noqa: F401  (registers the model)
+    import minicore.evaluation.lm_eval  # noqa: F401  (registers the model)
 
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")

@@ -143,7 +143,7 @@ def test_the_command(tmp_path, capsys):
 MEASURE = """
 import sys, numpy as np, minicore as mc
 from minicore.config import ModelConfig
-from minicore.generate import resident_bytes
+from minicore.generation.stream import resident_bytes
 model = mc.load(sys.argv[1])
 limit = int(float(sys.argv[2]))
 choice = {"predictor": "stability", "alpha": 0.4, "beta": 0.2, "memory_limit": limit}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minicore.kernels import memory
+from minicore.backends.cpu import memory
 
 GOLDEN = Path(__file__).parent / "golden"
 SMAPS = """\
@@ -57,7 +57,7 @@ def test_all_that_is_not_weights_or_cache_is_less_than_150_mb(dtype):
 
 REUSE = """
 import resource, numpy as np
-from minicore.kernels.memory import keep_freed
+from minicore.backends.cpu.memory import keep_freed
 keep_freed()
 for round in range(60):
     if round == 10:

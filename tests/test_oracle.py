@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from marks import ON_GPU
 
 import minicore as mc
+from minicore.backends import make_decoder, reader
 from minicore.core.neurons import core_from_scores, sentence_core, token_core
-from minicore.decode import make_decoder, reader
 from minicore.model import prefill
 
 Array = np.ndarray

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicore as mc
-from minicore.decode import make_decoder
-from minicore.kernels import attention, formats, integer
-from minicore.kernels.packed import FORMATS, GROUP, Packed, in_steps, n_groups, round_input
+from minicore.backends import make_decoder
+from minicore.backends.cpu import attention
+from minicore.backends.cpu import integer_rows as integer
+from minicore.backends.cpu import rows as formats
 from minicore.model import KVCache, forward, prefill
+from minicore.quantization import FORMATS, GROUP, Packed, in_steps, n_groups, round_input
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = [

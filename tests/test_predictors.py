@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minicore as mc
+from minicore.backends import make_decoder
 from minicore.core.budgets import BUDGETS, layer_betas
 from minicore.core.neurons import core_from_scores
 from minicore.core.predictors import PREDICTORS, Recorder, find_predictor, gate_threshold
 from minicore.core.recording import STATISTICS, Recording
 from minicore.core.rules import keep_open, keep_top
-from minicore.decode import make_decoder
-from minicore.generate import bytes_per_token
+from minicore.generation.prediction import fingerprint, make_recorder, record
+from minicore.generation.stream import bytes_per_token
 from minicore.model import KVCache, forward, prefill
-from minicore.prediction import fingerprint, make_recorder, record
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[1].parent / "shared"

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minicore as mc
-from minicore import cli, ops, report
+from minicore import cli, ops
+from minicore.cli import report
 from minicore.errors import InputError
-from minicore.experiments import quality, sts
-from minicore.experiments.frontier import STEP, next_beta, search
-from minicore.experiments.quality import Conditions, Reading, Rows, Setting, grid, study
-from minicore.experiments.statistics import bootstrap, ranks, spearman
-from minicore.experiments.texts import Passage, passages
-from minicore.sweep import Where
+from minicore.evaluation import quality
+from minicore.evaluation.frontier import STEP, next_beta, search
+from minicore.evaluation.quality import Conditions, Reading, Rows, Setting, grid, study
+from minicore.evaluation.statistics import bootstrap, ranks, spearman
+from minicore.evaluation.sweep import Where
+from minicore.evaluation.texts import Passage, passages
+from minicore.reproduce import sts
 
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("llama-chat", "llama-gqa", "opt", "gpt2", "qwen2")
@@ -104,7 +106,7 @@ def test_every_neuron_kept_is_dense(model):
 
 def test_a_set_is_measured_as_decoding_with_it_step_by_step(model):
     """The one pass over the continuation gives what a decoder gives, fed the same tokens."""
-    from minicore.decode import make_decoder
+    from minicore.backends import make_decoder
     from minicore.model import KVCache, prefill
 
     passage, setting = draw(model, 1)[0], Setting("griffin", 0.4)

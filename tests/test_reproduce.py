@@ -12,10 +12,11 @@ from PIL import Image
 import minicore
 from minicore import InputError, cli, sentence_core
 from minicore.core.neurons import jaccard
-from minicore.experiments import decoding, meaning, page, reproduce, settling, sts
-from minicore.experiments.material import ALPHA, BETA, Material, nats, read_documents, sample_files
-from minicore.experiments.verdict import judge
-from minicore.sweep import Where
+from minicore.evaluation.sweep import Where
+from minicore.reproduce import decoding, meaning, page, settling, sts
+from minicore.reproduce import run as reproduce
+from minicore.reproduce.material import ALPHA, BETA, Material, nats, read_documents, sample_files
+from minicore.reproduce.verdict import judge
 
 NAME = "minicore-opt-core"
 TOPICS = ("astronomy", "cooking", "law")

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minicore as mc
-from minicore import cli, fitting
+from minicore import cli
 from minicore.core import similarity
 from minicore.core.similarity import Clusters, elbow, fit, kmeans, unit
-from minicore.fitting import fit_clusters, read_labelled
-from minicore.prediction import fingerprint
-from minicore.sweep import Where
+from minicore.evaluation import clusters as fitting
+from minicore.evaluation.clusters import fit_clusters, read_labelled
+from minicore.evaluation.sweep import Where
+from minicore.generation.prediction import fingerprint
 
 GOLDEN = Path(__file__).parent / "golden"
 

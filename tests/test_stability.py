@@ -14,8 +14,8 @@ from minicore.core import stability
 from minicore.core.neurons import jaccard
 from minicore.core.predictors import Recorder
 from minicore.core.stability import growth_marks, is_stable, prefix_cores, prefix_counts, stability_curve
-from minicore.experiments import stability as study
-from minicore.prediction import make_recorder, record
+from minicore.generation.prediction import make_recorder, record
+from minicore.reproduce import stability as study
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 
+from minicore.backends.cpu.threads import default_threads
 from minicore.errors import InputError
-from minicore.kernels.team import default_threads
-from minicore.sweep import ATTEMPTS, Journal, Where, WorkerDied, borrow, share, sweep
+from minicore.evaluation.sweep import ATTEMPTS, Journal, Where, WorkerDied, borrow, share, sweep
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -134,7 +134,7 @@ def test_a_job_that_always_ends_its_worker_is_given_up():
 
 
 def test_where_is_checked(monkeypatch):
-    monkeypatch.setattr("minicore.sweep.CONNECT", 0.3)
+    monkeypatch.setattr("minicore.evaluation.sweep.CONNECT", 0.3)
     for wrong in ({"workers": 0}, {"threads": 0}):
         with pytest.raises(InputError, match="expected 1 or more"):
             Where(**wrong)
@@ -180,7 +180,7 @@ def test_a_dask_cluster_gives_the_same_to_the_bit_and_outlives_a_worker(cluster,
 @pytest.mark.filterwarnings("ignore")
 def test_a_study_of_a_task_goes_on_when_one_of_two_dask_workers_is_killed(cluster, tmp_path):
     import minicore
-    from minicore.tasks.run import evaluate
+    from minicore.evaluation.tasks.run import evaluate
 
     model = minicore.load(GOLDEN / "llama-chat")
     lines = [{"question": f"who saw bird {i}", "answer": ["a bird"]} for i in range(40)]
@@ -254,7 +254,7 @@ def test_a_journal_of_another_study_or_no_journal_is_refused(tmp_path):
 
 DRIVER = """
 import sys, time
-from minicore.sweep import Journal, Where, sweep
+from minicore.evaluation.sweep import Journal, Where, sweep
 sys.path.insert(0, sys.argv[1])
 from test_sweep import process
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import minicore as mc
-from minicore import cli, report
+from minicore import cli
+from minicore.cli import report
 from minicore.errors import InputError
-from minicore.sweep import Where
-from minicore.tasks import metrics, readers, run
-from minicore.tasks.prompts import FOLDER, Prompts
-from minicore.tasks.readers import Example
+from minicore.evaluation.sweep import Where
+from minicore.evaluation.tasks import metrics, readers, run
+from minicore.evaluation.tasks.prompts import FOLDER, Prompts
+from minicore.evaluation.tasks.readers import Example
 
 GOLDEN = Path(__file__).parent / "golden"
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -463,7 +464,7 @@ def test_answers_are_what_generate_gives(model, questions):
     assert len(rows) == 5 * (1 + 2 * (len(PREDICTORS) - 1))
     asked = {one.id: one for one in readers.read("openqa", [questions])}
     put = Prompts.read("openqa")
-    from minicore.kernels.team import limited
+    from minicore.backends.cpu.threads import limited
 
     for row in rows:
         ids, _ = put.ids(model, asked[row["example"]], 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import minicore as mc
-from minicore.experiments.quality import evaluate
+from minicore.evaluation.quality import evaluate
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 HELD_OUT = (

@@ -28,8 +28,8 @@ import numpy as np
 
 import minicore as mc
 from minicore import ops, plots
-from minicore.experiments import quality
-from minicore.experiments.texts import passages
+from minicore.evaluation import quality
+from minicore.evaluation.texts import passages
 from minicore.model import KVCache, forward, prefill
 
 models = {name: mc.load(name) for name in ("minicore-opt", "minicore-opt-core")}

@@ -28,7 +28,7 @@ import numba as nb
 import numpy as np
 
 from minicore import plots
-from minicore.kernels.bandwidth import bandwidth, buffer
+from minicore.backends.cpu.bandwidth import bandwidth, buffer
 
 n, d, kept = 16384, 1024, 0.4  # neurons, width, share of the neurons that are core
 rng = np.random.default_rng(0)
@@ -217,7 +217,7 @@ _ = axes[1].set_ylim(0, 1.2 * max(*limit.values(), *speeds.values()))
 # Read the picture from the bottom: once the bars of speed reach the dashed line there is nothing left to
 # gain from a better kernel, only from fewer bytes. The figures kept here are of 2 virtual cores of an AMD
 # EPYC (Milan, AVX2) that did nothing else. Other work on the machine moves all of these figures, and so do
-# its neighbours on the same chip; compare them within a run. `minicore/kernels/step.py` is this ladder's
+# its neighbours on the same chip; compare them within a run. `minicore/backends/cpu/step.py` is this ladder's
 # end: a whole token in one compiled call a thread.
 #
 # ## Exercises

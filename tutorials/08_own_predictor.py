@@ -27,7 +27,7 @@ import minicore as mc
 from minicore import plots
 from minicore.core.neurons import core_from_scores
 from minicore.core.predictors import PREDICTORS, Predictor
-from minicore.experiments import quality
+from minicore.evaluation import quality
 
 model = mc.load("minicore-opt-core")
 with open("data/topics.jsonl", encoding="utf-8") as lines:

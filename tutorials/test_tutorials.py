@@ -14,7 +14,7 @@ import pytest
 from execute import FOLDER, SOURCES, execute
 
 import minicore as mc
-from minicore.prediction import fingerprint
+from minicore.generation.prediction import fingerprint
 
 each = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 

@@ -21,7 +21,7 @@ from minicore.checkpoint import safetensors
 from minicore.checkpoint.tensors import DTYPES, PACKED, MappedFile
 from minicore.config import ModelConfig
 from minicore.errors import InputError
-from minicore.kernels.packed import Packed
+from minicore.quantization import Packed
 
 MODEL_TYPE = "minicore"
 ALIGNMENT = 64  # bytes: vectors of weights begin at cache lines

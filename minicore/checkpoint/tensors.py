@@ -16,10 +16,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from minicore.backends.cpu.memory import keep_freed
 from minicore.config import ModelConfig
 from minicore.errors import InputError, unknown
-from minicore.kernels.memory import keep_freed
-from minicore.kernels.packed import FORMATS, Packed
+from minicore.quantization import FORMATS, Packed
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -238,7 +238,7 @@ def load(
     ----------
     dtype : str
         ``float32``, ``bfloat16`` (round to nearest, ties to even), ``int8`` or ``int4`` (see
-        :mod:`minicore.kernels.packed`) for matrices; vectors (norms and biases) are float32 in any case.
+        :mod:`minicore.quantization`) for matrices; vectors (norms and biases) are float32 in any case.
     progress : bool
         Show a bar on stderr if that is a terminal.
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from minicore import report
+from minicore.cli import report
 from minicore.cli.terminal import (
     announce_compilation,
     note,
@@ -20,9 +20,9 @@ from minicore.errors import InputError
 from minicore.files import atomic_write
 
 if TYPE_CHECKING:
-    from minicore.generate import Generation
+    from minicore.evaluation.sweep import Where
+    from minicore.generation.stream import Generation
     from minicore.model import Model
-    from minicore.sweep import Where
 
 
 DEFAULT_CORE_PREDICTOR = "stability"  # what compare sets against dense where the checkpoint recommends none
@@ -126,8 +126,8 @@ def pack(args: argparse.Namespace) -> int:
 
 
 def explore(args: argparse.Namespace) -> int:
-    from minicore.decode import check_backend
-    from minicore.explore import explore as make_page
+    from minicore.backends import check_backend
+    from minicore.explorer.builder import explore as make_page
 
     prompts = [read_prompt(prompt) for prompt in (args.prompt, args.other) if prompt is not None]
     model = load(args)
@@ -141,7 +141,7 @@ def explore(args: argparse.Namespace) -> int:
 
 
 def eval_quality(args: argparse.Namespace) -> int:
-    from minicore.experiments import quality
+    from minicore.evaluation import quality
 
     found = quality.evaluate(
         load(args),
@@ -160,7 +160,7 @@ def eval_quality(args: argparse.Namespace) -> int:
 
 
 def eval_frontier(args: argparse.Namespace) -> int:
-    from minicore.experiments import frontier
+    from minicore.evaluation import frontier
 
     found = frontier.find(
         load(args), args.texts, args.predictors, args.losses, rounds=args.rounds, **conditions(args)
@@ -173,7 +173,7 @@ def eval_frontier(args: argparse.Namespace) -> int:
 
 
 def eval_stability(args: argparse.Namespace) -> int:
-    from minicore.experiments import stability
+    from minicore.reproduce import stability
 
     rows = stability.measure(load(args), args.texts, args.passages, args.alpha, seed=args.seed)
     found = stability.calibrate(rows, args.wanted)
@@ -185,7 +185,7 @@ def eval_stability(args: argparse.Namespace) -> int:
 
 
 def eval_tasks(args: argparse.Namespace) -> int:
-    from minicore.tasks import run
+    from minicore.evaluation.tasks import run
 
     same = "shots alpha layers clusters budget token_beta prompts backend seed"
     said = {name: getattr(args, name) for name in same.split()}
@@ -211,7 +211,7 @@ def eval_tasks(args: argparse.Namespace) -> int:
 def cluster_fit(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from minicore.fitting import fit_clusters, read_labelled
+    from minicore.evaluation.clusters import fit_clusters, read_labelled
 
     texts, labels = read_labelled(args.texts)
     partial = Path(f"{args.output}.partial")
@@ -244,7 +244,7 @@ def cluster_fit(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from minicore import bench as benchmark
+    from minicore.bench import run as benchmark
 
     kind = None
     if args.plot:
@@ -269,7 +269,7 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def eval_sts(args: argparse.Namespace) -> int:
-    from minicore.experiments import sts
+    from minicore.reproduce import sts
 
     found = sts.study(
         load(args),
@@ -292,8 +292,8 @@ def eval_sts(args: argparse.Namespace) -> int:
 def reproduce(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from minicore.experiments import page
-    from minicore.experiments import reproduce as experiments
+    from minicore.reproduce import page
+    from minicore.reproduce import run as experiments
 
     results: dict[str, Any] = {}
     found = experiments.reproduce(
@@ -389,7 +389,7 @@ def conditions(args: argparse.Namespace) -> dict[str, Any]:
 
 def workers(args: argparse.Namespace) -> Where:
     """Return who works the jobs of a study off."""
-    from minicore.sweep import Where
+    from minicore.evaluation.sweep import Where
 
     return Where(args.workers, args.threads, args.scheduler)
 

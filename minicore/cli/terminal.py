@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from minicore.errors import InputError
 
 if TYPE_CHECKING:
-    from minicore.generate import Stream
+    from minicore.generation.stream import Stream
 
 KERNELS = (
-    Path(__file__).parent.parent / "kernels" / "__pycache__"
+    Path(__file__).parent.parent / "backends" / "cpu" / "__pycache__"
 )  # where Numba keeps machine code unless told
 
 
@@ -70,10 +70,10 @@ def announce_compilation(backend: str, reading: str | None = None) -> None:
 
 def kernels_cached(reading: bool) -> bool:
     """Say whether the machine code of decoding, and of reading prompts, is on disk already."""
-    names = ["step.step", "ops.causal_softmax"][: 1 + reading]
+    names = ["step.step", "prefill.causal_softmax"][: 1 + reading]
     if "NUMBA_CACHE_DIR" not in os.environ and all(any(KERNELS.glob(f"{name}-*.nbc")) for name in names):
         return True
-    from minicore.decode import cpu  # imports Numba, which a first token need not wait for
+    from minicore.backends.cpu import decoder as cpu  # imports Numba, which a first token need not wait for
 
     return cpu.kernels_cached(reading)
 

@@ -10,7 +10,7 @@ passages of novels, WikiText-2, SciTLDR abstracts and lists of questions with an
 with English ones (150,000 characters of each), prompts of 16 to 256 tokens, continuations of 128; half of
 the passages begin with another passage's text. The commands are
 
-    python docs/stability_texts.py DATA -o TEXTS
+    python scripts/stability_texts.py DATA -o TEXTS
     minicore eval stability TEXTS/{novel,wiki,nq,tr,sci}.txt -m smollm2-135m --passages 96
 
 and the second fits half of the passages. On the other half (240 prompts) the recall told is off by 0.026

@@ -1,6 +1,6 @@
 """The paper's figures and tables as pictures: what an experiment found in, a matplotlib Figure out.
 
-Each function draws what the function of the same name in :mod:`minicore.experiments` returned, once it has
+Each function draws what the function of the same name in :mod:`minicore.reproduce` returned, once it has
 been JSON: tuples are lists, keys are texts.
 """
 

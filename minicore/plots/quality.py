@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from minicore.errors import InputError, unknown
-from minicore.experiments.statistics import bootstrap, rhos
+from minicore.evaluation.statistics import bootstrap, rhos
 from minicore.plots.axes import add_legend, ink, look, new_axes, numbers, open_frame, plain_log, same_length
 
 Array = np.ndarray
@@ -37,7 +37,7 @@ def quality_curves(
     Parameters
     ----------
     results : sequence of dict, or mapping of str to (n, 4) array
-        ``settings`` of a report of :func:`minicore.experiments.quality.evaluate`; or for each predictor rows
+        ``settings`` of a report of :func:`minicore.evaluation.quality.evaluate`; or for each predictor rows
         of fraction kept, estimate, and the low and high end of its interval.
     measure : str
         What is drawn of a report, and how the axis is labelled: ``ratio``, ``perplexity``, ``kl``,

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minicore import report
-from minicore.kernels import bandwidth, team
+from minicore.backends.cpu import bandwidth
+from minicore.backends.cpu import threads as team
+from minicore.cli import report
 
 N_BYTES = max(4 * bandwidth.last_cache_bytes(), 64 << 20)  # that a kernel reads in one call, about
 
 
 def pytest_report_header() -> str:
-    from minicore.bench import machine
+    from minicore.bench.run import machine
 
     about = machine()
     return f"machine: {about['cpu']}, {about['cores']} cores, {' '.join(about['flags'])}"

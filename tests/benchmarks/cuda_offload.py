@@ -45,7 +45,7 @@ def minicore(limit: int, n: int) -> float:
     """Return tokens/s with the core rows on the device."""
     from numba import cuda
 
-    from minicore.decode.cuda import CudaDecoder
+    from minicore.backends.cuda.decoder import CudaDecoder
 
     model, cache = random_model(), KVCache(OPT, 64 + n)
     cache.k[:], cache.length = 0.1, 64

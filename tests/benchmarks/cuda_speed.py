@@ -23,8 +23,8 @@ import numpy as np
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet
 from minicore.core.predictors import Recorder
+from minicore.generation.prediction import RecorderTap
 from minicore.model import KVCache, Model
-from minicore.prediction import RecorderTap
 
 SMOL = ModelConfig(
     *("llama", 30, 576, 9, 3, 64, 1536, 49152, 8192, "rmsnorm", 1e-5, "silu", True, "rope"), rope_theta=1e5
@@ -52,7 +52,7 @@ def drawn(config: ModelConfig, dtype: str) -> Model:
     """Return a model whose weights are drawn on the device, in bfloat16 0.002 to 0.004 in magnitude."""
     from numba import cuda
 
-    from minicore.decode import cuda as decoder
+    from minicore.backends.cuda import decoder
 
     @cuda.jit
     def draw(bits):
@@ -132,7 +132,7 @@ def seconds_a_token(decoder, context: int, n: int) -> list[float]:
 
 def seconds_a_prompt(model: Model, recorder: Recorder | None) -> list[float]:
     """Return seconds of reading a prompt, of every round but a first."""
-    from minicore.decode.cuda_prefill import Reader
+    from minicore.backends.cuda.prefill import Reader
 
     reading, seconds, ids = Reader(model), [], np.arange(PROMPT) % model.config.n_vocab
     for _ in range(ROUNDS + 1):
@@ -165,7 +165,7 @@ def prefill_rows(name: str, model: Model) -> list[dict]:
 
 def decode_rows(name: str, model: Model, dtype: str, rate: float, graph: bool) -> list[dict]:
     """Return the lines of decoding."""
-    from minicore.decode.cuda import CudaDecoder
+    from minicore.backends.cuda.decoder import CudaDecoder
 
     config, rows = model.config, []
     contexts, n = ((64, 2048), 256) if config is SMOL else ((64,), 64)
@@ -188,7 +188,7 @@ def decode_rows(name: str, model: Model, dtype: str, rate: float, graph: bool) -
 
 def shrink(dtypes: list[str]) -> dict:
     """Return tokens/s of SmolLM2 as its FFN shrinks to nearly nothing."""
-    from minicore.decode.cuda import CudaDecoder
+    from minicore.backends.cuda.decoder import CudaDecoder
 
     report = {}
     for dtype in dtypes:

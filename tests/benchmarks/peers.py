@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 import engines
 import numpy as np
 
-from minicore import bench, report
+from minicore.backends.cpu import bandwidth
+from minicore.bench import run as bench
+from minicore.cli import report
 from minicore.errors import InputError
-from minicore.kernels import bandwidth
 
 PASSES = 3  # over the array whose reading measures bandwidth
 HERE = Path(__file__).parent

@@ -19,18 +19,19 @@ from conftest import N_BYTES
 
 import minicore as mc
 from minicore import ops
-from minicore.bench import BOUNDS, relative_error
+from minicore.backends.cpu import attention, step
+from minicore.backends.cpu import intrinsics as machine
+from minicore.backends.cpu.decoder import CpuDecoder
+from minicore.backends.cpu.rows import input_size, prepare, stored
+from minicore.backends.numpy import ReferenceDecoder
+from minicore.bench.run import BOUNDS, relative_error
 from minicore.checkpoint import Checkpoint
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE
-from minicore.decode.cpu import CpuDecoder
-from minicore.decode.reference import ReferenceDecoder
-from minicore.generate import bytes_per_token
-from minicore.kernels import attention, machine, step
-from minicore.kernels.formats import input_size, prepare, stored
-from minicore.kernels.packed import Packed, in_steps, round_input
+from minicore.generation.stream import bytes_per_token
 from minicore.model import Model
+from minicore.quantization import Packed, in_steps, round_input
 
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
 D = 576  # SmolLM2-135M's width

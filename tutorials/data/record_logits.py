@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minicore as mc
-from minicore.prediction import fingerprint
+from minicore.generation.prediction import fingerprint
 
 TEXT = "The jury came back into the room, and everyone stood up. The judge asked for the"
 

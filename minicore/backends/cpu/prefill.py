@@ -1,0 +1,255 @@
+"""The maths of :mod:`minicore.ops` for whole prompts: matrix products by BLAS, the rest compiled.
+
+Same names, arguments and results as there. BLAS does the products, each thread a part of one; what lies
+between them is one pass over memory each, shared out over threads by rows.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache, partial
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+from minicore import ops
+from minicore.backends.cpu import FAST
+from minicore.backends.cpu import threads as team
+from minicore.backends.cpu.attention import exponentials
+from minicore.backends.cpu.rows import round_rows, stored, widen_rows
+from minicore.backends.cpu.statistics import ADDERS, add_counts  # noqa: F401 (adders for recordings)
+from minicore.backends.cpu.step import ACTIVATION_CODES, activate
+from minicore.checkpoint.tensors import DTYPES
+from minicore.ops import attend, attention_pattern, f32, tiles  # noqa: F401 (some as they are)
+from minicore.quantization import FORMATS, GROUP, Packed
+
+Array = np.ndarray
+
+FEW = 1 << 23  # products of numbers, likewise
+_local = threading.local()
+QUERIES = 64  # at a time: three heads' scores of 512 positions take 393 kB, which the second cache holds
+
+
+def _share(function: Any, n_rows: int, size: int, *args: Any) -> None:
+    team.run(function, team.default_threads() if size > team.SMALL else 1, n_rows, *args)
+
+
+def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
+    # (n, d_in), (d_out, d_in) -> (n, d_out)
+    """See :func:`minicore.ops.linear`."""
+    return linears(x, [(w, b)])[0]
+
+
+def linears(x: Array, weights: Sequence[tuple[Array | Packed, Array | None]]) -> list[Array]:
+    # (n, d_in), (d_out, d_in) and (d_out,) each -> (n, d_out) each
+    """See :func:`minicore.ops.linears`."""
+    if isinstance(weights[0][0], Packed):
+        x = rounded(x, GROUP)
+    products = [np.empty((len(x), len(w)), np.float32) for w, _ in weights]
+    _multiply(_linears, sum(x.size * len(w) for w, _ in weights), x, weights, products)
+    return products
+
+
+def rounded(x: Array, size: int) -> Array:  # (n, d) -> (n, d)
+    """See :func:`minicore.ops.rounded`."""
+    y = np.empty_like(x)
+    _share(round_rows, len(x), x.size, size, x, y)
+    return y
+
+
+def _linears(thread: int, n_threads: int, x: Array, weights: Any, products: list[Array]) -> None:
+    """Compute a thread's part of each product: some tokens' or, of longer matrices, some rows'."""
+    for (w, b), y in zip(weights, products, strict=True):
+        tokens, first, last = slice(None), 0, len(w)
+        if len(w) <= len(x) and w.dtype == np.float32:  # else rows would be widened by each thread
+            tokens = slice(thread * len(x) // n_threads, (thread + 1) * len(x) // n_threads)
+        else:
+            first, last = thread * len(w) // n_threads, (thread + 1) * len(w) // n_threads
+        for rows in tiles(w, first, last):
+            np.matmul(x[tokens], _widened(w, rows).T, out=y[tokens, rows])
+        if b is not None:
+            y[tokens, first:last] += b[first:last]
+
+
+def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n, d)
+    """See :func:`minicore.ops.weighted_rows`."""
+    y = np.empty((len(a), w.shape[1]), np.float32)
+    for rows in tiles(w, 0, len(w)):
+        wide = _widened(w, rows, together=True)
+        _multiply(_add_product, y.size * len(wide), a[:, rows], wide, y, rows.start == 0)
+    return y
+
+
+def _add_product(thread: int, n_threads: int, a: Array, w: Array, y: Array, first: bool) -> None:
+    """Add some tokens' products to what y holds, unless they are the first."""
+    tokens = slice(thread * len(a) // n_threads, (thread + 1) * len(a) // n_threads)
+    if first:
+        np.matmul(a[tokens], w, out=y[tokens])
+    else:
+        y[tokens] += a[tokens] @ w
+
+
+def _multiply(part: Any, n_products: int, *args: Any) -> None:
+    """Call ``part`` in each thread, with its own matrix products."""
+    with team.products_of_one():
+        team.run(part, team.default_threads() if n_products > FEW else 1, *args)
+
+
+def _widened(w: Array | Packed, rows: slice, together: bool = False) -> Array:  # (m, d) -> (n, d)
+    """Return some rows as float32, in a buffer if they are not; all threads may widen together."""
+    if w.dtype == np.float32:
+        return w[rows]
+    (m, d), n, data = w.shape, rows.stop - rows.start, stored(w)
+    y = _buffer(n * d).reshape(n, d)
+    share = y.size if together else 0
+    _share(widen_rows, n, share, data.reshape(-1)[:0], data.ctypes.data, m, d, rows.start, y)
+    return y
+
+
+def _buffer(size: int) -> Array:  # -> (size,)
+    held = getattr(_local, "buffer", None)
+    if held is None or held.size < size:
+        held = _local.buffer = np.empty(size, np.float32)
+    return held[:size]
+
+
+@nb.njit(nogil=True, cache=True, fastmath=FAST)
+def _rms_norm(thread, n_threads, n, x, w, eps, y):  # type: ignore[no-untyped-def]  # (n, d), (d,), (n, d)
+    for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
+        square = np.float32(0)
+        for j in range(x.shape[1]):
+            square += x[t, j] * x[t, j]
+        scale = np.float32(1) / np.float32(math.sqrt(square / np.float32(x.shape[1]) + eps))
+        for j in range(x.shape[1]):
+            y[t, j] = x[t, j] * scale * w[j]
+
+
+def rms_norm(x: Array, w: Array, eps: float) -> Array:  # (n, d), (d,) -> (n, d)
+    """See :func:`minicore.ops.rms_norm`."""
+    y = np.empty_like(x)
+    _share(_rms_norm, len(x), x.size, x, w, np.float32(eps), y)
+    return y
+
+
+@nb.njit(nogil=True, cache=True, fastmath=FAST)
+def _layer_norm(thread, n_threads, n, x, w, b, eps, y):  # type: ignore[no-untyped-def]
+    d = np.float32(x.shape[1])
+    for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
+        mean, square = np.float32(0), np.float32(0)
+        for j in range(x.shape[1]):
+            mean += x[t, j]
+        mean /= d
+        for j in range(x.shape[1]):
+            square += (x[t, j] - mean) * (x[t, j] - mean)
+        scale = np.float32(1) / np.float32(math.sqrt(square / d + eps))
+        for j in range(x.shape[1]):
+            y[t, j] = (x[t, j] - mean) * scale * w[j] + b[j]
+
+
+def layer_norm(x: Array, w: Array, b: Array, eps: float) -> Array:  # (n, d), (d,), (d,) -> (n, d)
+    """See :func:`minicore.ops.layer_norm`."""
+    y = np.empty_like(x)
+    _share(_layer_norm, len(x), x.size, x, w, b, np.float32(eps), y)
+    return y
+
+
+@nb.njit(nogil=True, cache=True, fastmath=FAST)
+def _activate(thread, n_threads, n, x, code, y):  # type: ignore[no-untyped-def]  # (n, d), int, (n, d)
+    for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
+        y[t] = x[t]
+        activate(y[t], code)
+
+
+def _activation(name: str, x: Array) -> Array:  # (n, d) -> (n, d)
+    y = np.empty_like(x)
+    _share(_activate, len(x), x.size, x, ACTIVATION_CODES[name], y)
+    return y
+
+
+ACTIVATIONS = {name: partial(_activation, name) for name in ACTIVATION_CODES}
+
+
+@nb.njit(nogil=True, cache=True, fastmath=FAST)
+def _rope(thread, n_threads, n, x, cos, sin, y):  # type: ignore[no-untyped-def]  # (n, h, d), (n, d // 2) x 2
+    half = x.shape[2] // 2
+    for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
+        for h in range(x.shape[1]):
+            for j in range(half):
+                first, second = x[t, h, j], x[t, h, j + half]
+                y[t, h, j] = first * cos[t, j] - second * sin[t, j]
+                y[t, h, j + half] = second * cos[t, j] + first * sin[t, j]
+
+
+def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads, d_head), (n,) -> like x
+    """See :func:`minicore.ops.rope`."""
+    y = np.empty_like(x)
+    cos, sin = _rotation(positions.astype(np.float32).tobytes(), frequencies.tobytes())
+    _share(_rope, len(x), x.size, x, cos, sin, y)
+    return y
+
+
+@lru_cache(maxsize=1)  # all layers rotate queries and keys alike
+def _rotation(positions: bytes, frequencies: bytes) -> tuple[Array, Array]:  # -> (n, d_head // 2) twice
+    angles = np.frombuffer(positions, np.float32)[:, None] * np.frombuffer(frequencies, np.float32)
+    return np.cos(angles), np.sin(angles)
+
+
+rope_frequencies = cache(ops.rope_frequencies)
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) twice -> (n_q, n_heads, d_head)
+    """See :func:`minicore.ops.attention`.
+
+    Some queries of the heads that share a key head at a time: their scores stay in the cache, and those of
+    later positions are not computed.
+    """
+    z = np.empty_like(q)
+    blocks = [(head, first) for first in range(0, len(q), QUERIES) for head in range(len(k))]
+    _multiply(_attend, q.size * k.shape[1], iter(blocks), q, k, v, z)
+    return z
+
+
+def _attend(
+    thread: int, n_threads: int, blocks: Iterator[tuple[int, int]], q: Array, k: Array, v: Array, z: Array
+) -> None:
+    """Attend with blocks of queries, a key head and a first query each, as long as there are any."""
+    n, n_heads, d_head = q.shape
+    n_kv_heads, n_kv, _ = k.shape
+    group, scale = n_heads // n_kv_heads, np.float32(1 / np.sqrt(d_head))
+    for head, first in blocks:  # threads share the iterator
+        block = slice(first, first + QUERIES), slice(head * group, (head + 1) * group)
+        seen = n_kv - n + first + 1  # by the first query; each later one sees a position more
+        last = min(seen + QUERIES - 1, n_kv)
+        scores = (q[block] * scale).reshape(-1, d_head) @ k[head, :last].T
+        causal_softmax(scores, seen, group)
+        z[block] = (scores @ v[head, :last]).reshape(z[block].shape)
+
+
+@nb.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def causal_softmax(scores, seen, group):  # type: ignore[no-untyped-def]  # (n * group, n_kv), int, int
+    """Replace scores by their softmax over what a row sees: ``seen``, one more after each ``group`` rows."""
+    for r in range(len(scores)):
+        n = seen + r // group
+        _, mass = exponentials(scores[r, :n])
+        share = np.float32(1) / mass
+        for j in range(n):
+            scores[r, j] *= share
+        scores[r, n:] = np.float32(0)
+
+
+@cache
+def compile_all(dtype: str = "float32") -> None:
+    """Have all of it compiled, or its machine code read from disk, outside anybody's timing."""
+    x, w = np.ones((1, 2), np.float32), np.ones(2, np.float32)
+    rms_norm(x, w, 1e-5)
+    layer_norm(x, w, w, 1e-5)
+    for activation in ACTIVATIONS.values():
+        activation(x)
+    rope(x[None], np.zeros(1), w[:1])
+    attention(x[None], x[None], x[None])
+    linear(x, Packed.pack(dtype, x) if dtype in FORMATS else x.astype(DTYPES[dtype]))
+    add_counts(np.zeros(2, np.int64), x, 0.5)

@@ -1,0 +1,1 @@
+"""`minicore bench`: plan, measure, report."""

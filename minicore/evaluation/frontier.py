@@ -1,0 +1,186 @@
+"""How little can be kept for how little loss: the smallest beta of each predictor within a given loss.
+
+The search measures, it does not extrapolate: every point of it is a study on the same passages, and what
+is reported is a setting that was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from minicore.backends import reader
+from minicore.errors import InputError
+from minicore.evaluation.quality import Conditions, Row, Rows, Setting, grid, study, write_report
+from minicore.evaluation.texts import Passage, passages
+from minicore.model import Model
+
+FIRST = (0.6, 0.8)  # betas that every search begins with
+STEP = 0.005  # betas are multiples of it; a search ends between two neighbours
+
+
+def next_beta(loss_at: Mapping[float, float], target: float, step: float = STEP) -> float | None:
+    """Return the beta to measure next in search of a loss of ``target`` nats, None when it is found.
+
+    Near 1 the loss of keeping beta is about c (1 - beta)**p: the line through two measured points in
+    logarithms says where it meets the target. What it says is kept strictly inside the bracket of the
+    largest beta that loses too much and the smallest that does not, so that every step narrows it.
+
+    Parameters
+    ----------
+    loss_at : mapping of float to float
+        What was measured: beta to nats a token lost. All of the neurons (1.0) lose nothing.
+    target : float
+        Nats a token.
+    step : float
+        Betas differ by at least that.
+
+    Examples
+    --------
+    >>> next_beta({0.6: 0.12, 0.8: 0.03}, target=0.05)
+    0.74
+    """
+    known = dict(loss_at) | {1.0: 0.0}
+    low = max((beta for beta, loss in known.items() if loss > target), default=0.0)
+    high = min(beta for beta, loss in known.items() if loss <= target and beta > low)
+    low_i, high_i = round(low / step), round(high / step)
+    if high_i - low_i <= 1:
+        return None
+    guess = (low + high) / 2
+    fit = sorted((beta for beta in loss_at if loss_at[beta] > 0 and beta < 1), key=lambda b: abs(b - low))[:2]
+    if len(fit) == 2 and loss_at[fit[0]] != loss_at[fit[1]]:
+        (x0, y0), (x1, y1) = ((math.log(1 - beta), math.log(loss_at[beta])) for beta in fit)
+        power = (y1 - y0) / (x1 - x0)
+        if power > 0:
+            guess = 1 - math.exp(min(x0 + (math.log(target) - y0) / power, 0.0))
+    return round(min(max(round(guess / step), low_i + 1), high_i - 1) * step, 6)
+
+
+def search(
+    model: Model,
+    texts: Sequence[Passage],
+    predictors: Sequence[str],
+    losses: Sequence[float],
+    conditions: Conditions,
+    others: Sequence[Passage] = (),
+    rows: Rows | None = None,
+    *,
+    budget: str = "uniform",
+    token_beta: float | str | None = None,
+    rounds: int = 6,
+    progress: bool = False,
+) -> list[Row]:
+    """Find each predictor's smallest beta within each loss; all of them advance one point a round.
+
+    Parameters
+    ----------
+    model, texts, predictors, conditions, others, rows, budget, token_beta, progress
+        As for :func:`minicore.evaluation.quality.study` and ``grid``.
+    losses : sequence of float
+        Perplexity over dense, less one: 0.05 is five percent.
+    rounds : int
+        Points measured after the first two, at most, for each predictor and loss.
+
+    Returns
+    -------
+    list of dict
+        The summary of the setting found, with ``loss`` (the one asked for) and ``tight`` (whether the
+        next smaller beta was measured, and loses too much); ``beta`` is 1 where nothing less will do.
+
+    Raises
+    ------
+    InputError
+        If a loss is not above 0, or as :func:`study`.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> from minicore.reproduce.material import sample_files
+    >>> conditions = Conditions.of(model, prompt_tokens=32, continuation_tokens=16)
+    >>> texts, _ = passages(model, sample_files(), conditions.n_tokens, n_passages=2)
+    >>> [found] = search(model, texts, ["griffin"], [0.2], conditions, rounds=1)
+    >>> found["predictor"], found["loss"], found["ratio"][0] <= 1.2
+    ('griffin', 0.2, True)
+    """
+    for loss in losses:
+        if not loss > 0:
+            raise InputError(f"loss is {loss}, expected above 0: 0.05 is five percent more perplexity")
+    rows = Rows(conditions) if rows is None else rows
+    of: dict[str, dict[float, Row]] = {name: {} for name in predictors}
+    todo = [setting for name in predictors for setting in grid([name], FIRST, budget, token_beta)]
+    for _ in range(rounds + 1):
+        for setting, row in zip(
+            todo, study(model, texts, todo, conditions, others, rows, progress=progress), strict=True
+        ):
+            of[setting.predictor][float(setting.beta)] = row
+        wanted = {
+            (name, next_beta(_losses(of[name]), math.log1p(loss))) for name in predictors for loss in losses
+        }
+        todo = [
+            Setting(name, beta, budget, token_beta if "+" in name else None)
+            for name, beta in sorted(wanted, key=str)
+            if beta is not None
+        ]
+        if not todo:
+            break
+    dense = study(model, texts, [Setting("dense", 1.0)], conditions, others, rows)[0]
+    return [_found(name, of[name], loss, dense) for name in predictors for loss in losses]
+
+
+def _losses(rows: Mapping[float, Row]) -> dict[float, float]:  # beta -> nats a token
+    return {beta: math.log(row["ratio"][0]) for beta, row in rows.items()}
+
+
+def _found(name: str, rows: Mapping[float, Row], loss: float, dense: Row) -> Row:
+    """Return the smallest beta measured within the loss that has none above it beyond the loss."""
+    losses = _losses(rows)
+    low = max((beta for beta in losses if losses[beta] > math.log1p(loss)), default=0.0)
+    high = min((beta for beta in losses if beta > low), default=1.0)
+    row = rows[high] if high < 1 else dense | {"predictor": name}
+    return row | {"loss": loss, "tight": next_beta(losses, math.log1p(loss)) is None}
+
+
+def find(
+    model: Model,
+    texts: Sequence[str | PathLike[str]],
+    predictors: Sequence[str],
+    losses: Sequence[float],
+    *,
+    budget: str = "uniform",
+    token_beta: float | str | None = None,
+    n_passages: int = 24,
+    rounds: int = 6,
+    backend: str = "auto",
+    out: str | PathLike[str] | None = None,
+    progress: bool = False,
+    **conditions: Any,
+) -> dict[str, Any]:
+    """Search on passages of text files: what ``minicore eval frontier`` does.
+
+    Parameters and the report are those of :func:`minicore.evaluation.quality.evaluate`, with ``losses``
+    and ``rounds`` of :func:`search` in place of betas.
+    """
+    if n_passages < 1 or rounds < 0:
+        raise InputError(f"passages is {n_passages}, rounds {rounds}; expected at least 1 and 0")
+    where = Conditions.of(model, **conditions)
+    grid(predictors, FIRST, budget, token_beta)
+    rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
+    measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, where.seed)
+    found = search(
+        reader(model, backend),
+        measured,
+        predictors,
+        losses,
+        where,
+        others,
+        rows,
+        budget=budget,
+        token_beta=token_beta,
+        rounds=rounds,
+        progress=progress,
+    )
+    return write_report(rows, texts, measured, found, out)

@@ -1,0 +1,333 @@
+"""Predictors at work on a model: what they are handed, and the taps through which they watch prefill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minicore import ops
+from minicore.backends import reader
+from minicore.core.budgets import Beta
+from minicore.core.neurons import CoreSet, parse_layers
+from minicore.core.predictors import Recorder, find_predictor
+from minicore.core.rules import Choice
+from minicore.core.similarity import Clusters
+from minicore.core.stability import WANTED, Verdict
+from minicore.errors import InputError
+from minicore.model import KVCache, Tap, prefill
+
+if TYPE_CHECKING:
+    from minicore.model import Model
+
+Array = np.ndarray
+Layers = str | slice | range | list[int] | None
+
+
+def row_norms(model: Model, names: Sequence[str]) -> Array:  # -> (n_layers, n_neurons) float64
+    """Return the product, over the matrices named, of the norms of each neuron's row."""
+    norms = np.ones((model.config.n_layers, model.config.n_neurons))
+    for layer, block in enumerate(model.blocks):
+        for name in names:
+            if name in block:
+                norms[layer] *= np.sqrt(np.square(ops.f32(block[name]), dtype=np.float64).sum(axis=1))
+    return norms
+
+
+def given_arrays(model: Model, predictor: str, seed: int | None) -> dict[str, Array]:
+    # -> name -> (n_layers, n_neurons)
+    """Return what a predictor reads of the model itself, or draws."""
+    given, shape = {}, (model.config.n_layers, model.config.n_neurons)
+    for name in find_predictor(predictor).given:
+        if name == "w_out_norm":
+            given[name] = row_norms(model, ["mlp.w_out"])
+        elif name == "weight_norm":
+            given[name] = row_norms(model, ["mlp.w_gate", "mlp.w_in", "mlp.w_out"])
+        elif name == "random":  # 1 - [0, 1): no neuron gets the 0 that would leave it out
+            given[name] = 1 - np.random.default_rng(seed).random(shape)
+    return given
+
+
+def fingerprint(model: Model) -> str:
+    """Return what tells a model from another: a hash of its config, norms and biases.
+
+    These are float32 in every format, so a model has one fingerprint whatever dtype it is loaded in.
+    """
+    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    for name in sorted(model.params):
+        if len(model.params[name].shape) == 1:
+            digest.update(name.encode() + model.params[name].tobytes())
+    return digest.hexdigest()[:32]
+
+
+def is_stable(
+    model: Model, ids: Sequence[int], alpha: float = 0.4, layers: Layers = None, wanted: float = WANTED
+) -> Verdict:
+    """Say from a prompt alone whether its core set will still hold for the continuation.
+
+    Parameters
+    ----------
+    model : Model
+    ids : (n_tokens,) integers
+        The prompt.
+    alpha : float
+        Fraction of a token's positive activations kept, in (0, 1].
+    layers : str, slice, range, list of int or None
+        Layers whose sets are looked at; None is all.
+    wanted : float
+        Recall against C_alpha^beta([s, g]) from which on a set counts as stable.
+
+    Returns
+    -------
+    Verdict
+        True or false, with the score, the recall to expect and, as a text, the reason.
+        :mod:`minicore.core.stability` says how it was calibrated.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> print(is_stable(mc.load("minicore-opt-core"), [5, 6, 7]))
+    the prompt has fewer than 8 tokens, too few to tell whether its set is settled
+    """
+    recorder = make_recorder(model, "auto", alpha, layers=layers, wanted=wanted)
+    ids = encode_prompt(model, list(ids))
+    record(model, ids, recorder, model.new_cache(len(ids)))
+    return recorder.verdict()
+
+
+def find_clusters(model: Model, clusters: Clusters | str | PathLike[str] | None) -> Clusters | None:
+    """Return clusters, read from their file if need be; raise InputError if they are another model's."""
+    if isinstance(clusters, str | PathLike):
+        name, clusters = f"{clusters}: ", Clusters.load(clusters)
+    else:
+        name = ""
+    if clusters is not None and clusters.fingerprint != fingerprint(model):
+        raise InputError(f"{name}{clusters!r} were fitted on another model than {model.name}")
+    return clusters
+
+
+def make_recorder(
+    model: Model,
+    predictor: str,
+    alpha: float = 0.4,
+    beta: Beta = 0.4,
+    layers: Layers = None,
+    *,
+    gamma: Beta | None = None,
+    token_beta: Beta | None = None,
+    budget: str = "uniform",
+    clusters: Clusters | str | PathLike[str] | None = None,
+    frequency: Array | None = None,
+    embedding: Array | None = None,
+    calibration: str | Sequence[str] | Sequence[Sequence[int]] | None = None,
+    window: int | None = None,
+    wanted: float = WANTED,
+    seed: int | None = None,
+) -> Recorder:
+    """Return a predictor's recorder for a model, with everything it reads besides the prompt.
+
+    Parameters
+    ----------
+    model : Model
+    predictor : str
+        A name of :data:`minicore.core.predictors.PREDICTORS`, or ``SET+RULE``, such as ``griffin+gate``:
+        each token chooses by the rule inside the set.
+    alpha : float
+        Fraction of a token's positive activations kept, in (0, 1].
+    beta : float, str or sequence of float
+        Fraction of a layer's neurons kept, in (0, 1]: one number, a range ``"0.2:0.6"`` from the first
+        restricted layer to the last, or a number for each of them.
+    layers : str, slice, range, list of int or None
+        Layers to restrict; None is all.
+    gamma : as beta
+        For the set of a cluster; None is beta.
+    token_beta : as beta
+        For the rule of ``SET+RULE``.
+    budget : str
+        ``uniform``: beta holds in each layer; ``share``: on average over the layers, spent where the
+        scores say most is captured (:func:`minicore.core.budgets.share`).
+    clusters : Clusters, path or None
+        Needed by ``similarity`` and ``static``; ``auto`` uses them if they are there.
+    frequency : (n_layers, n_neurons) array or None
+        What ``static`` reads if there are no clusters: any scores made from other texts.
+    embedding : (d,) array or None
+        The prompt's vector, for clusters of embeddings.
+    calibration : str, list of str, list of lists of ids, or None
+        Texts to record in place of the prompt: a set or threshold fixed before the prompt is known.
+    window : int or None
+        Tokens of the prompt, the last ones, that are recorded; None is the predictor's own, mostly all.
+    wanted : float
+        Expected recall from which on ``auto`` takes a prompt's set for stable.
+    seed : int or None
+        For ``random``.
+
+    Raises
+    ------
+    InputError
+        For a value outside its range, something missing that the predictor needs, or clusters of another
+        model.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> recorder, ids = make_recorder(model, "stability", beta=0.2), model.tokenizer.encode("The old house")
+    >>> _ = prefill(model, np.array(ids), model.new_cache(len(ids)), recorder_tap(recorder))
+    >>> recorder.core().fraction <= 0.2
+    True
+    """
+    config = model.config
+    recorder = Recorder(
+        predictor,
+        alpha,
+        beta,
+        parse_layers(layers, config.n_layers),
+        config.n_layers,
+        config.n_neurons,
+        gamma=gamma,
+        token_beta=token_beta,
+        budget=budget,
+        given=given_arrays(model, predictor, seed) | ({} if frequency is None else {"frequency": frequency}),
+        clusters=find_clusters(model, clusters),
+        embedding=embedding,
+        window=window,
+        wanted=wanted,
+        settings={"model": model.name, "fingerprint": fingerprint(model)},
+    )
+    if not config.gated:
+        recorder.hooks = {"post": "mlp.hook_post", "gate": "mlp.hook_post"}
+    if calibration is not None:
+        texts = [calibration] if isinstance(calibration, str) else calibration
+        recorder.start(None)
+        for text in texts:
+            ids = encode_prompt(model, text)
+            prefill(model, np.array(ids), model.new_cache(len(ids)), recorder_tap(recorder))
+        recorder.fixed = True
+    return recorder
+
+
+class RecorderTap:
+    """Hands a forward pass's FFN activations to recorders.
+
+    Attributes
+    ----------
+    watched : dict of str to list
+        The names of the tensors that recorders want, and who does.
+    """
+
+    def __init__(self, recorders: Sequence[Recorder]) -> None:
+        self.watched: dict[str, list[tuple[Recorder, int, str]]] = {}
+        for recorder in recorders:
+            for layer in recorder.recording.layers:
+                for reads in recorder.recording.reads:
+                    hook = f"blocks.{layer}.{recorder.hooks[reads]}"
+                    self.watched.setdefault(hook, []).append((recorder, layer, reads))
+
+    def __call__(self, name: str, value: Array) -> None:
+        for recorder, layer, reads in self.watched.get(name, ()):
+            recorder.update(layer, value, reads)
+
+
+def recorder_tap(*recorders: Recorder) -> Tap:
+    """Return the tap that hands a forward pass's FFN activations to recorders."""
+    return RecorderTap(recorders)
+
+
+def record(model: Model, ids: Sequence[int], recorder: Recorder, cache: KVCache) -> Array:  # -> (n_vocab,)
+    """Prefill the cache while the recorder sees the FFN activations; return the last logits."""
+    return record_all(model, ids, [recorder], cache)
+
+
+def record_all(
+    model: Model, ids: Sequence[int], recorders: Sequence[Recorder], cache: KVCache
+) -> Array:  # -> (n_vocab,)
+    """Prefill the cache once for several recorders; those that have read what they shall are left alone."""
+    reading = [recorder for recorder in recorders if not recorder.fixed]
+    for recorder in reading:
+        recorder.start(len(ids))
+        recorder.recording.adders |= getattr(model.ops, "ADDERS", {})  # compiled maths brings compiled sums
+    return prefill(model, np.asarray(ids), cache, recorder_tap(*reading))
+
+
+def predict(
+    model: Model,
+    ids: Sequence[int],
+    predictor: str = "stability",
+    alpha: float = 0.4,
+    beta: Beta = 0.4,
+    layers: Layers = None,
+    *,
+    continuation: Sequence[int] | None = None,
+    backend: str = "auto",
+    **choosing: Any,
+) -> Choice:
+    """Return the core set a predictor chooses for a prompt (CoreInfer, sec. 4.1).
+
+    Parameters
+    ----------
+    model : Model
+    ids : (n_tokens,) integers
+        The prompt.
+    predictor, alpha, beta, layers, **choosing
+        See :func:`make_recorder`.
+    continuation : (n,) integers or None
+        The ids that follow the prompt, for ``oracle`` alone.
+    backend : str
+        What reads the prompt: ``numpy``, ``cpu`` or ``auto``.
+
+    Returns
+    -------
+    CoreSet or TokenRule
+        A rule where each token chooses for itself; dense decoding is a CoreSet that restricts no layer.
+
+    Raises
+    ------
+    InputError
+        For an empty prompt, one longer than the context, or any option outside its range.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> ids = model.tokenizer.encode("The old house stood on a hill above the sea.")
+    >>> core = predict(model, ids, "stability", alpha=0.4, beta=0.3)
+    >>> len(core.neurons) == model.config.n_layers, core.settings["predictor"], core.fraction <= 0.3
+    (True, 'stability', True)
+    """
+    recorder = make_recorder(model, predictor, alpha, beta, layers, **choosing)
+    if recorder.row.whole != (continuation is not None):
+        needs = "needs" if recorder.row.whole else "does not read"
+        raise InputError(f"predictor {predictor} {needs} the continuation, the ids that follow the prompt")
+    ids = encode_prompt(model, [*ids, *(continuation or ())])
+    if recorder.recording.names and not recorder.fixed:
+        record(reader(model, backend), ids, recorder, model.new_cache(len(ids)))
+    choice = recorder.core()
+    if choice is None:
+        settings: dict[str, object] = {"predictor": recorder.used}
+        settings |= {"why": recorder.why} if recorder.why else {}
+        return CoreSet({}, model.config.n_neurons, model.config.n_layers, settings)
+    return choice
+
+
+def encode_prompt(model: Model, prompt: str | Sequence[int], chat: bool = False) -> list[int]:
+    """Return a prompt's token ids; raise InputError if there are none or more than the context holds."""
+    if isinstance(prompt, str):
+        if not prompt:
+            raise InputError("the prompt is empty, expected at least one character")
+        if model.tokenizer is None:
+            raise InputError(f"{model.source} has no tokenizer, expected a prompt of token ids")
+        ids = model.tokenizer.chat(prompt) if chat else model.tokenizer.encode(prompt)
+    else:
+        if chat:
+            raise InputError("chat is set but the prompt is a list of token ids, expected text")
+        ids = list(prompt)
+    if not ids:
+        raise InputError("the prompt is empty, expected at least one token")
+    if len(ids) > model.config.n_ctx:
+        raise InputError(f"the prompt has {len(ids)} tokens, the model's context holds {model.config.n_ctx}")
+    return [int(i) for i in model.check_ids(ids)]
