@@ -12,11 +12,11 @@ ROW = re.compile(r"^(\| `(?P<room>minicore/\w+(?:\.py|/))` \| *)(?P<lines>\d+)(?
 
 
 def count_rooms() -> dict[str, int]:
-    """Return the lines of each module and subpackage; the package's own two dunder files aside."""
+    """Return the lines of each module and subpackage; files whose names begin with an underscore aside."""
     rooms = {}
     for path in sorted((ROOT / "minicore").iterdir()):
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path] * (path.suffix == ".py")
-        if files and not path.name.startswith("__"):
+        if files and not path.name.startswith("_"):
             name = f"minicore/{path.name}{'/' if path.is_dir() else ''}"
             rooms[name] = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
     return rooms
