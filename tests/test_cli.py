@@ -17,6 +17,8 @@ import minicore
 from minicore import cli
 from minicore.cli import commands, report
 from minicore.errors import InputError
+from minicore.evaluation.statistics import agreement
+from minicore.formatting import format_bytes
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "llama-chat"
@@ -272,7 +274,7 @@ def test_compare_json(capsys, model):
     assert printed["dense"]["core_fraction"] == 1 > printed["core"]["core_fraction"]
     assert printed["core"]["bytes_per_token"] < printed["dense"]["bytes_per_token"]
     a, b = printed["dense"]["token_ids"], printed["core"]["token_ids"]
-    assert (printed["common_prefix"], printed["equal_positions"]) == report.agreement(a, b)
+    assert (printed["common_prefix"], printed["equal_positions"]) == agreement(a, b)
     assert a == model.generate(PROMPT, max_new_tokens=16).token_ids
 
 
@@ -288,8 +290,8 @@ def test_compare_json(capsys, model):
     ],
 )
 def test_agreement(a, b, prefix, equal):
-    assert report.agreement(a, b) == (prefix, equal)
-    assert report.agreement(b, a) == (prefix, equal)
+    assert agreement(a, b) == (prefix, equal)
+    assert agreement(b, a) == (prefix, equal)
 
 
 def test_columns_fit_and_lose_no_word():
@@ -364,7 +366,7 @@ def test_version(capsys):
 
 
 def test_size_has_three_digits():
-    shown = [report.size(n) for n in (0, 999, 1000, 12_340, 538_000_000, 1_230_000_000, 12_300_000_000)]
+    shown = [format_bytes(n) for n in (0, 999, 1000, 12_340, 538_000_000, 1_230_000_000, 12_300_000_000)]
     assert shown == ["0 B", "999 B", "1.00 kB", "12.3 kB", "538 MB", "1.23 GB", "12.3 GB"]
 
 

@@ -6,6 +6,16 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from minicore.evaluation.statistics import agreement
+from minicore.formatting import (
+    format_bytes,
+    format_cell,
+    format_interval,
+    format_number,
+    format_quartiles,
+    format_table,
+)
+
 if TYPE_CHECKING:
     from minicore.checkpoint import Checkpoint
     from minicore.generation.stream import Generation
@@ -17,12 +27,12 @@ def summary(stats: dict[str, Any]) -> str:
         f"prefill {stats['prompt_tokens']} tokens at {stats['prefill_tokens_per_s']:.1f} tokens/s",
         f"decode {stats['new_tokens']} tokens at {stats['decode_tokens_per_s']:.1f} tokens/s",
         f"core {stats['core_fraction']:.0%}",
-        f"{size(stats['bytes_per_token'])} read a token",
-        f"weights {size(stats['weights_bytes'])}",
-        f"resident {size(stats['resident_bytes'])}",
+        f"{format_bytes(stats['bytes_per_token'])} read a token",
+        f"weights {format_bytes(stats['weights_bytes'])}",
+        f"resident {format_bytes(stats['resident_bytes'])}",
     ]
     if stats["device_bytes"]:
-        parts.append(f"{size(stats['device_bytes'])} on the GPU")
+        parts.append(f"{format_bytes(stats['device_bytes'])} on the GPU")
     if stats["compile_s"] >= 0.1:
         parts.append(f"kernels ready in {stats['compile_s']:.1f} s")
     if stats["why_backend"]:
@@ -38,24 +48,6 @@ def summary(stats: dict[str, Any]) -> str:
     )
 
 
-def size(n_bytes: float) -> str:
-    """Return bytes in the unit that leaves about three digits: 538 MB, 1.23 GB."""
-    scale, unit = next(
-        (pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if n_bytes >= pair[0]), (1, "B")
-    )
-    n = n_bytes / scale
-    digits = 0 if n >= 100 or scale == 1 else 1 if n >= 10 else 2
-    return f"{n:.{digits}f} {unit}"
-
-
-def agreement(a: Sequence[int], b: Sequence[int]) -> tuple[int, float]:
-    """Return the length of the common prefix and the fraction of the longer's positions that are equal."""
-    same = [x == y for x, y in zip(a, b, strict=False)]
-    prefix = same.index(False) if False in same else len(same)
-    longer = max(len(a), len(b))
-    return prefix, sum(same) / longer if longer else 1.0
-
-
 def core_title(stats: dict[str, Any]) -> str:
     return f"{stats['predictor']}, {stats['core_fraction']:.0%} of the neurons"
 
@@ -69,7 +61,7 @@ def comparison(dense: Generation, core: Generation) -> list[str]:
     ]
     for label, key, show in (
         ("decode", "decode_tokens_per_s", lambda x: f"{x:.1f} tokens/s"),
-        ("a token reads", "bytes_per_token", size),
+        ("a token reads", "bytes_per_token", format_bytes),
     ):
         was, now = dense.stats[key], core.stats[key]
         ratio = f" ({now / was:.2f}x)" if was else ""
@@ -95,18 +87,6 @@ def wrap(text: str, width: int) -> list[str]:
     return [row for line in text.expandtabs(4).splitlines() for row in textwrap.wrap(line, width) or [""]]
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table's lines: the first column to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:{'>' if i else '<'}{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (head, *rows)
-    ]
-
-
 def quality(study: dict[str, Any]) -> list[str]:
     """Return the lines that `eval quality` prints: a row a setting, means and 95% intervals."""
     head = ["predictor", "beta", "kept", "FFN read", "perplexity", "ratio to dense", "KL", "top-1", "recall"]
@@ -117,15 +97,15 @@ def quality(study: dict[str, Any]) -> list[str]:
             _predictor(row),
             "-" if row["predictor"] == "dense" else f"{row['beta']}",
             f"{row['kept'][0]:.1%}",
-            size(row["ffn_bytes"][0]),
-            number(row["perplexity"][0]),
-            _interval(row["ratio"]),
-            number(row["kl"][0]),
+            format_bytes(row["ffn_bytes"][0]),
+            format_number(row["perplexity"][0]),
+            format_interval(row["ratio"]),
+            format_number(row["kl"][0]),
             f"{row['agreement'][0]:.1%}",
             f"{row['recall'][0]:.1%}" if row["recall"] else "-",
         ]
         rows.append(cells + [f"{row['common_prefix'][0]:.1f}" if row["common_prefix"] else "-"] * generated)
-    return [*columns(head + ["same tokens"] * generated, rows), _conditions(study)]
+    return [*format_table(head + ["same tokens"] * generated, rows), _conditions(study)]
 
 
 def frontier(study: dict[str, Any]) -> list[str]:
@@ -137,13 +117,13 @@ def frontier(study: dict[str, Any]) -> list[str]:
             f"{row['loss']:.1%}",
             f"{row['beta']:.3f}" + ("" if row["tight"] else " or less"),
             f"{row['kept'][0]:.1%}",
-            size(row["ffn_bytes"][0]),
-            _interval(row["ratio"]),
+            format_bytes(row["ffn_bytes"][0]),
+            format_interval(row["ratio"]),
             f"{row['agreement'][0]:.1%}",
         ]
         for row in study["settings"]
     ]
-    return [*columns(head, rows), _conditions(study)]
+    return [*format_table(head, rows), _conditions(study)]
 
 
 def tasks(study: dict[str, Any]) -> list[str]:
@@ -163,7 +143,7 @@ def tasks(study: dict[str, Any]) -> list[str]:
         ]
         rows.append([f"floor: {floor['floor']}", "-", "-", points(floor["scores"][metric]), "-", "-"])
         head = ["predictor", "beta", "kept", metric, "to dense", "no answer"]
-        lines += [*columns(head, rows), ""]
+        lines += [*format_table(head, rows), ""]
     cut = study["n_cut"]
     return [
         *lines,
@@ -185,10 +165,6 @@ def _predictor(row: dict[str, Any]) -> str:
     return name + (f" (token beta {row['token_beta']})" if row["token_beta"] else "")
 
 
-def _interval(values: Sequence[float]) -> str:
-    return f"{fine(values[0])} [{fine(values[1])}, {fine(values[2])}]"
-
-
 def _conditions(study: dict[str, Any]) -> str:
     said = study["conditions"]
     return (
@@ -196,11 +172,6 @@ def _conditions(study: dict[str, Any]) -> str:
         f"tokens, the next {said['continuation_tokens']} scored; {said['model']}, {said['dtype']}; "
         "95% bootstrap intervals over passages"
     )
-
-
-def fine(x: float) -> str:
-    """Return a ratio: as :func:`number`, with a digit more near 1, where hundredths are what matters."""
-    return f"{x:.3f}" if 0.5 < x < 2 else number(x)
 
 
 def sts(study: dict[str, Any]) -> list[str]:
@@ -212,7 +183,7 @@ def sts(study: dict[str, Any]) -> list[str]:
             [str(layer), *(f"{rho[measure][name][i]:.3f}" for name in files)]
             for i, layer in enumerate(study["layers"])
         ]
-        lines += [f"Spearman's rho, {measure}:", *columns(["layer", *files], rows), ""]
+        lines += [f"Spearman's rho, {measure}:", *format_table(["layer", *files], rows), ""]
     for best in bests:
         estimate, low, high = best["test_rho"]
         lines.append(
@@ -231,9 +202,9 @@ def speeds(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{found['model']} on {found['gpu']['name'] + ' in ' if 'gpu' in found else ''}{what}",
         *(
-            f"copies {ranged(row['gb_per_s'])} GB/s on the GPU, read and written"
+            f"copies {format_quartiles(row['gb_per_s'])} GB/s on the GPU, read and written"
             if row["n_threads"] is None
-            else f"reads {ranged(row['gb_per_s'])} GB/s in {row['n_threads']} thread"
+            else f"reads {format_quartiles(row['gb_per_s'])} GB/s in {row['n_threads']} thread"
             f"{'s'[: row['n_threads'] - 1]}"
             for row in found["bandwidth"]
         ),
@@ -246,9 +217,9 @@ def speeds(found: dict[str, Any]) -> list[str]:
             "all" if row["beta"] is None else f"core {row['beta']}",
             str(row["n_threads"] or "GPU"),
             str(row["context"] if row["phase"] == "decode" else 0),
-            ranged(row["tokens_per_s"]),
+            format_quartiles(row["tokens_per_s"]),
             "" if row["beta"] is None else f"{row['to_dense']['median']:.2f}x",
-            number(row["gb_per_s"]["median"]) if "gb_per_s" in row else "",
+            format_number(row["gb_per_s"]["median"]) if "gb_per_s" in row else "",
             f"{row['of_bandwidth']['median']:.0%}" if "of_bandwidth" in row else "",
         ]
         for row in found["prefill"] + found["decode"]
@@ -258,8 +229,8 @@ def speeds(found: dict[str, Any]) -> list[str]:
     busy = "" if load["before"] is None else f"; load average {load['before']:.1f} to {load['after']:.1f}"
     return [
         *lines,
-        *columns(head, rows),
-        *(["", *columns(*phase_table(found["phases"]))] if "phases" in found else []),
+        *format_table(head, rows),
+        *(["", *format_table(*phase_table(found["phases"]))] if "phases" in found else []),
         "",
         f"medians [quartiles] of {said['rounds']} interleaved rounds: {said['prompt_tokens']} tokens read, "
         f"{said['new_tokens']} decoded; ratios are taken within a round{busy}",
@@ -275,25 +246,14 @@ def phase_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
             f"{row['phase']} ({row['dtype']})",
             "all" if row["beta"] is None else f"core {row['beta']}",
             str(row["context"]),
-            ranged(row["microseconds"]),
-            size(row["bytes"]),
-            number(row["gb_per_s"]["median"]),
+            format_quartiles(row["microseconds"]),
+            format_bytes(row["bytes"]),
+            format_number(row["gb_per_s"]["median"]),
             f"{row['of_bandwidth']['median']:.0%}",
         ]
         for row in rows
     ]
     return ["a phase, all layers", "neurons", "after", "us a token", "reads", "GB/s", "of bandwidth"], cells
-
-
-def ranged(speed: dict[str, Any]) -> str:
-    """Return a median with its quartiles."""
-    return f"{number(speed['median'])} [{number(speed['q1'])}, {number(speed['q3'])}]"
-
-
-def number(x: float) -> str:
-    """Return a figure with three digits that count: 0.012, 1.41, 33.3, 146271."""
-    digits = 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3
-    return f"{x:.{digits}f}"
 
 
 def about(checkpoint: Checkpoint) -> list[str]:
@@ -311,11 +271,11 @@ def about(checkpoint: Checkpoint) -> list[str]:
         ("vocabulary", f"{config.n_vocab} entries, context {config.n_ctx}"),
         ("parameters", f"{count(checkpoint.params):,}"),
         ("recommended", ", ".join(f"{k} {v}" for k, v in checkpoint.recommended.items()) or "nothing"),
-        (f"{dtype}", f"{size(total)} in memory"),
+        (f"{dtype}", f"{format_bytes(total)} in memory"),
     ]
     for part, n_bytes in parts.items():
         tied = " (the embedding serves as head)" if part == "head" and not n_bytes else ""
-        rows.append((f"  {part}", f"{size(n_bytes):>8}  {n_bytes / total:6.1%}{tied}"))
+        rows.append((f"  {part}", f"{format_bytes(n_bytes):>8}  {n_bytes / total:6.1%}{tied}"))
     return [f"{label:<12} {value}" for label, value in rows]
 
 
@@ -372,17 +332,10 @@ def reproduced(name: str, found: dict[str, Any], title: str, claim: str) -> list
         f"{name}  {title}",
         *textwrap.wrap(f"The paper: {claim}", 100, initial_indent="  ", subsequent_indent="  "),
         "",
-        *columns(list(table[0]), [[cell(value) for value in row.values()] for row in table]),
+        *format_table(list(table[0]), [[format_cell(value) for value in row.values()] for row in table]),
         "",
-        *columns(["", "the paper", "here"], [list(row) for row in found["beside"]]),
+        *format_table(["", "the paper", "here"], [list(row) for row in found["beside"]]),
         "",
         *textwrap.wrap(found["sentence"], 100),
         "",
     ]
-
-
-def cell(value: Any) -> str:
-    """Return a value of a table; of three it is an estimate and its interval."""
-    if isinstance(value, list):
-        return _interval(value)
-    return fine(value) if isinstance(value, float) else str(value)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from minicore.cli.report import agreement, fine, number
 from minicore.evaluation.quality import Row
+from minicore.evaluation.statistics import agreement
+from minicore.formatting import format_number, format_ratio
 from minicore.reproduce.material import ALPHA, Material, nats
 from minicore.reproduce.settling import SMALL, nearest
 from minicore.reproduce.verdict import judge, percent
@@ -59,27 +60,27 @@ def fig5(
     words = {row["neurons"]: row["distinct words"] for row in table}
     core, chance = surprise[f"core {betas[0]}"], surprise[f"random {betas[0]}"]
     near = surprise["dense"] + NEAR * (chance - surprise["dense"])
-    told = f"{fine(surprise['dense'])} of its own text"
+    told = f"{format_ratio(surprise['dense'])} of its own text"
     return {
         "table": table,
         "beside": [
             [
                 f"surprise of the whole model at core {betas[0]}",
                 "reads as dense",
-                f"{fine(core)} nats a token, {told}",
+                f"{format_ratio(core)} nats a token, {told}",
             ],
             [
                 f"tokens before core {betas[0]} parts from dense",
                 "not given",
-                f"{number(table[1]['tokens before it parts from dense'])} of {new_tokens}",
+                f"{format_number(table[1]['tokens before it parts from dense'])} of {new_tokens}",
             ],
         ],
         **judge(
             (
                 core < near,
-                f"what {percent(betas[0])} of the neurons write surprises the whole model by {fine(core)} "
-                f"nats a token, its own text by {fine(surprise['dense'])}, that of as many random neurons by "
-                f"{fine(chance)}",
+                f"what {percent(betas[0])} of the neurons write surprises the whole model by "
+                f"{format_ratio(core)} nats a token, its own text by {format_ratio(surprise['dense'])}, that "
+                f"of as many random neurons by {format_ratio(chance)}",
             ),
             (
                 words[f"core {betas[0]}"] > VARIED * words["dense"],
@@ -138,24 +139,24 @@ def fig6(
     return {
         "table": table,
         "beside": [
-            [f"ratio to dense at beta {usual}", "near 1 from 0.4 on", fine(own)],
+            [f"ratio to dense at beta {usual}", "near 1 from 0.4 on", format_ratio(own)],
             [
                 f"ratio to dense at beta {small}",
                 "near 1 from 0.2 on for extraction and QA",
-                fine(at["stability", small]),
+                format_ratio(at["stability", small]),
             ],
-            [f"ratio to dense at gamma {usual}", "near 1 from 0.4 on", fine(cluster)],
+            [f"ratio to dense at gamma {usual}", "near 1 from 0.4 on", format_ratio(cluster)],
         ],
         **judge(
             (
                 own < SMALL,
-                f"the prompt's own set at beta {usual} costs {fine(own)} times the dense perplexity",
+                f"the prompt's own set at beta {usual} costs {format_ratio(own)} times the dense perplexity",
             ),
             (
                 at["stability", small] < SMALL,
-                f"at beta {small} it costs {fine(at['stability', small])} times",
+                f"at beta {small} it costs {format_ratio(at['stability', small])} times",
             ),
-            (cluster < SMALL, f"a cluster's set at gamma {usual} costs {fine(cluster)} times"),
+            (cluster < SMALL, f"a cluster's set at gamma {usual} costs {format_ratio(cluster)} times"),
         ),
         "drawn": {"rows": rows},
     }
@@ -198,22 +199,22 @@ def table2(
             [
                 f"settled prompt, stability at {max(betas)}: ratio to dense",
                 "few-shot scores 6.7->6.3, 52.1->53.2, 34.9->32.8, 30.4->27.9 (OPT-6.7B)",
-                fine(settled),
+                format_ratio(settled),
             ],
             [
                 f"short prompt, similarity at {max(betas)}: ratio to dense",
                 "zero-shot scores 7.88->9.12, 21.2->21.8, 28.7->26.3, 29.0->27.8 (OPT-6.7B)",
-                fine(short),
+                format_ratio(short),
             ],
-            ["greedy tokens as dense", "not given", f"{number(prefix)} of {n_generated}"],
+            ["greedy tokens as dense", "not given", f"{format_number(prefix)} of {n_generated}"],
         ],
         **judge(
             (
                 settled < SMALL,
-                f"after a settled prompt its own set of {percent(max(betas))} costs {fine(settled)} times "
-                "the dense perplexity",
+                f"after a settled prompt its own set of {percent(max(betas))} costs "
+                f"{format_ratio(settled)} times the dense perplexity",
             ),
-            (short < SMALL, f"after a short one a cluster's set costs {fine(short)} times"),
+            (short < SMALL, f"after a short one a cluster's set costs {format_ratio(short)} times"),
         ),
         "drawn": {"rows": rows},
     }
@@ -265,18 +266,18 @@ def table3(
             [
                 f"core {betas[0]} over dense, {dtypes[0]}, one thread",
                 "1.4 to 1.65 where the model fits in memory",
-                fine(gain),
+                format_ratio(gain),
             ],
-            ["largest of all settings", "10.33 where the other engine offloads", fine(best)],
-            ["prefill that chooses neurons, its speed over prefill alone", "no cost", fine(choosing)],
+            ["largest of all settings", "10.33 where the other engine offloads", format_ratio(best)],
+            ["prefill that chooses neurons, its speed over prefill alone", "no cost", format_ratio(choosing)],
         ],
         **judge(
             (
                 1.4 <= gain,
-                f"on this machine ({cpu}) {percent(betas[0])} of the neurons decode {fine(gain)} times as "
-                "fast as all of them",
+                f"on this machine ({cpu}) {percent(betas[0])} of the neurons decode "
+                f"{format_ratio(gain)} times as fast as all of them",
             ),
-            (best >= 1.4, f"the largest gain of all settings is {fine(best)}"),
+            (best >= 1.4, f"the largest gain of all settings is {format_ratio(best)}"),
         ),
         "drawn": {"machine": cpu, "load_average": found["load_average"]},
     }
@@ -303,19 +304,19 @@ def table4(
             [
                 "stability-guided forced on short prompts",
                 "7.88->6.22, 21.2->12.0, 28.7->12.2, 29.0->3.36 (scores, dense to core)",
-                f"{fine(forced[0])} times the dense perplexity",
+                f"{format_ratio(forced[0])} times the dense perplexity",
             ],
             [
                 "similarity-guided",
                 "7.88->9.12, 21.2->21.8, 28.7->26.3, 29.0->27.8",
-                f"{fine(guided[0])} times",
+                f"{format_ratio(guided[0])} times",
             ],
         ],
         **judge(
             (
                 forced[0] > guided[0] and apart,
-                f"after {SHORT} tokens the prompt's own set costs {fine(forced[0])} times the dense "
-                f"perplexity, its cluster's {fine(guided[0])} times"
+                f"after {SHORT} tokens the prompt's own set costs {format_ratio(forced[0])} times the dense "
+                f"perplexity, its cluster's {format_ratio(guided[0])} times"
                 + ("" if apart else " (the intervals overlap)"),
             ),
         ),

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from minicore.cli.report import fine
 from minicore.core.similarity import kmeans
 from minicore.errors import InputError
 from minicore.evaluation.statistics import ranks, spearman
+from minicore.formatting import format_ratio
 from minicore.reproduce import sts
 from minicore.reproduce.material import ALPHA, Material
 from minicore.reproduce.verdict import judge, percent
@@ -69,21 +69,27 @@ def fig4(material: Material, *, n_seeds: int = 5) -> dict[str, Any]:
     words = topics_found(material, word_vectors(material), n_seeds)[0]
     ari = [mean for mean, _, _ in found]
     best, first, last = int(np.argmax(ari)), three[0], three[-1]
-    shown = ", ".join(f"{fine(ari[layer])} in layer {layer}" for layer in three)
+    shown = ", ".join(f"{format_ratio(ari[layer])} in layer {layer}" for layer in three)
     return {
         "table": [{"layer": i, "adjusted Rand index": one} for i, one in zip(layers, found, strict=True)],
         "beside": [
             ["topics found by k-means (adjusted Rand index)", "clusters seen in t-SNE, no number", shown],
-            ["the best layer's", "clearer in deeper layers", f"{fine(ari[best])} in layer {best}"],
-            ["by words alone (tf-idf)", "not given", fine(words)],
+            ["the best layer's", "clearer in deeper layers", f"{format_ratio(ari[best])} in layer {best}"],
+            ["by words alone (tf-idf)", "not given", format_ratio(words)],
         ],
         **judge(
             (
                 max(ari[i] for i in three) >= CLEAR,
                 f"k-means finds the topics with an adjusted Rand index of {shown}",
             ),
-            (ari[last] > ari[first], f"layer {last} has {fine(ari[last])}, layer {first} {fine(ari[first])}"),
-            (ari[best] > words, f"the best layer, {best}, has {fine(ari[best])}, words alone {fine(words)}"),
+            (
+                ari[last] > ari[first],
+                f"layer {last} has {format_ratio(ari[last])}, layer {first} {format_ratio(ari[first])}",
+            ),
+            (
+                ari[best] > words,
+                f"the best layer, {best}, has {format_ratio(ari[best])}, words alone {format_ratio(words)}",
+            ),
         ),
         "drawn": {
             "layers": three,
@@ -238,12 +244,15 @@ def table1(
     return {
         "table": table,
         "beside": [
-            ["rho, mean over the files", "STS-B .52 to .66, SICK .41 to .51", fine(mean)],
-            ["rho of the overlap of words", "not given", fine(words)],
+            ["rho, mean over the files", "STS-B .52 to .66, SICK .41 to .51", format_ratio(mean)],
+            ["rho of the overlap of words", "not given", format_ratio(words)],
         ],
         **judge(
-            (mean >= 0.41, f"rho is {fine(mean)} on average, where the paper has .41 to .66"),
-            (mean > words, f"core neurons have {fine(mean)}, the overlap of words alone {fine(words)}"),
+            (mean >= 0.41, f"rho is {format_ratio(mean)} on average, where the paper has .41 to .66"),
+            (
+                mean > words,
+                f"core neurons have {format_ratio(mean)}, the overlap of words alone {format_ratio(words)}",
+            ),
         ),
         "drawn": {
             "scores": sets[0].scores.tolist(),

@@ -8,8 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from minicore.cli.report import cell
 from minicore.files import atomic_write
+from minicore.formatting import format_cell
 from minicore.reproduce.run import EXPERIMENTS
 
 PAGE = """\
@@ -100,7 +100,7 @@ def write_page(results: Mapping[str, dict[str, Any]], out: str | PathLike[str]) 
     }
     key = next(iter(results.values()))["key"]
     environment = Environment(autoescape=True)
-    environment.filters["cell"] = cell
+    environment.filters["cell"] = format_cell
     page = environment.from_string(PAGE).render(
         sections=sections,
         model=key["model"],

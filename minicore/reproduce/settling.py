@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from minicore.cli.report import fine
 from minicore.core.neurons import core_from_scores, jaccard, token_core
 from minicore.evaluation.statistics import bootstrap, exp_mean, spearman
+from minicore.formatting import format_ratio
 from minicore.generation.prediction import make_recorder, recorder_tap
 from minicore.model import Model
 from minicore.reproduce.material import ALPHA, BETA, Document, Material, nats
@@ -54,16 +54,16 @@ def fig2(
     return {
         "table": table,
         "beside": [
-            [f"perplexity at alpha {alpha}, over dense", "hardly above 1", fine(token)],
-            [f"perplexity at beta {beta} (alpha {ALPHA}), over dense", "hardly above 1", fine(text)],
+            [f"perplexity at alpha {alpha}, over dense", "hardly above 1", format_ratio(token)],
+            [f"perplexity at beta {beta} (alpha {ALPHA}), over dense", "hardly above 1", format_ratio(text)],
             ["nearest sets of the same text", "they gather", f"{percent(own)}, by chance {percent(chance)}"],
         ],
         **judge(
             (
                 token < SMALL,
-                f"tokens' own sets at alpha {alpha} cost {fine(token)} times the dense perplexity",
+                f"tokens' own sets at alpha {alpha} cost {format_ratio(token)} times the dense perplexity",
             ),
-            (text < SMALL, f"texts' own sets at beta {beta} cost {fine(text)} times"),
+            (text < SMALL, f"texts' own sets at beta {beta} cost {format_ratio(text)} times"),
             (own > 2 * chance, f"{percent(own)} of a token's 10 nearest sets are of its own text"),
         ),
         "drawn": drawn,
@@ -164,18 +164,18 @@ def fig3(
             [
                 f"likeness of the sets of {lengths[0]} and {lengths[1]} tokens",
                 "still move below 100",
-                fine(first),
+                format_ratio(first),
             ],
-            [f"likeness of the sets of {a} and {b} tokens", "hardly move at 200 to 300", fine(last)],
+            [f"likeness of the sets of {a} and {b} tokens", "hardly move at 200 to 300", format_ratio(last)],
             ["core and meaning change together, rho", "as little as the meaning", f"{rho[0]:.2f}"],
         ],
         **judge(
             (
                 same == sorted(same),
                 f"after {usual} more tokens the likeness to the set of {', '.join(map(str, bases))} is "
-                f"{', '.join(fine(one) for one in same)}",
+                f"{', '.join(format_ratio(one) for one in same)}",
             ),
-            (last > ALIKE, f"the sets of {a} and {b} tokens have a likeness of {fine(last)}"),
+            (last > ALIKE, f"the sets of {a} and {b} tokens have a likeness of {format_ratio(last)}"),
             (rho[1] > 0.5, f"core and meaning change with a rank correlation of {rho[0]:.2f}"),
         ),
         "drawn": {
@@ -212,14 +212,15 @@ def fig8(material: Material, *, step: int = 32, longest: int = 384, n_texts: int
             [
                 f"likeness at {longest} tokens",
                 "figure only",
-                f"{fine(settled.min())} to {fine(settled.max())}",
+                f"{format_ratio(settled.min())} to {format_ratio(settled.max())}",
             ],
         ],
         **judge(
             (calmer == len(curves), f"in {calmer} of {len(curves)} layers the set changes less in the end"),
             (
                 bool((settled > ALIKE).all()),
-                f"at {longest} tokens the likeness to the set {step} before is {fine(settled.min())} or more",
+                f"at {longest} tokens the likeness to the set {step} before is "
+                f"{format_ratio(settled.min())} or more",
             ),
         ),
         "drawn": {"lengths": lengths, "curves": curves.tolist()},

@@ -8,7 +8,7 @@ import pytest
 
 from minicore.backends.cpu import bandwidth
 from minicore.backends.cpu import threads as team
-from minicore.cli import report
+from minicore.formatting import format_number, format_table
 
 N_BYTES = max(4 * bandwidth.last_cache_bytes(), 64 << 20)  # that a kernel reads in one call, about
 
@@ -25,8 +25,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     rows = [
         [
             bench.name.removeprefix("test_"),
-            report.number(bench.extra_info["gb_per_s"]),
-            report.number(bench.extra_info["read_gb_per_s"]),
+            format_number(bench.extra_info["gb_per_s"]),
+            format_number(bench.extra_info["read_gb_per_s"]),
             f"{bench.extra_info['of_bandwidth']:.0%}",
         ]
         for bench in config._benchmarksession.benchmarks
@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     ]
     if rows:
         terminalreporter.section("bytes read")
-        for line in report.columns(["", "GB/s", "bandwidth", "of it"], rows):
+        for line in format_table(["", "GB/s", "bandwidth", "of it"], rows):
             terminalreporter.write_line(line)
 
 

@@ -29,8 +29,9 @@ import numpy as np
 
 from minicore.backends.cpu import bandwidth
 from minicore.bench import run as bench
-from minicore.cli import report
 from minicore.errors import InputError
+from minicore.evaluation.statistics import agreement
+from minicore.formatting import format_number, format_quartiles, format_table
 
 PASSES = 3  # over the array whose reading measures bandwidth
 HERE = Path(__file__).parent
@@ -392,9 +393,9 @@ def table(results: Results) -> Iterator[str]:
             yield ""
             yield (
                 f"{n_threads} thread{'s'[: n_threads - 1]}, {prompt} tokens of prompt, "
-                f"{said['new_tokens']} new; reads {report.ranged(bench.spread(reads))} GB/s"
+                f"{said['new_tokens']} new; reads {format_quartiles(bench.spread(reads))} GB/s"
             )
-            yield from report.columns(
+            yield from format_table(
                 ["", "decode tokens/s", "ratio", "to", "of bandwidth", "prefill tokens/s", "MB", "same text"],
                 [cells(results, name, n_threads, prompt, names) for name in names],
             )
@@ -412,19 +413,19 @@ def cells(results: Results, name: str, n_threads: int, prompt: int, names: Seque
     ratio = "-"
     if peer is not None and peer in names:
         pairs = bench.ratios(results.values(name, *at, "decode"), results.values(peer, *at, "decode"))
-        ratio = report.ranged(bench.spread(pairs))
+        ratio = format_quartiles(bench.spread(pairs))
     same = "-"
     if REFERENCE in names:
         mine, theirs = results.text(name, prompt, n_threads), results.text(REFERENCE, prompt, n_threads)
-        same = "all" if mine == theirs else str(report.agreement(mine, theirs)[0])
+        same = "all" if mine == theirs else str(agreement(mine, theirs)[0])
     fraction = bench.spread(results.of_bandwidth(name, *at))["median"]
     return [
         name,
-        report.ranged(bench.spread(results.values(name, *at, "decode"))),
+        format_quartiles(bench.spread(results.values(name, *at, "decode"))),
         ratio,
         peer if peer in names and peer is not None else "-",
         f"{fraction:.0%}",
-        report.number(bench.spread(results.values(name, *at, "prefill"))["median"]),
+        format_number(bench.spread(results.values(name, *at, "prefill"))["median"]),
         f"{max(results.values(name, *at, 'rss')) / 1e6:.0f}",
         same,
     ]
@@ -556,8 +557,8 @@ def requirements(results: Results) -> Iterator[str]:
                 rows.append([line.what, str(n_threads), f"{least:.2f}", "-", "not measured"])
                 continue
             met = "yes" if came["median"] >= least else "NO"
-            rows.append([line.what, str(n_threads), f"{least:.2f}", report.ranged(came), met])
-    yield from report.columns(["", "threads", "at least", "median [quartiles]", "met"], rows)
+            rows.append([line.what, str(n_threads), f"{least:.2f}", format_quartiles(came), met])
+    yield from format_table(["", "threads", "at least", "median [quartiles]", "met"], rows)
 
 
 def make_parser() -> argparse.ArgumentParser:
