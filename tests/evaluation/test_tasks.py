@@ -20,9 +20,9 @@ from minicore.evaluation.sweep import Where
 from minicore.evaluation.tasks import metrics, readers, run
 from minicore.evaluation.tasks.prompts import FOLDER, Prompts
 from minicore.evaluation.tasks.readers import Example
+from tests.helpers import GOLDEN, ROOT, SHARED
 
-GOLDEN = Path(__file__).parent / "golden"
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = SHARED / "data"
 
 
 @pytest.fixture(scope="module")
@@ -549,7 +549,7 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_table(tmp_path, capsys)
     killed, path = [*argv, "-o", str(tmp_path / "out")], tmp_path / "out" / "answers.jsonl"
     process = subprocess.Popen(
         [sys.executable, "-m", "minicore", *killed],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
     )
     try:

@@ -1,9 +1,9 @@
-"""Run the GPU's prefill kernels with warps of 32 lanes, as tests/cuda_grid.py does the decode kernel.
+"""Run the GPU's prefill kernels with warps of 32 lanes, as tests/cuda/grid.py does the decode kernel.
 
 The tensor cores' instruction is done here as the PTX ISA lays its fragments out over a warp ("Matrix
 Fragments for mma.m16n8k16 with floating point type"), which is what the kernel's own places are held to.
 
-Usage: NUMBA_ENABLE_CUDASIM=1 python tests/cuda_tiles.py
+Usage: NUMBA_ENABLE_CUDASIM=1 python tests/cuda/tiles.py
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-import cuda_grid  # first: it makes warps of 32 lanes
 import greenlet
+import grid  # first: it makes warps of 32 lanes
 import ml_dtypes
 import numpy as np
-from cuda_grid import Grid, passed, shuffled, where
+from grid import Grid, passed, shuffled, where
 from numba.np.numpy_support import as_dtype
 
 from minicore import ops
@@ -170,7 +170,7 @@ def check_rows() -> None:
 
 
 def main() -> None:
-    assert kernels.TILE == 64 and cuda_grid.device.LANES == 32
+    assert kernels.TILE == 64 and grid.device.LANES == 32
     check_cut()
     for whole in (True, False):
         check_product(kernels.tensor_product, 128, 70, 40, 72, True, whole)

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,9 @@ from minicore.cli import report
 from minicore.errors import InputError
 from minicore.generation.stream import bytes_per_token
 from minicore.model import load
+from tests.helpers import GOLDEN, TESTS
 
-CHECKPOINT = Path(__file__).parent / "golden" / "llama-gqa"
+CHECKPOINT = GOLDEN / "llama-gqa"
 SMALL = bench.Plan(
     dtypes=("float32", "int8"),
     betas=(0.4,),
@@ -302,7 +302,7 @@ def test_lines_name_machine_and_conditions(found):
 
 @pytest.fixture(scope="module")
 def peers():
-    folder = str(Path(__file__).parent / "benchmarks")
+    folder = str(TESTS / "benchmarks")
     sys.path.insert(0, folder)
     try:
         import peers as module

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers import WEIGHTS
+
 torch = pytest.importorskip("torch", reason="the recipe is written in PyTorch (extra `train`)")
-sys.path.insert(0, str(Path(__file__).parents[1] / "weights" / "train"))
+sys.path.insert(0, str(WEIGHTS / "train"))
 
 import export  # noqa: E402
 import opt  # noqa: E402

@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from minicore.backends.cpu import memory
+from tests.helpers import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 SMAPS = """\
 7f0000000000-7f0000004000 r-xp 00000000 fe:00 12 /lib/libllvmlite.so
 Rss:                  16 kB
@@ -58,6 +57,7 @@ def test_all_that_is_not_weights_or_cache_is_less_than_150_mb(dtype):
 REUSE = """
 import resource, numpy as np
 from minicore.backends.cpu.memory import keep_freed
+from tests.helpers import GOLDEN
 keep_freed()
 for round in range(60):
     if round == 10:

@@ -25,8 +25,8 @@ from minicore.evaluation.statistics import bootstrap, ranks, spearman
 from minicore.evaluation.sweep import Where
 from minicore.evaluation.texts import Passage, passages
 from minicore.reproduce import sts
+from tests.helpers import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("llama-chat", "llama-gqa", "opt", "gpt2", "qwen2")
 EVERY = (
     "dense",

@@ -1,7 +1,6 @@
 """The compiled maths of prompts against the NumPy maths it stands in for."""
 
 from functools import partial
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -13,8 +12,8 @@ from minicore.backends import reader
 from minicore.backends.cpu import prefill as compiled
 from minicore.model import KVCache, hook_names, prefill
 from minicore.quantization import Packed, round_input
+from tests.helpers import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(1, 8), (37, 24), (300, 64)]  # the last is shared out over threads
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import threading
 import time
 from functools import cache
-from pathlib import Path
 
 import ml_dtypes
 import numba as nb
@@ -23,6 +22,7 @@ from minicore.backends.cpu import rows as formats
 from minicore.backends.cpu import simd as vectors
 from minicore.backends.cpu.rows import stored
 from minicore.quantization import in_steps
+from tests.helpers import GOLDEN
 
 DTYPES = [np.float32, ml_dtypes.bfloat16]
 small = st.integers(-4, 4).map(float)  # sums of a few thousand products stay exact in float32
@@ -337,7 +337,7 @@ def test_core_rows_decode_alike_where_they_lie_and_copied_together(monkeypatch, 
     from minicore.backends.cpu import decoder as cpu
     from minicore.core.neurons import CoreSet
 
-    model = minicore.load(Path(__file__).parent / "golden" / "llama-gqa", dtype)
+    model = minicore.load(GOLDEN / "llama-gqa", dtype)
     config, rng = model.config, np.random.default_rng(3)
     neurons = {i: np.sort(rng.permutation(config.n_neurons)[: i + 5]) for i in range(config.n_layers)}
     core, logits = CoreSet(neurons, config.n_neurons, config.n_layers), []
@@ -356,7 +356,7 @@ def test_a_later_core_set_takes_the_memory_of_an_earlier_one(dtype):
     from minicore.backends.cpu.decoder import CpuDecoder
     from minicore.core.neurons import CoreSet
 
-    model = minicore.load(Path(__file__).parent / "golden" / "llama-gqa", dtype)
+    model = minicore.load(GOLDEN / "llama-gqa", dtype)
     config, rng = model.config, np.random.default_rng(4)
 
     def core(n):
@@ -378,7 +378,7 @@ def test_a_later_core_set_takes_the_memory_of_an_earlier_one(dtype):
 def test_threads_that_wait_for_a_call_and_threads_that_sleep_do_the_same_work():
     from minicore.backends.cpu.decoder import CpuDecoder
 
-    model, tokens = minicore.load(Path(__file__).parent / "golden" / "llama-gqa"), range(1, 13)
+    model, tokens = minicore.load(GOLDEN / "llama-gqa"), range(1, 13)
     runs = []
     for pauses in ([0.0] * 12, [0.0, 0.02, 1e-4] * 4):
         decoder, logits = CpuDecoder(model, model.new_cache(12), None, n_threads=3), []
@@ -396,7 +396,7 @@ def test_threads_that_wait_for_a_call_and_threads_that_sleep_do_the_same_work():
 def test_decoders_of_two_threads_at_once_do_not_wait_for_each_other():
     from minicore.backends.cpu.decoder import CpuDecoder
 
-    model, tokens = minicore.load(Path(__file__).parent / "golden" / "llama-gqa"), range(1, 41)
+    model, tokens = minicore.load(GOLDEN / "llama-gqa"), range(1, 41)
     decoders = [CpuDecoder(model, model.new_cache(40), None, n_threads=2) for _ in range(3)]
     alone, *together = decoders
     expected, logits = [alone.step(token) for token in tokens], {}

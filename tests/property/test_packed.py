@@ -1,7 +1,5 @@
 """Packed formats: what the bytes mean, and integer kernels held to that meaning."""
 
-from pathlib import Path
-
 import ml_dtypes
 import numba as nb
 import numpy as np
@@ -16,8 +14,8 @@ from minicore.backends.cpu import integer_rows as integer
 from minicore.backends.cpu import rows as formats
 from minicore.model import KVCache, forward, prefill
 from minicore.quantization import FORMATS, GROUP, Packed, in_steps, n_groups, round_input
+from tests.helpers import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 KINDS = [
     pytest.param(kind, marks=pytest.mark.skipif(not integer.has(kind), reason=f"the CPU has no {feature}"))
     for kind, feature in integer.KINDS.items()

@@ -18,9 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what the harness and its de
 import minicore as mc  # noqa: E402
 from minicore import ops  # noqa: E402
 from minicore.errors import InputError  # noqa: E402
+from tests.helpers import GOLDEN, ROOT  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT / "tests" / "golden"
 TASKS = {
     "birds_choice": """
         output_type: multiple_choice

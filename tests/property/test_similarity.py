@@ -1,11 +1,9 @@
 """Similarity-guided prediction: clusters of texts, their sets and files, and fitting that can be cut off."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-from clusters import clusters_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,8 +16,8 @@ from minicore.evaluation import clusters as fitting
 from minicore.evaluation.clusters import fit_clusters, read_labelled
 from minicore.evaluation.sweep import Where
 from minicore.generation.prediction import fingerprint
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.helpers import GOLDEN
+from tests.helpers.clusters import clusters_of
 
 fractions = st.floats(0.05, 1.0)
 masks = hnp.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 20)))

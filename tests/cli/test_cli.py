@@ -19,8 +19,8 @@ from minicore.cli import commands, report
 from minicore.errors import InputError
 from minicore.evaluation.statistics import agreement
 from minicore.formatting import format_bytes
+from tests.helpers import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "llama-chat"
 PROMPT = "a bird sang"
 

@@ -18,8 +18,7 @@ import pytest
 from minicore.backends.cpu.threads import default_threads
 from minicore.errors import InputError
 from minicore.evaluation.sweep import ATTEMPTS, Journal, Where, WorkerDied, borrow, share, sweep
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.helpers import GOLDEN, ROOT
 
 
 def square(n: int) -> int:
@@ -98,7 +97,7 @@ def test_nothing_is_left_behind(tmp_path):
     script.write_text(DRIVER.replace("10_000", "4"))
     done = subprocess.run(
         [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "rows.jsonl")],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
@@ -267,7 +266,7 @@ if __name__ == "__main__":
 def test_workers_end_with_a_driver_that_is_killed(tmp_path):
     script, path = tmp_path / "driver.py", tmp_path / "rows.jsonl"
     script.write_text(DRIVER)
-    root = str(Path(__file__).parents[1])
+    root = str(ROOT)
     driver = subprocess.Popen(
         [sys.executable, str(script), str(Path(__file__).parent), str(path)],
         env=os.environ | {"PYTHONPATH": root},

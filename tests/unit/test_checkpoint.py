@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoints as make
 import gguf
 import numpy as np
 import pytest
 
 from minicore.checkpoint import names, read, tensors
 from minicore.errors import InputError
+from tests.helpers import checkpoints as make
 
 
 @pytest.fixture(params=[100, tensors.CHUNK], ids=["small-chunks", "chunks"])

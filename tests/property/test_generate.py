@@ -1,7 +1,6 @@
 """Generation end to end on tiny checkpoints: laws that hold for any model, option by option."""
 
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from minicore.backends import make_decoder
 from minicore.generation.sampling import Sampler
 from minicore.generation.stream import Stream, _overlap
 from minicore.model import KVCache, forward, prefill
+from tests.helpers import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ["llama-gqa", "llama-bias", "opt", "gpt2", "qwen2"]
 BACKENDS = ["numpy", "cpu"]
 

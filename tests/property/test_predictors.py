@@ -2,11 +2,9 @@
 
 import math
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
-from clusters import clusters_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,9 +19,8 @@ from minicore.core.rules import keep_open, keep_top
 from minicore.generation.prediction import fingerprint, make_recorder, record
 from minicore.generation.stream import bytes_per_token
 from minicore.model import KVCache, forward, prefill
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[1].parent / "shared"
+from tests.helpers import GOLDEN, SHARED
+from tests.helpers.clusters import clusters_of
 
 fractions = st.floats(0.01, 1.0)
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)

@@ -7,13 +7,12 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 import minicore
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 # Each costs more than the whole start-up budget, or belongs to an extra.
 HEAVY = ("numba", "matplotlib", "torch", "tqdm", "jinja2", "gguf", "sklearn", "scipy", "huggingface_hub")
 

@@ -25,8 +25,8 @@ from minicore.core.rules import TokenRule
 from minicore.errors import InputError
 from minicore.generation.prediction import make_recorder, record
 from minicore.model import KVCache, prefill
+from tests.helpers import GOLDEN, ROOT
 
-GOLDEN = Path(__file__).parent / "golden"
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
 MODELS = [("llama-gqa", "float32"), ("opt", "bfloat16"), ("opt", "int8")]
 if not SIMULATED:  # which takes a minute a model
@@ -365,10 +365,10 @@ def test_several_blocks_of_warps_agree_with_the_reference():
     for package in ("numba_cuda", "greenlet"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    script, *checkpoints = Path(__file__).with_name("cuda_grid.py"), GOLDEN / "llama-gqa", GOLDEN / "opt"
+    script, *checkpoints = Path(__file__).with_name("grid.py"), GOLDEN / "llama-gqa", GOLDEN / "opt"
     run = subprocess.run(
         [sys.executable, script, *checkpoints],
-        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(GOLDEN.parents[1])},
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
@@ -379,8 +379,8 @@ def test_tensor_cores_get_what_the_ptx_isa_says():
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     run = subprocess.run(
-        [sys.executable, Path(__file__).with_name("cuda_tiles.py")],
-        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(GOLDEN.parents[1])},
+        [sys.executable, Path(__file__).with_name("tiles.py")],
+        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]

@@ -4,7 +4,7 @@ Numba's simulator knows one block and no warps. Here threads take turns until ea
 barrier, at a shuffle, for a word. Lanes that reach different shuffles, and waiting that nobody ends, are
 errors, which on a GPU would hang.
 
-Usage: NUMBA_ENABLE_CUDASIM=1 python tests/cuda_grid.py CHECKPOINT [CHECKPOINT...]
+Usage: NUMBA_ENABLE_CUDASIM=1 python tests/cuda/grid.py CHECKPOINT [CHECKPOINT...]
 """
 
 from __future__ import annotations

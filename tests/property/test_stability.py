@@ -1,10 +1,7 @@
 """How settled a core set is: curves over prefixes, the test of stability, and what auto makes of it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from clusters import clusters_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -16,8 +13,8 @@ from minicore.core.predictors import Recorder
 from minicore.core.stability import growth_marks, is_stable, prefix_cores, prefix_counts, stability_curve
 from minicore.generation.prediction import make_recorder, record
 from minicore.reproduce import stability as study
-
-GOLDEN = Path(__file__).parent / "golden"
+from tests.helpers import GOLDEN
+from tests.helpers.clusters import clusters_of
 
 fractions = st.floats(0.01, 1.0)
 activations = hnp.arrays(

@@ -6,13 +6,13 @@ import json
 import struct
 from pathlib import Path
 
-import checkpoints as make
 import gguf
 import numpy as np
 import pytest
 
 from minicore.checkpoint import read
 from minicore.errors import InputError
+from tests.helpers import checkpoints as make
 
 
 def refused(path: object, *fragments: str) -> None:

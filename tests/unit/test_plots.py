@@ -1,11 +1,10 @@
 """Plots: what is drawn is what was given, on the Axes given, and looks as it did.
 
-`python tests/test_plots.py` draws the pictures of tests/plots_baseline anew; look at them before committing.
+`python -m tests.unit.test_plots` draws tests/plots_baseline again; look at them before committing.
 """
 
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib
 
@@ -24,9 +23,9 @@ from minicore.plots import axes as shared  # noqa: E402
 from minicore.plots.activations import grid_shape  # noqa: E402
 from minicore.plots.sets import pca  # noqa: E402
 from minicore.plots.text import around, columns  # noqa: E402
+from tests.helpers import GOLDEN, TESTS
 
-BASELINE = Path(__file__).parent / "plots_baseline"
-GOLDEN = Path(__file__).parent / "golden"
+BASELINE = TESTS / "plots_baseline"
 BLUR = 6  # pixels: letters fall a pixel aside with another matplotlib or FreeType
 TOLERANCE = 5  # root mean square of 0 to 255 between blurred pictures
 TEXT = [

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from marks import ON_GPU
 
 import minicore as mc
 from minicore.backends import make_decoder, reader
 from minicore.core.neurons import core_from_scores, sentence_core, token_core
 from minicore.model import prefill
+from tests.helpers import SHARED
+from tests.helpers.marks import ON_GPU
 
 Array = np.ndarray
 
-ORACLE = Path(__file__).parents[1].parent / "shared" / "oracle" / "smollm2"
+ORACLE = SHARED / "oracle" / "smollm2"
 NAMES = ["capital", "story", "science", "chat", "code", "unicode"]
 ALPHA, BETAS = 0.4, (0.2, 0.4)
 NEAR = 1e-5  # of a token's cut: closer than this, rounding decides on which side an activation falls

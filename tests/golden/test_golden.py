@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from marks import ON_GPU
 
 import minicore as mc
 from minicore.backends import make_decoder
 from minicore.backends.cuda import availability as gpu
 from minicore.model import KVCache, forward, prefill
+from tests.helpers import GOLDEN
+from tests.helpers.marks import ON_GPU
 
-GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 BACKENDS = ["numpy", "cpu", pytest.param("cuda", marks=ON_GPU)]

@@ -10,8 +10,8 @@ import pytest
 
 import minicore as mc
 from minicore import cli
+from tests.helpers import GOLDEN
 
-GOLDEN = Path(__file__).parent / "golden"
 DTYPES = ["float32", "bfloat16", "int8", "int4"]
 
 

@@ -13,9 +13,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from minicore.errors import InputError
 from minicore.tokenizer import Tokenizer, from_source
+from tests.helpers import GOLDEN, SHARED
 
-GOLDEN = Path(__file__).parent / "golden"
-ORACLE = Path(__file__).parents[1].parent / "shared" / "oracle" / "smollm2"
+ORACLE = SHARED / "oracle" / "smollm2"
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import minicore as mc
 from minicore.evaluation.quality import evaluate
+from tests.helpers import TESTS, WEIGHTS
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
-HELD_OUT = (
-    Path(__file__).parent / "texts" / "held_out.jsonl"
-)  # sampled as the training text was, never trained on
+HELD_OUT = TESTS / "texts" / "held_out.jsonl"  # sampled as the training text was, never trained on
 NAMES = ("minicore-opt-core", "minicore-opt")
 
 
