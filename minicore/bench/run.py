@@ -490,7 +490,7 @@ def prompt_ids(model: Model, n: int) -> list[int]:
 
 def machine() -> dict[str, Any]:
     """Return what speeds depend on: processor, cores, instructions that code is compiled for, memory."""
-    import llvmlite.binding as llvm  # type: ignore[import-untyped]
+    import llvmlite.binding as llvm
     import numba
     import psutil
 

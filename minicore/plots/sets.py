@@ -412,7 +412,7 @@ def project(x: Array, method: str = "pca", seed: int = 0) -> Array:  # (n, d) ->
 
         return TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="random", random_state=seed).fit_transform(x)
     try:
-        from umap import UMAP  # type: ignore[import-not-found]
+        from umap import UMAP
     except ImportError:
         raise InputError(
             "method umap needs umap-learn: pip install umap-learn, or take pca or tsne"
