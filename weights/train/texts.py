@@ -6,11 +6,29 @@ python weights/train/texts.py --model weights/minicore-opt-core
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import minicore as mc
 
 PROMPTS = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+
+
+def entry(seed: int, prompt: str, dense: str, core: str) -> str:
+    """Return a numbered Markdown item with the prompt in bold and both continuations, wrapped at 100."""
+    indent = " " * len(f"{seed}. ")
+    paragraphs = [(f"{seed}. ", f"**{prompt}**"), (indent + "- ", f"dense: {dense}")]
+    return "\n".join(
+        textwrap.fill(
+            text.replace("\n", "<br>"),
+            100,
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for start, text in [*paragraphs, (indent + "- ", f"core: {core}")]
+    )
 
 
 def main() -> None:
@@ -24,7 +42,6 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=0.95)
     args = parser.parse_args()
     model = mc.load(args.model)
-    print(f"| seed | prompt | dense | core at {args.beta} |\n| --- | --- | --- | --- |")
     for seed, line in enumerate(PROMPTS, 1):
         prompt = line.replace("\\n", "\n")
         options = {
@@ -35,11 +52,7 @@ def main() -> None:
         }
         dense = model.generate(prompt, predictor="dense", **options).text
         core = model.generate(prompt, predictor="stability", beta=args.beta, **options).text
-        cells = [
-            str(seed),
-            *(text.strip().replace("|", "\\|").replace("\n", "<br>") for text in (prompt, dense, core)),
-        ]
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print(entry(seed, *(text.strip() for text in (prompt, dense, core))), flush=True)
 
 
 if __name__ == "__main__":
