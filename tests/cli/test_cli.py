@@ -19,21 +19,10 @@ from minicore.cli import commands, report
 from minicore.errors import InputError
 from minicore.evaluation.statistics import agreement
 from minicore.formatting import format_bytes
-from tests.helpers import GOLDEN
+from tests.helpers import GOLDEN, run_minicore
 
 CHECKPOINT = GOLDEN / "llama-chat"
 PROMPT = "a bird sang"
-
-
-def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    code = cli.main([str(arg) for arg in argv])
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def in_process(*argv: object, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "minicore", *(str(arg) for arg in argv)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +33,8 @@ def model() -> minicore.Model:
 # --- generate ---
 
 
-def test_text_goes_to_stdout_and_the_summary_to_stderr(capsys, model):
-    code, out, err = run(capsys, "generate", PROMPT, "-m", CHECKPOINT, "-n", 12)
+def test_text_goes_to_stdout_and_the_summary_to_stderr(run_cli, model):
+    code, out, err = run_cli("generate", PROMPT, "-m", CHECKPOINT, "-n", 12)
     assert code == 0
     assert out.rstrip("\n") == model.generate(PROMPT, max_new_tokens=12).text.rstrip("\n")
     assert out.endswith("\n")
@@ -55,9 +44,9 @@ def test_text_goes_to_stdout_and_the_summary_to_stderr(capsys, model):
 @pytest.mark.parametrize(
     "options", [{}, {"predictor": "stability", "alpha": 0.5, "beta": 0.25, "layers": "0:1"}]
 )
-def test_json_is_one_object_with_the_promised_keys(capsys, model, options):
+def test_json_is_one_object_with_the_promised_keys(run_cli, model, options):
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-    code, out, err = run(capsys, "generate", PROMPT, "-m", CHECKPOINT, "-n", 12, "--json", *flags)
+    code, out, err = run_cli("generate", PROMPT, "-m", CHECKPOINT, "-n", 12, "--json", *flags)
     assert code == 0
     printed = json.loads(out)
     assert list(printed)[: len(cli.JSON_KEYS)] == list(cli.JSON_KEYS)
@@ -70,39 +59,39 @@ def test_json_is_one_object_with_the_promised_keys(capsys, model, options):
     assert printed["weights_bytes"] == model.weights_bytes
 
 
-def test_sampling_options_reach_the_library(capsys, model):
+def test_sampling_options_reach_the_library(run_cli, model):
     options = {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "seed": 7, "stop": ["e"]}
     flags = ["--temperature", 1.5, "--top-k", 40, "--top-p", 0.9, "--seed", 7, "--stop", "e"]
-    _, out, _ = run(capsys, "generate", PROMPT, "-m", CHECKPOINT, "-n", 20, "--json", *flags)
+    _, out, _ = run_cli("generate", PROMPT, "-m", CHECKPOINT, "-n", 20, "--json", *flags)
     assert json.loads(out)["token_ids"] == model.generate(PROMPT, max_new_tokens=20, **options).token_ids
 
 
-def test_chat_wraps_the_prompt(capsys, model):
-    _, out, _ = run(capsys, "generate", PROMPT, "-m", CHECKPOINT, "-n", 1, "--json", "--chat")
+def test_chat_wraps_the_prompt(run_cli, model):
+    _, out, _ = run_cli("generate", PROMPT, "-m", CHECKPOINT, "-n", 1, "--json", "--chat")
     assert json.loads(out)["prompt_tokens"] == len(model.tokenizer.chat(PROMPT))
 
 
 def test_dash_reads_standard_input(model):
-    done = in_process("generate", "-", "-m", CHECKPOINT, "-n", 6, "--json", input=f"{PROMPT}\n")
+    done = run_minicore("generate", "-", "-m", CHECKPOINT, "-n", 6, "--json", input=f"{PROMPT}\n")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["token_ids"] == model.generate(PROMPT, max_new_tokens=6).token_ids
 
 
-def test_nothing_to_generate_prints_nothing(capsys):
-    code, out, _ = run(capsys, "generate", PROMPT, "-m", CHECKPOINT, "-n", 0)
+def test_nothing_to_generate_prints_nothing(run_cli):
+    code, out, _ = run_cli("generate", PROMPT, "-m", CHECKPOINT, "-n", 0)
     assert (code, out) == (0, "")
 
 
 def test_compilation_is_announced_by_the_first_run_alone(tmp_path):
     # NUMBA_OPT: what is compiled for this test alone need not be fast
     env = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "1", "PATH": "/usr/bin:/bin"}
-    runs = [in_process("generate", PROMPT, "-m", CHECKPOINT, "-n", 2, env=env) for _ in range(2)]
+    runs = [run_minicore("generate", PROMPT, "-m", CHECKPOINT, "-n", 2, env=env) for _ in range(2)]
     assert [done.returncode for done in runs] == [0, 0], runs
     assert ["compiling" in done.stderr for done in runs] == [True, False]
     assert runs[0].stdout == runs[1].stdout
 
 
-def test_ctrl_c_keeps_what_was_printed(capsys, monkeypatch, model):
+def test_ctrl_c_keeps_what_was_printed(run_cli, monkeypatch, model):
     """The interrupt falls on the fourth piece; three are on stdout, the summary on stderr."""
     whole = model.generate(PROMPT, max_new_tokens=40)
     pushed = []
@@ -115,7 +104,7 @@ def test_ctrl_c_keeps_what_was_printed(capsys, monkeypatch, model):
         printer(piece)
 
     monkeypatch.setattr(commands, "print_piece", interrupt_on_the_fourth)
-    code, out, err = run(capsys, "generate", PROMPT, "-m", CHECKPOINT, "-n", 40)
+    code, out, err = run_cli("generate", PROMPT, "-m", CHECKPOINT, "-n", 40)
     assert code == 130
     assert out.startswith("".join(pushed)) and whole.text.startswith(out.rstrip("\n"))
     assert "interrupted" in err.splitlines()[-1] and "prefill" in err.splitlines()[-1]
@@ -208,44 +197,44 @@ def assert_one_sentence(code: int, out: str, err: str, named: str) -> None:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_options(capsys, case):
+def test_bad_options(run_cli, case):
     options, named = BAD[case]
     given = [] if "-m" in options else ["-m", CHECKPOINT]
     core = [] if "--predictor" in options else ["--predictor", "stability"]
-    assert_one_sentence(*run(capsys, "generate", PROMPT, *given, *core, *options), named)
+    assert_one_sentence(*run_cli("generate", PROMPT, *given, *core, *options), named)
 
 
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.parametrize("command", [("generate", PROMPT, "-m"), ("compare", PROMPT, "-m"), ("info",)])
-def test_bad_checkpoints(capsys, tmp_path, command, how):
+def test_bad_checkpoints(run_cli, tmp_path, command, how):
     path = broken(tmp_path, how)
-    assert_one_sentence(*run(capsys, *command, path), str(path))
+    assert_one_sentence(*run_cli(*command, path), str(path))
 
 
-def test_directory_that_is_empty(capsys, tmp_path):
-    assert_one_sentence(*run(capsys, "generate", PROMPT, "-m", tmp_path), str(tmp_path))
+def test_directory_that_is_empty(run_cli, tmp_path):
+    assert_one_sentence(*run_cli("generate", PROMPT, "-m", tmp_path), str(tmp_path))
 
 
 @pytest.mark.parametrize("command", ["generate", "compare"])
 @pytest.mark.parametrize(("prompt", "named"), [("", "prompt"), ("bird " * 5000, "context")])
-def test_bad_prompts(capsys, command, prompt, named):
-    assert_one_sentence(*run(capsys, command, prompt, "-m", CHECKPOINT), named)
+def test_bad_prompts(run_cli, command, prompt, named):
+    assert_one_sentence(*run_cli(command, prompt, "-m", CHECKPOINT), named)
 
 
 def test_a_prompt_that_is_no_text():
-    done = in_process(
+    done = run_minicore(
         "generate", "-", "-m", CHECKPOINT, input="\udcff", encoding="utf-8", errors="surrogateescape"
     )
     assert_one_sentence(done.returncode, done.stdout, done.stderr, "standard input")
 
 
 @pytest.mark.parametrize("argv", [[], ["generat"], ["generate"], ["pull"], ["info", "a", "b"], ["--wings"]])
-def test_bad_command_lines(capsys, argv):
-    assert_one_sentence(*run(capsys, *argv), "--help")
+def test_bad_command_lines(run_cli, argv):
+    assert_one_sentence(*run_cli(*argv), "--help")
 
 
-def test_pull_of_an_unknown_name(capsys):
-    assert_one_sentence(*run(capsys, "pull", "smollm2-135n"), "smollm2-135m")
+def test_pull_of_an_unknown_name(run_cli):
+    assert_one_sentence(*run_cli("pull", "smollm2-135n"), "smollm2-135m")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -259,8 +248,8 @@ def test_a_full_disk_is_one_sentence():
 # --- compare ---
 
 
-def test_compare_shows_both(capsys, model):
-    code, out, _ = run(capsys, "compare", PROMPT, "-m", CHECKPOINT, "-n", 16, "--beta", 0.3)
+def test_compare_shows_both(run_cli, model):
+    code, out, _ = run_cli("compare", PROMPT, "-m", CHECKPOINT, "-n", 16, "--beta", 0.3)
     assert code == 0
     assert model.generate(PROMPT, max_new_tokens=16).text in out
     assert model.generate(PROMPT, max_new_tokens=16, predictor="stability", beta=0.3).text in out
@@ -268,8 +257,8 @@ def test_compare_shows_both(capsys, model):
         assert word in out
 
 
-def test_compare_json(capsys, model):
-    _, out, _ = run(capsys, "compare", PROMPT, "-m", CHECKPOINT, "-n", 16, "--beta", 0.3, "--json")
+def test_compare_json(run_cli, model):
+    _, out, _ = run_cli("compare", PROMPT, "-m", CHECKPOINT, "-n", 16, "--beta", 0.3, "--json")
     printed = json.loads(out)
     assert printed["dense"]["core_fraction"] == 1 > printed["core"]["core_fraction"]
     assert printed["core"]["bytes_per_token"] < printed["dense"]["bytes_per_token"]
@@ -312,8 +301,8 @@ def test_narrow_output_is_stacked(width):
 # --- info, pull, help ---
 
 
-def test_info_adds_up(capsys, model):
-    code, out, _ = run(capsys, "info", CHECKPOINT, "--json")
+def test_info_adds_up(run_cli, model):
+    code, out, _ = run_cli("info", CHECKPOINT, "--json")
     printed = json.loads(out)
     assert code == 0
     assert sum(printed["bytes"].values()) == model.weights_bytes
@@ -323,8 +312,8 @@ def test_info_adds_up(capsys, model):
     assert printed["source"] == str(CHECKPOINT)
 
 
-def test_info_for_people(capsys, model):
-    _, out, _ = run(capsys, "info", CHECKPOINT)
+def test_info_for_people(run_cli, model):
+    _, out, _ = run_cli("info", CHECKPOINT)
     for part in (
         "embedding",
         "attention",
@@ -337,12 +326,12 @@ def test_info_for_people(capsys, model):
         assert part in out
 
 
-def test_info_without_a_model_lists_names(capsys, monkeypatch, tmp_path):
+def test_info_without_a_model_lists_names(run_cli, monkeypatch, tmp_path):
     monkeypatch.setenv("MINICORE_HOME", str(tmp_path))
-    code, out, _ = run(capsys, "info")
+    code, out, _ = run_cli("info")
     assert code == 0
     assert "smollm2-135m" in out and "minicore pull smollm2-135m" in out
-    _, out, _ = run(capsys, "info", "--json")
+    _, out, _ = run_cli("info", "--json")
     assert json.loads(out)["smollm2-135m"] is None
 
 

@@ -355,7 +355,7 @@ def test_the_simulator_runs_the_tests_above():
     if importlib.util.find_spec("numba_cuda") is None:
         pytest.skip("numba-cuda is not installed")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "cuda", "-p", "no:cacheprovider", __file__],
         env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0 and "passed" in run.stdout, run.stdout[-4000:] + run.stderr[-2000:]

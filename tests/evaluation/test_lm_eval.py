@@ -6,7 +6,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what the harness and its de
 import minicore as mc  # noqa: E402
 from minicore import ops  # noqa: E402
 from minicore.errors import InputError  # noqa: E402
-from tests.helpers import GOLDEN, ROOT  # noqa: E402
+from tests.helpers import GOLDEN, run_python  # noqa: E402
 
 TASKS = {
     "birds_choice": """
@@ -76,11 +75,11 @@ def tasks(tmp_path_factory) -> Path:
 
 def harness(tasks: Path, out: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     """Run the harness's command line offline."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     env |= {"HF_HOME": str(out / "hf"), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "minicore.lm_eval", "--include_path", str(tasks)]
+    command = ["-m", "minicore.lm_eval", "--include_path", tasks]
     command += ["--tasks", ",".join(TASKS), "--output_path", str(out / "out.json"), "--log_samples", *argv]
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    return run_python(*command, env=env)
 
 
 def results(out: Path) -> dict:

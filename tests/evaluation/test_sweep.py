@@ -18,7 +18,7 @@ import pytest
 from minicore.backends.cpu.threads import default_threads
 from minicore.errors import InputError
 from minicore.evaluation.sweep import ATTEMPTS, Journal, Where, WorkerDied, borrow, share, sweep
-from tests.helpers import GOLDEN, ROOT
+from tests.helpers import GOLDEN, run_python
 
 
 def square(n: int) -> int:
@@ -95,12 +95,7 @@ def test_nothing_is_left_behind(tmp_path):
     """No process, and none of the semaphores that Python complains of when it ends."""
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.replace("10_000", "4"))
-    done = subprocess.run(
-        [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path / "rows.jsonl")],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(script, tmp_path / "rows.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -252,12 +247,11 @@ def test_a_journal_of_another_study_or_no_journal_is_refused(tmp_path):
 
 
 DRIVER = """
-import sys, time
+import sys
 from minicore.evaluation.sweep import Journal, Where, sweep
-sys.path.insert(0, sys.argv[1])
-from test_sweep import process
+from tests.evaluation.test_sweep import process
 if __name__ == "__main__":
-    journal = Journal(sys.argv[2], {})
+    journal = Journal(sys.argv[1], {})
     for i, pid in sweep(process, range(10_000), Where(2)):
         journal.add([{"i": i, "pid": pid}])
 """
@@ -266,11 +260,7 @@ if __name__ == "__main__":
 def test_workers_end_with_a_driver_that_is_killed(tmp_path):
     script, path = tmp_path / "driver.py", tmp_path / "rows.jsonl"
     script.write_text(DRIVER)
-    root = str(ROOT)
-    driver = subprocess.Popen(
-        [sys.executable, str(script), str(Path(__file__).parent), str(path)],
-        env=os.environ | {"PYTHONPATH": root},
-    )
+    driver = subprocess.Popen([sys.executable, str(script), str(path)])
     try:
         wait_until(lambda: len(workers_of(path)) == 2)
     finally:

@@ -15,11 +15,10 @@ from minicore.backends import make_decoder
 from minicore.backends.cuda import availability as gpu
 from minicore.model import KVCache, forward, prefill
 from tests.helpers import GOLDEN
-from tests.helpers.marks import ON_GPU
 
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
-BACKENDS = ["numpy", "cpu", pytest.param("cuda", marks=ON_GPU)]
+BACKENDS = ["numpy", "cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 _models: dict[str, mc.Model] = {}
 

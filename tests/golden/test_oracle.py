@@ -16,7 +16,6 @@ from minicore.backends import make_decoder, reader
 from minicore.core.neurons import core_from_scores, sentence_core, token_core
 from minicore.model import prefill
 from tests.helpers import SHARED
-from tests.helpers.marks import ON_GPU
 
 Array = np.ndarray
 
@@ -26,9 +25,7 @@ ALPHA, BETAS = 0.4, (0.2, 0.4)
 NEAR = 1e-5  # of a token's cut: closer than this, rounding decides on which side an activation falls
 HANDFUL = 10  # of the neurons of all prompts, layers and betas (165,780) that may hang on that
 
-needs_oracle = pytest.mark.skipif(
-    not ORACLE.exists(), reason="the recorded outputs are not beside the checkout"
-)
+needs_oracle = pytest.mark.shared("oracle/smollm2")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +151,7 @@ def test_logits_and_activations(model, name, record_property):
     [
         *((name, "cpu") for name in NAMES),
         *(("capital", "numpy"), ("chat", "numpy")),
-        *(pytest.param(name, "cuda", marks=ON_GPU) for name in NAMES),
+        *(pytest.param(name, "cuda", marks=pytest.mark.cuda) for name in NAMES),
     ],
 )
 def test_greedy_ids(model, name, backend):
@@ -172,7 +169,7 @@ def test_greedy_ids(model, name, backend):
 
 
 @needs_oracle
-@pytest.mark.parametrize("name", [pytest.param(name, marks=ON_GPU) for name in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.cuda) for name in NAMES])
 def test_logits_on_a_gpu(model, name):
     prompt, theirs = prompt_of(name), arrays_of(name)
     caches = [model.new_cache(len(prompt["ids"]) + 1) for _ in range(2)]

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import minicore
-from tests.helpers import ROOT
+from tests.helpers import ROOT, run_python
 
 # Each costs more than the whole start-up budget, or belongs to an extra.
 HEAVY = ("numba", "matplotlib", "torch", "tqdm", "jinja2", "gguf", "sklearn", "scipy", "huggingface_hub")
@@ -19,7 +19,7 @@ HEAVY = ("numba", "matplotlib", "torch", "tqdm", "jinja2", "gguf", "sklearn", "s
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # idle threads spin: seconds nobody waits for
-    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, env=environment)
+    done = run_python(*args, env=environment)
     assert done.returncode == 0, done.stderr
     return done
 

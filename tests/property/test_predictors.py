@@ -199,12 +199,10 @@ def test_coreinfer_code_is_its_definition(a, alpha):
     assert recorder.scores()[0].tolist() == counts
 
 
+@pytest.mark.shared("oracle/coreinfer_code_64.npz")
 def test_coreinfer_code_is_what_the_authors_code_does(smollm2_path):
-    oracle = SHARED / "oracle" / "coreinfer_code_64.npz"
-    if not oracle.exists():
-        pytest.skip("the authors' sets are not beside this checkout (../shared/oracle)")
     model = mc.load(smollm2_path)
-    with np.load(oracle) as theirs:
+    with np.load(SHARED / "oracle" / "coreinfer_code_64.npz") as theirs:
         recorder = make_recorder(model, "coreinfer-code", 0.2, 0.4, "6:27")
         record(model, theirs["ids"].tolist(), recorder, KVCache(model.config, 64))
         ours, scores = recorder.core(), recorder.scores()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from minicore.checkpoint import names, read, tensors
 from minicore.errors import InputError
 from tests.helpers import checkpoints as make
+from tests.helpers import run_python
 
 
 @pytest.fixture(params=[100, tensors.CHUNK], ids=["small-chunks", "chunks"])
@@ -411,8 +411,7 @@ def assert_little_memory(path: Path, dtype: str) -> None:
     """The issue's bound, on the whole process: 1.15 times the weights and 150 MB."""
     if not Path("/proc/self/status").exists():
         pytest.skip("the peak of resident memory is read from /proc/self/status, which is not there")
-    command = [sys.executable, "-c", MEASURE, str(path), dtype]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = run_python("-c", MEASURE, path, dtype, check=True)
     weights, peak = map(int, done.stdout.split())
     assert weights > 2e8, "too small to say anything"
     assert peak <= 1.15 * weights + 150e6, f"peak {peak / 1e6:.0f} MB for {weights / 1e6:.0f} MB of weights"

@@ -1,8 +1,6 @@
 """Packed directories: what is saved comes back, mapped; decoding within a limit of memory."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 
 import minicore as mc
 from minicore import cli
-from tests.helpers import GOLDEN
+from tests.helpers import GOLDEN, run_python
 
 DTYPES = ["float32", "bfloat16", "int8", "int4"]
 
@@ -165,9 +163,8 @@ def test_only_the_core_rows_stay_resident(tmp_path):
     small.save(tmp_path / "wide")
     ffn = sum(w.nbytes for name, w in small.params.items() if ".mlp." in name)
     assert ffn > 2e8
-    run = [sys.executable, "-c", MEASURE, str(tmp_path / "wide")]
     for _ in range(2):  # the first may compile kernels, which takes memory of its own
-        done = subprocess.run([*run, "1e12"], capture_output=True, text=True, check=True)
+        done = run_python("-c", MEASURE, tmp_path / "wide", "1e12", check=True)
     resident, weights, fraction = map(float, done.stdout.split())
     assert fraction < 0.21
     assert resident < weights - ffn + 0.25 * ffn + 250e6  # the rest is Python, Numba and BLAS

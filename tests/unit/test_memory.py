@@ -1,12 +1,9 @@
 """What a decoding process holds besides weights and kv cache, and what is given back to get there."""
 
-import subprocess
-import sys
-
 import pytest
 
 from minicore.backends.cpu import memory
-from tests.helpers import GOLDEN
+from tests.helpers import GOLDEN, run_python
 
 SMAPS = """\
 7f0000000000-7f0000004000 r-xp 00000000 fe:00 12 /lib/libllvmlite.so
@@ -48,16 +45,15 @@ more.generate([1, 2, 3], max_new_tokens=4, predictor="dense")
 @pytest.mark.skipif(not memory.MAPS.exists(), reason="resident memory is measured on Linux")
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_all_that_is_not_weights_or_cache_is_less_than_150_mb(dtype):
-    run = [sys.executable, "-c", MEASURE, str(GOLDEN / "llama-gqa"), dtype]
     for _ in range(2):  # the first may compile kernels, which takes memory of its own
-        done = subprocess.run(run, capture_output=True, text=True, check=True)
+        done = run_python("-c", MEASURE, GOLDEN / "llama-gqa", dtype, check=True)
     assert float(done.stdout) <= 150e6
 
 
 REUSE = """
 import resource, numpy as np
 from minicore.backends.cpu.memory import keep_freed
-from tests.helpers import GOLDEN
+from tests.helpers import GOLDEN, run_python
 keep_freed()
 for round in range(60):
     if round == 10:
@@ -70,5 +66,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not memory.MAPS.exists(), reason="page faults are counted on Linux")
 def test_arrays_that_are_freed_are_used_again_without_asking_for_pages():
-    done = subprocess.run([sys.executable, "-c", REUSE], capture_output=True, text=True, check=True)
+    done = run_python("-c", REUSE, check=True)
     assert int(done.stdout) < 1000  # of 50 times 5 times 256 pages

@@ -3,7 +3,6 @@
 `python -m tests.unit.test_plots` draws tests/plots_baseline again; look at them before committing.
 """
 
-import subprocess
 import sys
 
 import matplotlib
@@ -23,7 +22,7 @@ from minicore.plots import axes as shared  # noqa: E402
 from minicore.plots.activations import grid_shape  # noqa: E402
 from minicore.plots.sets import pca  # noqa: E402
 from minicore.plots.text import around, columns  # noqa: E402
-from tests.helpers import GOLDEN, TESTS
+from tests.helpers import GOLDEN, TESTS, run_python
 
 BASELINE = TESTS / "plots_baseline"
 BLUR = 6  # pixels: letters fall a pixel aside with another matplotlib or FreeType
@@ -311,7 +310,7 @@ def test_zero_is_the_background_and_maps_grow_away_from_it():
 
 def test_nothing_of_matplotlib_comes_with_minicore():
     code = "import minicore, sys; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python("-c", code, check=True)
 
 
 def test_no_window_manager_knows_the_figure_where_pyplot_is_not_in_use(tmp_path):
@@ -320,7 +319,7 @@ def test_no_window_manager_knows_the_figure_where_pyplot_is_not_in_use(tmp_path)
         "import sys; from minicore import plots; ax = plots.bars({'a': [1.0]}, ['x']); "
         f"plots.save(ax, {str(tmp_path / 'a.svg')!r}); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    run_python("-W", "error", "-c", code, check=True)
     assert (tmp_path / "a.svg").stat().st_size > 1000
     assert plots.bars({"a": [1.0]}, ["x"]).figure.number in plt.get_fignums()
 

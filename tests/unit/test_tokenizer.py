@@ -477,7 +477,7 @@ def test_smollm2_loses_nothing(smollm2, text):
     assert "".join(pieces_of(smollm2, smollm2.encode(text))) == text
 
 
-@pytest.mark.skipif(not ORACLE.exists(), reason="the oracle's prompts are not beside the checkout")
+@pytest.mark.shared("oracle/smollm2")
 def test_smollm2_prompts_equal_transformers(smollm2):
     prompts = json.loads((ORACLE / "prompts.json").read_text(encoding="utf-8"))
     for prompt in prompts:
