@@ -23,8 +23,7 @@ from minicore.checkpoint.tensors import DTYPES
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
-from minicore.quantization import FORMATS as PACKED
-from minicore.quantization import in_steps
+from minicore.quantization import FORMATS, quantize_int8
 from minicore.tokenizer import Tokenizer, from_source
 
 if TYPE_CHECKING:
@@ -46,8 +45,8 @@ class KVCache:
         float32, or bfloat16, to which they are rounded as they are written; of an int8 cache a copy in
         float32. Head-major, so that a head's keys are one contiguous block.
     dtype : str
-        ``float32``, ``bfloat16``, or ``int8``: each key and value of a head in whole steps of a size of its
-        own (:func:`minicore.quantization.in_steps`).
+        ``float32``, ``bfloat16``, or ``int8``: each key and value of a head is int8 codes with a scale of its
+        own (:func:`minicore.quantization.quantize_int8`).
     length : int
         Positions filled.
 
@@ -150,7 +149,7 @@ class KVCache:
         for which, new in enumerate((k.transpose(1, 0, 2), v.transpose(1, 0, 2))):
             at = held[which][layer, :, self.length : end]
             if self.dtype == "int8":
-                at[:], scales[layer, which, :, self.length : end, None] = in_steps(new)
+                at[:], scales[layer, which, :, self.length : end, None] = quantize_int8(new)
             else:
                 at[:] = new
         return self._meant(0, layer, end), self._meant(1, layer, end)
@@ -275,7 +274,7 @@ class Model:
         >>> model.new_cache(16).capacity, model.new_cache(16).length
         (16, 0)
         """
-        return KVCache(self.config, capacity, "int8" if self.dtype in PACKED else self.dtype)
+        return KVCache(self.config, capacity, "int8" if self.dtype in FORMATS else self.dtype)
 
     def check_ids(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> int64 (n,)
         """Return ids as an array; raise InputError unless they are a non-empty list of the vocabulary.
@@ -616,10 +615,10 @@ def hidden_states(model: Model, ids: Array, cache: KVCache, tap: Tap) -> Array: 
 
 def embed(model: Model, ids: Array, positions: Array, tap: Tap) -> Array:  # (n,), (n,) -> (n, d_model)
     """Look up the tokens' rows, plus the positions' where these are learned."""
-    x = model.ops.f32(model.params["embed"][ids])
+    x = model.ops.to_float32(model.params["embed"][ids])
     tap("hook_embed", x)
     if model.config.positions == "learned":
-        at = model.ops.f32(model.params["pos_embed"][positions + model.config.position_offset])
+        at = model.ops.to_float32(model.params["pos_embed"][positions + model.config.position_offset])
         tap("hook_pos_embed", at)
         x = x + at
     return x
@@ -668,9 +667,9 @@ def attention(model: Model, layer: int, x: Array, positions: Array, cache: KVCac
         tap(at + "hook_rot_q", q)
         tap(at + "hook_rot_k", k)
     if cache.dtype == "int8":  # scores are products in integers
-        q = ops.rounded(q.reshape(len(x), -1), cfg.d_head).reshape(q.shape)
+        q = ops.fake_quantize(q.reshape(len(x), -1), cfg.d_head).reshape(q.shape)
     keys, values = cache.append(layer, k, v)
-    keys, values = ops.f32(keys), ops.f32(values)
+    keys, values = ops.to_float32(keys), ops.to_float32(values)
     if watches(tap, at + "hook_attn_scores") or watches(tap, at + "hook_pattern"):
         scores, pattern = ops.attention_pattern(q, keys)
         tap(at + "hook_attn_scores", scores)

@@ -11,42 +11,32 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from minicore.config import ModelConfig
-from minicore.quantization import GROUP, Packed, round_input
+from minicore.quantization import GROUP, QuantizedMatrix
+from minicore.quantization import fake_quantize as fake_quantize  # for callers of this module, too
 
 Array = np.ndarray
 
 TILE = 1 << 20  # numbers that are widened at a time: 4 MB, which caches hold
 
 
-def f32(w: Array | Packed) -> Array:  # any shape -> the same
-    """Return ``w`` as float32: itself, or the exact widening of bfloat16 or of a packed matrix.
+def to_float32(w: Array | QuantizedMatrix) -> Array:  # any shape -> the same
+    """Return ``w`` as float32: itself, or the exact float32 value of bfloat16 or quantized weights.
 
     Examples
     --------
     >>> import ml_dtypes
-    >>> f32(np.array([1.5, -2], ml_dtypes.bfloat16))
+    >>> to_float32(np.array([1.5, -2], ml_dtypes.bfloat16))
     array([ 1.5, -2. ], dtype=float32)
     """
-    if isinstance(w, Packed):
-        return w.astype(np.float32)
+    if isinstance(w, QuantizedMatrix):
+        return w.dequantize()
     if w.dtype == np.float32:
         return w
     # a bfloat16 is the upper half of a float32: shifting is faster than the general cast
     return np.left_shift(w.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
 
 
-def rounded(x: Array, size: int) -> Array:  # (n, d) -> (n, d)
-    """Return what products in integers see of x: whole steps, one for so many numbers at a time.
-
-    Examples
-    --------
-    >>> rounded(np.float32([[1, 0.5, 127]]), 3)
-    array([[  1.,   0., 127.]], dtype=float32)
-    """
-    return round_input(x, size)
-
-
-def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
+def linear(x: Array, w: Array | QuantizedMatrix, b: Array | None = None) -> Array:
     # (n, d_in), (d_out, d_in) -> (n, d_out)
     """Return ``x @ w.T + b``; x is rounded first where w is in a format whose products are integers.
 
@@ -56,12 +46,12 @@ def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
     >>> linear(x, w)
     array([[11., 17.,  2.]], dtype=float32)
     """
-    x = x if isinstance(w, np.ndarray) else rounded(x, GROUP)
-    y = np.concatenate([x @ f32(w[rows]).T for rows in tiles(w, 0, len(w))], axis=1)
+    x = x if isinstance(w, np.ndarray) else fake_quantize(x, GROUP)
+    y = np.concatenate([x @ to_float32(w[rows]).T for rows in tiles(w, 0, len(w))], axis=1)
     return y if b is None else y + b
 
 
-def linears(x: Array, weights: Sequence[tuple[Array | Packed, Array | None]]) -> list[Array]:
+def linears(x: Array, weights: Sequence[tuple[Array | QuantizedMatrix, Array | None]]) -> list[Array]:
     # (n, d_in), (d_out, d_in) and (d_out,) each -> (n, d_out) each
     """Return :func:`linear` of one x with several matrices.
 
@@ -74,7 +64,7 @@ def linears(x: Array, weights: Sequence[tuple[Array | Packed, Array | None]]) ->
     return [linear(x, w, b) for w, b in weights]
 
 
-def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n, d)
+def weighted_rows(a: Array, w: Array | QuantizedMatrix) -> Array:  # (n, m), (m, d) -> (n, d)
     """Return ``a @ w``: the sum of w's rows, each times its weight.
 
     Examples
@@ -83,20 +73,20 @@ def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n
     array([[2., 5.]], dtype=float32)
     """
     first, *rest = tiles(w, 0, len(w))
-    y = a[:, first] @ f32(w[first])
+    y = a[:, first] @ to_float32(w[first])
     for rows in rest:
-        y += a[:, rows] @ f32(w[rows])
+        y += a[:, rows] @ to_float32(w[rows])
     return y
 
 
-def tiles(w: Array | Packed, first: int, last: int) -> Iterator[slice]:
+def tiles(w: Array | QuantizedMatrix, first: int, last: int) -> Iterator[slice]:
     """Yield rows first to last of float32 at once, else few at a time, so that no second copy is made.
 
     Examples
     --------
     >>> import ml_dtypes
     >>> w = np.empty((5, 500_000), ml_dtypes.bfloat16)
-    >>> list(tiles(w, 1, 5)), list(tiles(f32(w), 1, 5))
+    >>> list(tiles(w, 1, 5)), list(tiles(to_float32(w), 1, 5))
     ([slice(1, 3, None), slice(3, 5, None)], [slice(1, 5, None)])
     """
     n, d = last - first, w.shape[1]

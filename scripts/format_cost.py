@@ -20,18 +20,18 @@ from minicore import ops
 from minicore.backends import reader
 from minicore.evaluation.texts import passages
 from minicore.model import KVCache, Model, forward, prefill
-from minicore.quantization import round_input
+from minicore.quantization import fake_quantize
 
 Array = np.ndarray
 N = 256
 
 
 def plain_inputs(x: Array, w: Array, b: Array | None = None) -> Array:
-    return ops.linear(x, ops.f32(w), b)
+    return ops.linear(x, ops.to_float32(w), b)
 
 
 def rounded_inputs(x: Array, w: Array, b: Array | None = None) -> Array:
-    return ops.linear(round_input(x), w, b)
+    return ops.linear(fake_quantize(x), w, b)
 
 
 # what is measured: weights' dtype, products if not those of the format, the cache's dtype

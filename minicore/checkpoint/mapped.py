@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from minicore.checkpoint import safetensors
-from minicore.checkpoint.tensors import DTYPES, PACKED, MappedFile
+from minicore.checkpoint.tensors import DTYPES, MappedFile
 from minicore.config import ModelConfig
 from minicore.errors import InputError
-from minicore.quantization import Packed
+from minicore.quantization import FORMATS, QuantizedMatrix
 
 MODEL_TYPE = "minicore"
 ALIGNMENT = 64  # bytes: vectors of weights begin at cache lines
@@ -57,7 +57,7 @@ def write(
 
     Parameters
     ----------
-    params : dict of str to array or Packed
+    params : dict of str to array or QuantizedMatrix
         Names and shapes of ``config.shapes()``, matrices in ``dtype``.
     tokenizer : str or None
         The text of tokenizer.json.
@@ -105,12 +105,17 @@ def write(
 
 def _write_tensors(path: Path, params: dict[str, Any]) -> None:
     """Write a safetensors file whose tensors begin at aligned bytes: what is not a whole line comes last."""
-    raw = {name: w.data if isinstance(w, Packed) else np.ascontiguousarray(w) for name, w in params.items()}
-    order = sorted(raw, key=lambda name: (raw[name].nbytes % ALIGNMENT > 0, isinstance(params[name], Packed)))
+    raw = {
+        name: w.data if isinstance(w, QuantizedMatrix) else np.ascontiguousarray(w)
+        for name, w in params.items()
+    }
+    order = sorted(
+        raw, key=lambda name: (raw[name].nbytes % ALIGNMENT > 0, isinstance(params[name], QuantizedMatrix))
+    )
     header, offset = {}, 0
     for name in order:
         w, end = raw[name], offset + raw[name].nbytes
-        kind = "U8" if isinstance(params[name], Packed) else KINDS[str(w.dtype)]
+        kind = "U8" if isinstance(params[name], QuantizedMatrix) else KINDS[str(w.dtype)]
         header[name] = {"dtype": kind, "shape": list(w.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
@@ -154,8 +159,8 @@ def read(directory: Path, values: dict[str, Any]) -> tuple[ModelConfig, str, dic
         config, dtype = ModelConfig(**fields), values["dtype"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is not as `minicore pack` writes it ({error})") from error
-    if dtype not in (*DTYPES, *PACKED):
-        raise InputError(f"{path}: dtype is {dtype!r}, expected one of {', '.join((*DTYPES, *PACKED))}")
+    if dtype not in (*DTYPES, *FORMATS):
+        raise InputError(f"{path}: dtype is {dtype!r}, expected one of {', '.join((*DTYPES, *FORMATS))}")
     file, tensors = safetensors.map_file(directory / "model.safetensors")
     params, spans = {}, {}
     for name, shape in config.shapes().items():
@@ -172,8 +177,8 @@ def read(directory: Path, values: dict[str, Any]) -> tuple[ModelConfig, str, dic
 def _parameter(file: MappedFile, name: str, shape: tuple[int, ...], dtype: str, *tensor: Any) -> Any:
     """Return a parameter as an array or packed matrix over its bytes; refuse what is not as written."""
     kind, stored, raw = tensor
-    if len(shape) > 1 and dtype in PACKED:
-        expected: tuple[Any, ...] = ("U8", (Packed.nbytes_of(dtype, shape),))
+    if len(shape) > 1 and dtype in FORMATS:
+        expected: tuple[Any, ...] = ("U8", (QuantizedMatrix.nbytes_of(dtype, shape),))
     else:
         expected = (KINDS[dtype] if len(shape) > 1 else "F32", shape)
     if (kind, stored) != expected:
@@ -181,5 +186,5 @@ def _parameter(file: MappedFile, name: str, shape: tuple[int, ...], dtype: str, 
             f"{file.path}: tensor {name} is {kind} of shape {stored}, expected {expected[0]} of {expected[1]}"
         )
     if kind == "U8":
-        return Packed(dtype, (shape[0], math.prod(shape[1:])), raw)
+        return QuantizedMatrix(dtype, (shape[0], math.prod(shape[1:])), raw)
     return raw.view(DTYPES[dtype] if len(shape) > 1 else np.float32).reshape(shape)

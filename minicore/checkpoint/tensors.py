@@ -19,7 +19,7 @@ import numpy as np
 from minicore.backends.cpu.memory import keep_freed
 from minicore.config import ModelConfig
 from minicore.errors import InputError, unknown
-from minicore.quantization import FORMATS, Packed
+from minicore.quantization import FORMATS, QuantizedMatrix
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,7 +27,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-PACKED = tuple(FORMATS)
 CHUNK = 1 << 18  # elements a piece: its few copies stay in the CPU's caches, and memory stays flat
 LINE = 64  # bytes of a cache line, at which parameters begin
 READERS = 4  # threads at most: each holds a few copies of a piece
@@ -272,9 +271,9 @@ def load(
 
     empty = _allocate(shapes, dtype)
 
-    def read(name: str) -> Array | Packed:
+    def read(name: str) -> Array | QuantizedMatrix:
         tensor, place, whole = tensors[where[name].name], where[name], empty[name]
-        (_pack if isinstance(whole, Packed) else _fill)(whole, tensor, place, config.d_head)
+        (_quantize if isinstance(whole, QuantizedMatrix) else _fill)(whole, tensor, place, config.d_head)
         return whole
 
     # NumPy lets go of the interpreter while it converts, so threads share the work.
@@ -295,16 +294,16 @@ def load(
 
 def check_dtype(dtype: str) -> None:
     """Raise InputError unless ``dtype`` is one that weights can be held in."""
-    if dtype not in (*DTYPES, *PACKED):
-        raise unknown("dtype", dtype, (*DTYPES, *PACKED))
+    if dtype not in (*DTYPES, *FORMATS):
+        raise unknown("dtype", dtype, (*DTYPES, *FORMATS))
 
 
 def _allocate(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Any]:
     """Return memory for all parameters in one piece: being large it gets huge pages, which decoding likes."""
 
     def n_bytes(shape: tuple[int, ...]) -> int:
-        if len(shape) > 1 and dtype in PACKED:
-            return Packed.nbytes_of(dtype, shape)
+        if len(shape) > 1 and dtype in FORMATS:
+            return QuantizedMatrix.nbytes_of(dtype, shape)
         return math.prod(shape) * (DTYPES[dtype].itemsize if len(shape) > 1 else 4)
 
     sizes = {name: n_bytes(shape) for name, shape in shapes.items()}
@@ -313,25 +312,25 @@ def _allocate(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, An
     at = -memory.ctypes.data % LINE
     for name, shape in shapes.items():
         raw = memory[at : at + sizes[name]]
-        if len(shape) > 1 and dtype in PACKED:
-            params[name] = Packed(dtype, (shape[0], math.prod(shape[1:])), raw)
+        if len(shape) > 1 and dtype in FORMATS:
+            params[name] = QuantizedMatrix(dtype, (shape[0], math.prod(shape[1:])), raw)
         else:
             params[name] = raw.view(DTYPES[dtype] if len(shape) > 1 else np.float32).reshape(shape)
         at += sizes[name] + -sizes[name] % LINE
     return params
 
 
-def _pack(packed: Packed, tensor: Tensor, place: Place, d_head: int) -> None:
-    """Read and round a matrix: piece by piece where the file has its rows in order, else by way of a copy."""
+def _quantize(matrix: QuantizedMatrix, tensor: Tensor, place: Place, d_head: int) -> None:
+    """Quantize a matrix: piece by piece where the file has its rows in order, else from a float32 copy."""
     if place != Place(place.name):
-        whole = np.empty(packed.shape, np.float32)
+        whole = np.empty(matrix.shape, np.float32)
         _fill(whole, tensor, place, d_head)
-        packed.write(0, whole)
+        matrix.write(0, whole)
         return
-    step = max(1, CHUNK // packed.shape[1])
-    for start in range(0, len(packed), step):
-        stop = min(start + step, len(packed))
-        packed.write(start, _checked(tensor, _convert(tensor.rows(start, stop), np.dtype(np.float32))))
+    step = max(1, CHUNK // matrix.shape[1])
+    for start in range(0, len(matrix), step):
+        stop = min(start + step, len(matrix))
+        matrix.write(start, _checked(tensor, _convert(tensor.rows(start, stop), np.dtype(np.float32))))
         tensor.release(start, stop)
 
 

@@ -35,7 +35,7 @@ def row_norms(model: Model, names: Sequence[str]) -> Array:  # -> (n_layers, n_n
     for layer, block in enumerate(model.blocks):
         for name in names:
             if name in block:
-                norms[layer] *= np.sqrt(np.square(ops.f32(block[name]), dtype=np.float64).sum(axis=1))
+                norms[layer] *= np.sqrt(np.square(ops.to_float32(block[name]), dtype=np.float64).sum(axis=1))
     return norms
 
 

@@ -31,14 +31,14 @@ from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE
 from minicore.generation.stream import bytes_per_token
 from minicore.model import Model
-from minicore.quantization import Packed, in_steps, round_input
+from minicore.quantization import QuantizedMatrix, fake_quantize, quantize_int8
 
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
 D = 576  # SmolLM2-135M's width
 THREADS = sorted({1, min(2, os.cpu_count() or 1)})
 
 
-def held(format: str, w: np.ndarray) -> np.ndarray | Packed:
+def held(format: str, w: np.ndarray) -> np.ndarray | QuantizedMatrix:
     """Return a float32 matrix in a format."""
     if format == "float32":
         return w
@@ -46,18 +46,18 @@ def held(format: str, w: np.ndarray) -> np.ndarray | Packed:
         import ml_dtypes
 
         return w.astype(ml_dtypes.bfloat16)
-    return Packed.pack(format, w)
+    return QuantizedMatrix.quantize(format, w)
 
 
 def matrix(seed: int, m: int, d: int = D) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((m, d), np.float32) / np.float32(np.sqrt(d))
 
 
-def address(w: np.ndarray | Packed | None) -> int:
-    return 0 if w is None else (w.data if isinstance(w, Packed) else w).ctypes.data
+def address(w: np.ndarray | QuantizedMatrix | None) -> int:
+    return 0 if w is None else (w.data if isinstance(w, QuantizedMatrix) else w).ctypes.data
 
 
-def like(w: np.ndarray | Packed) -> np.ndarray:
+def like(w: np.ndarray | QuantizedMatrix) -> np.ndarray:
     return stored(w).reshape(-1)[:0]
 
 
@@ -66,7 +66,7 @@ def _prepare(like, d, x):
     prepare(like, d, x)
 
 
-def prepared(w: np.ndarray | Packed, x: np.ndarray) -> np.ndarray:
+def prepared(w: np.ndarray | QuantizedMatrix, x: np.ndarray) -> np.ndarray:
     out = np.zeros(input_size(len(x)), np.float32)
     out[: len(x)] = x
     _prepare(like(w), len(x), out)
@@ -92,9 +92,9 @@ def test_matvec(benchmark, reading, wide, format, way):
     benchmark.group = f"matvec {format}"
     w = held(format, wide)
     x = np.random.default_rng(1).standard_normal(D).astype(np.float32)
-    seen = round_input(x) if isinstance(w, Packed) else x
+    seen = fake_quantize(x) if isinstance(w, QuantizedMatrix) else x
     if way == "numpy":  # on the float32 matrix that the format means, not widened within the time
-        meant = np.asarray(w.astype(np.float32))
+        meant = np.asarray(ops.to_float32(w))
         reading(lambda: meant @ seen, meant.nbytes)
         return
     inputs, y = prepared(w, x), np.empty(len(wide), np.float32)
@@ -103,7 +103,7 @@ def test_matvec(benchmark, reading, wide, format, way):
         step.matvec(like(w), address(w), 0, len(wide), D, 0, len(wide), inputs, y)
 
     call()
-    meant = w.astype(np.float32)
+    meant = ops.to_float32(w)
     exact = meant.astype(np.float64) @ seen.astype(np.float64)
     u, n = 2.0**-24, D + 8
     size = np.abs(meant) + (np.abs(w.scales.astype(np.float32)).max() if format == "int4" else 0)
@@ -122,10 +122,10 @@ def test_ffn(benchmark, reading, format, rows, way):
     m = N_BYTES // 12 // D
     gate, up, out = (held(format, matrix(seed, m)) for seed in (1, 2, 3))
     x = np.random.default_rng(4).standard_normal(D).astype(np.float32)
-    seen = round_input(x) if isinstance(gate, Packed) else x
+    seen = fake_quantize(x) if isinstance(gate, QuantizedMatrix) else x
     ids = np.sort(np.random.default_rng(5).permutation(m)[: int(0.4 * m)]).astype(np.int32)
     chosen_ids = ids if rows == "core" else np.arange(m, dtype=np.int32)
-    meant = [np.asarray(w.astype(np.float32))[chosen_ids] for w in (gate, up, out)]
+    meant = [np.asarray(ops.to_float32(w))[chosen_ids] for w in (gate, up, out)]
     opened = ops.silu(meant[0] @ seen)
     limit = float(np.quantile(np.abs(opened), 0.6)) if rows == "threshold" else -1.0
     kept = np.abs(opened) > limit
@@ -168,8 +168,8 @@ def test_ffn(benchmark, reading, format, rows, way):
 
 
 @nb.njit
-def _arrange(like, d, x, y, steps):
-    attention.arrange(like, d, x, y, steps)
+def _arrange(like, d, x, y, q_scales):
+    attention.arrange(like, d, x, y, q_scales)
 
 
 @pytest.mark.parametrize("way", ["numba", "numpy"])
@@ -183,12 +183,12 @@ def test_attend(benchmark, reading, format, way):
     seen, scales = q, np.empty((2, n_kv_heads, 0), np.float32)
     k, v = (rng.standard_normal((n_kv_heads, n, d), np.float32) for _ in "kv")
     if format == "int8":
-        (k, k_steps), (v, v_steps) = in_steps(k), in_steps(v)
-        seen, scales = ops.rounded(q, d), np.stack([k_steps, v_steps])[..., 0]
-        meant = k * k_steps, v * v_steps
+        (k, k_scales), (v, v_scales) = quantize_int8(k), quantize_int8(v)
+        seen, scales = ops.fake_quantize(q, d), np.stack([k_scales, v_scales])[..., 0]
+        meant = k * k_scales, v * v_scales
     else:
         k, v = held(format, k), held(format, v)
-        meant = ops.f32(k), ops.f32(v)
+        meant = ops.to_float32(k), ops.to_float32(v)
 
     def by_numpy() -> np.ndarray:
         return ops.attend(ops.attention_pattern(seen[None], meant[0])[1], meant[1])[0]
@@ -200,12 +200,12 @@ def test_attend(benchmark, reading, format, way):
     mixed, z = np.empty((1, q.size), np.float32), np.empty(q.size, np.float32)
     top, mass = np.empty((2, 1, n_heads), np.float32)
     scores, arranged = np.empty((n_heads // n_kv_heads, n), np.float32), np.empty_like(scaled)
-    keys, values, steps = stored(k), stored(v), np.empty(n_heads, np.float32)
-    _arrange(keys, d, scaled, arranged, steps)
+    keys, values, q_scales = stored(k), stored(v), np.empty(n_heads, np.float32)
+    _arrange(keys, d, scaled, arranged, q_scales)
 
     def call() -> None:
         attention.attend(
-            arranged, steps, keys, values, scales, 0, n, shape, scores, mixed[0], top[0], mass[0]
+            arranged, q_scales, keys, values, scales, 0, n, shape, scores, mixed[0], top[0], mass[0]
         )
         attention.gather(1, shape, mixed, top, mass, z)
 

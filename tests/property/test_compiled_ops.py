@@ -11,7 +11,7 @@ from minicore import ops
 from minicore.backends import reader
 from minicore.backends.cpu import prefill as compiled
 from minicore.model import KVCache, hook_names, prefill
-from minicore.quantization import Packed, round_input
+from minicore.quantization import QuantizedMatrix, fake_quantize
 from tests.helpers import GOLDEN
 
 SIZES = [(1, 8), (37, 24), (300, 64)]  # the last is shared out over threads
@@ -85,7 +85,7 @@ def test_products_are_those_of_the_reference(dtype, n, m, d, rng):
 
 
 def in_format(dtype, w):
-    return w.astype(ml_dtypes.bfloat16) if dtype == "bfloat16" else Packed.pack(dtype, w)
+    return w.astype(ml_dtypes.bfloat16) if dtype == "bfloat16" else QuantizedMatrix.quantize(dtype, w)
 
 
 @pytest.mark.parametrize("m, d", [(3, 64), (5, 100), (4, 31), (2, 640)])
@@ -93,7 +93,7 @@ def in_format(dtype, w):
 def test_widening_is_exact(dtype, m, d, rng):
     w = in_format(dtype, normal(rng, m, d))
     for rows in (slice(0, m), slice(1, m - 1)):
-        np.testing.assert_array_equal(compiled._widened(w, rows), ops.f32(w[rows]))
+        np.testing.assert_array_equal(compiled._rows_to_float32(w, rows), ops.to_float32(w[rows]))
 
 
 @pytest.mark.parametrize("d, size", [(64, 64), (100, 64), (31, 64), (96, 16), (100, 20)])
@@ -102,7 +102,7 @@ def test_inputs_are_rounded_as_the_reference_rounds_them(d, size, rng):
     x[1], x[2, 5], x[3, 7], x[4, 1] = 0, np.nan, np.inf, -np.inf
     x[5, :16] = np.arange(-8, 8) + 0.5  # halves to even
     x[5, 16:] = 127
-    np.testing.assert_array_equal(compiled.rounded(x, size), round_input(x, size))
+    np.testing.assert_array_equal(compiled.fake_quantize(x, size), fake_quantize(x, size))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
@@ -117,13 +117,13 @@ def test_a_prompt_reads_the_same_tensor_by_tensor(family, dtype):
         into["logits"] = prefill(
             which, ids, cache, lambda name, value, into=into: into.update({name: value.copy()})
         )
-        into |= {"k": ops.f32(cache.k), "v": ops.f32(cache.v)}
+        into |= {"k": ops.to_float32(cache.k), "v": ops.to_float32(cache.v)}
     assert set(hook_names(model.config)) <= set(seen[0])
     cache = new_cache(40)  # a pass that nobody watches computes no matrix of scores
     unwatched = {
         "logits": prefill(reader(model, "cpu"), ids, cache),
-        "k": ops.f32(cache.k),
-        "v": ops.f32(cache.v),
+        "k": ops.to_float32(cache.k),
+        "v": ops.to_float32(cache.v),
     }
     seen[0] |= {f"unwatched {name}": seen[0][name] for name in unwatched}
     seen[1] |= {f"unwatched {name}": value for name, value in unwatched.items()}
@@ -144,6 +144,6 @@ def test_widening_by_tiles_changes_nothing(dtype, tile, monkeypatch, rng):
     w_in, w_out = model.blocks[0]["mlp.w_in"], model.blocks[0]["mlp.w_out"]
     x, a = normal(rng, 5, w_in.shape[1]), normal(rng, 5, w_out.shape[0])
     monkeypatch.setattr(ops, "TILE", tile)
-    seen = x if dtype == "bfloat16" else round_input(x)
-    np.testing.assert_allclose(ops.linear(x, w_in), seen @ ops.f32(w_in).T, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(ops.weighted_rows(a, w_out), a @ ops.f32(w_out), rtol=1e-5, atol=1e-5)
+    seen = x if dtype == "bfloat16" else fake_quantize(x)
+    np.testing.assert_allclose(ops.linear(x, w_in), seen @ ops.to_float32(w_in).T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ops.weighted_rows(a, w_out), a @ ops.to_float32(w_out), rtol=1e-5, atol=1e-5)

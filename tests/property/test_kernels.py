@@ -21,7 +21,7 @@ from minicore.backends.cpu import intrinsics as machine
 from minicore.backends.cpu import rows as formats
 from minicore.backends.cpu import simd as vectors
 from minicore.backends.cpu.rows import stored
-from minicore.quantization import in_steps
+from minicore.quantization import quantize_int8
 from tests.helpers import GOLDEN
 
 DTYPES = [np.float32, ml_dtypes.bfloat16]
@@ -103,7 +103,7 @@ def attention_in(lanes, kind=None):
     """Return the module, with one way to multiply bytes, and its arrange to be called."""
     module = with_registers("attention", lanes)
     module.best_kind = (lambda: kind) if kind else integer.best_kind
-    return module, nb.njit(lambda like, d, x, y, steps: module.arrange(like, d, x, y, steps))
+    return module, nb.njit(lambda like, d, x, y, q_scales: module.arrange(like, d, x, y, q_scales))
 
 
 def attend(q, k, v, shares, lanes=vectors.REGISTER, scales=None, kind=None):
@@ -116,11 +116,13 @@ def attend(q, k, v, shares, lanes=vectors.REGISTER, scales=None, kind=None):
     scores = np.full((n_heads // len(k), n), np.nan, np.float32)
     k, v = stored(k), stored(v)
     scales = np.empty((2, len(k), 0), np.float32) if scales is None else scales
-    arranged, steps = np.full(q.size, np.nan, np.float32), np.full(n_heads, np.nan, np.float32)
-    arrange(k, d_head, scaled, arranged, steps)
+    arranged, q_scales = np.full(q.size, np.nan, np.float32), np.full(n_heads, np.nan, np.float32)
+    arrange(k, d_head, scaled, arranged, q_scales)
     for t in range(shares):
         first, last = t * n // shares, (t + 1) * n // shares
-        attention.attend(arranged, steps, k, v, scales, first, last, shape, scores, mixed[t], top[t], mass[t])
+        attention.attend(
+            arranged, q_scales, k, v, scales, first, last, shape, scores, mixed[t], top[t], mass[t]
+        )
     z = np.full(q.size, np.nan, np.float32)
     attention.gather(shares, shape, mixed, top, mass, z)
     return z.reshape(q.shape)
@@ -225,8 +227,8 @@ def test_attention_agrees_with_numpy_however_positions_are_shared_out(
 ):
     q = rng.standard_normal((n_heads, d_head)).astype(np.float32)
     k, v = (rng.standard_normal((n_kv_heads, n_kv, d_head)).astype(dtype) for _ in "kv")
-    _, pattern = ops.attention_pattern(q[None], ops.f32(k))
-    expected = ops.attend(pattern, ops.f32(v))[0]
+    _, pattern = ops.attention_pattern(q[None], ops.to_float32(k))
+    expected = ops.attend(pattern, ops.to_float32(v))[0]
     np.testing.assert_allclose(attend(q, k, v, shares, lanes), expected, rtol=0, atol=3e-6)
 
 
@@ -237,9 +239,10 @@ def test_attention_agrees_with_numpy_however_positions_are_shared_out(
 @pytest.mark.parametrize("lanes", [8, 16])
 def test_attention_in_bytes_agrees_with_numpy(n_heads, n_kv_heads, n_kv, d_head, shares, lanes, kind, rng):
     q = rng.standard_normal((n_heads, d_head)).astype(np.float32)
-    (k, k_steps), (v, v_steps) = (in_steps(rng.standard_normal((n_kv_heads, n_kv, d_head))) for _ in "kv")
-    scales = np.stack([k_steps, v_steps])[..., 0].astype(np.float32)
-    meant = [(codes * steps).astype(np.float32) for codes, steps in ((k, k_steps), (v, v_steps))]
+    k, v = rng.standard_normal((2, n_kv_heads, n_kv, d_head))
+    (k, k_scales), (v, v_scales) = quantize_int8(k), quantize_int8(v)
+    scales = np.stack([k_scales, v_scales])[..., 0].astype(np.float32)
+    meant = [(codes * by).astype(np.float32) for codes, by in ((k, k_scales), (v, v_scales))]
     # whole steps of a quarter, 127 at most, so that rounding changes nothing
     q = np.rint(q * 30) / 4
     q[:, 0] = 127 / 4
@@ -270,9 +273,9 @@ def test_nan_and_infinity_survive(bad, rng):
 
 
 @nb.njit
-def narrow(like, x):
+def from_float32(like, x):
     for i in range(x.size):
-        like[i] = formats.narrow(like, x[i])
+        like[i] = formats.from_float32(like, x[i])
 
 
 def test_numbers_are_rounded_to_bfloat16_as_ml_dtypes_does():
@@ -282,10 +285,10 @@ def test_numbers_are_rounded_to_bfloat16_as_ml_dtypes_does():
     ends = np.array([0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, 1e-45], np.float32)
     x = np.concatenate([bits.view(np.float32), ends])
     got = np.zeros(x.size, np.uint16)
-    narrow(got, x)
+    from_float32(got, x)
     with np.errstate(invalid="ignore"):
         expected = x.astype(ml_dtypes.bfloat16)
-    np.testing.assert_array_equal(ops.f32(got.view(ml_dtypes.bfloat16)), ops.f32(expected))
+    np.testing.assert_array_equal(ops.to_float32(got.view(ml_dtypes.bfloat16)), ops.to_float32(expected))
 
 
 @nb.njit(fastmath=FAST)

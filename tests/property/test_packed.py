@@ -1,4 +1,4 @@
-"""Packed formats: what the bytes mean, and integer kernels held to that meaning."""
+"""Quantized formats: what the bytes mean, and integer kernels held to that meaning."""
 
 import ml_dtypes
 import numba as nb
@@ -13,7 +13,7 @@ from minicore.backends.cpu import attention
 from minicore.backends.cpu import integer_rows as integer
 from minicore.backends.cpu import rows as formats
 from minicore.model import KVCache, forward, prefill
-from minicore.quantization import FORMATS, GROUP, Packed, in_steps, n_groups, round_input
+from minicore.quantization import FORMATS, GROUP, QuantizedMatrix, fake_quantize, n_groups, quantize_int8
 from tests.helpers import GOLDEN
 
 KINDS = [
@@ -34,20 +34,20 @@ def _add(like, w, m, d, rows, a, y):
 
 
 @nb.njit
-def _widen(like, w, m, d, i, y):
-    formats.widen_row(like, w, m, d, i, y)
+def _row_to_float32(like, w, m, d, i, y):
+    formats.row_to_float32(like, w, m, d, i, y)
 
 
 def _matvec_of(products):
     @nb.njit
-    def run(codes, scales, row, scale_row, q, steps, sums, groups, y):
+    def run(codes, scales, row, scale_row, q, q_scales, sums, groups, y):
         n = y.size - 1
         for i in range(0, y.size, 4):
             r = i, min(i + 1, n), min(i + 2, n), min(i + 3, n)
             at = codes + r[0] * row, codes + r[1] * row, codes + r[2] * row, codes + r[3] * row
             s0, s1 = scales + r[0] * scale_row, scales + r[1] * scale_row
             s2, s3 = scales + r[2] * scale_row, scales + r[3] * scale_row
-            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, steps, sums, groups)
+            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, q_scales, sums, groups)
 
     return run
 
@@ -97,14 +97,14 @@ def random_matrix(rng, m, d):
 @settings(max_examples=30)
 def test_packing_rounds_to_the_nearest_step(format, seed, m, d):
     w = random_matrix(np.random.default_rng(seed), m, d)
-    packed = Packed.pack(format, w)
-    exact = packed.astype(np.float32)
+    packed = QuantizedMatrix.quantize(format, w)
+    exact = packed.dequantize()
     assert exact.shape == packed.shape == w.shape and exact.dtype == np.float32
     spread = np.concatenate([w, np.zeros((m, -d % GROUP), np.float32)], axis=1).reshape(m, -1, GROUP)
     step = (spread.max(-1) - spread.min(-1)).clip(np.abs(spread).max(-1)) / STEPS[format]
     error = np.abs(exact - w) / np.repeat(step, GROUP, axis=1)[:, :d].clip(1e-30)
     assert error.max() <= 0.51 + (0.1 if format == "int4" else 0)  # float16 scales add their own rounding
-    again = Packed.pack(format, exact).astype(np.float32)
+    again = QuantizedMatrix.quantize(format, exact).dequantize()
     np.testing.assert_allclose(again, exact, atol=float(step.max()) * 1e-2)
 
 
@@ -112,33 +112,33 @@ def test_packing_rounds_to_the_nearest_step(format, seed, m, d):
 def test_zeros_and_constants_come_back(format):
     w = np.zeros((3, 100), np.float32)
     w[1] = 0.5
-    np.testing.assert_array_equal(Packed.pack(format, w).astype(np.float32)[0], w[0])
-    np.testing.assert_allclose(Packed.pack(format, w).astype(np.float32)[1], w[1], rtol=1e-3)
+    np.testing.assert_array_equal(QuantizedMatrix.quantize(format, w).dequantize()[0], w[0])
+    np.testing.assert_allclose(QuantizedMatrix.quantize(format, w).dequantize()[1], w[1], rtol=1e-3)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_some_rows_are_a_matrix_of_their_own(format):
-    packed = Packed.pack(format, random_matrix(np.random.default_rng(0), 20, 70))
+    packed = QuantizedMatrix.quantize(format, random_matrix(np.random.default_rng(0), 20, 70))
     ids = np.array([3, 0, 19])
-    np.testing.assert_array_equal(packed[ids].astype(np.float32), packed.astype(np.float32)[ids])
+    np.testing.assert_array_equal(packed[ids].dequantize(), packed.dequantize()[ids])
     assert packed[ids].nbytes * 20 == packed.nbytes * 3
 
 
 def test_bits_a_weight():
     for format, bits in (("int8", 8.25), ("int4", 5)):
-        assert Packed.empty(format, (10, 576)).nbytes * 8 / 5760 == bits
+        assert QuantizedMatrix.empty(format, (10, 576)).nbytes * 8 / 5760 == bits
 
 
 @given(st.integers(0, 2**32), st.integers(1, 150))
 def test_rounded_inputs(seed, d):
     x = random_matrix(np.random.default_rng(seed), 3, d)
-    y = round_input(x)
+    y = fake_quantize(x)
     for row, rounded in zip(x, y, strict=True):
         for g in range(0, d, GROUP):
             step = np.abs(row[g : g + GROUP]).max() / 127
             assert np.abs(rounded[g : g + GROUP] - row[g : g + GROUP]).max() <= step * 0.5001
-    np.testing.assert_allclose(round_input(y), y, rtol=1e-6)
-    np.testing.assert_array_equal(round_input(x[1]), y[1])
+    np.testing.assert_allclose(fake_quantize(y), y, rtol=1e-6)
+    np.testing.assert_array_equal(fake_quantize(x[1]), y[1])
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -146,10 +146,10 @@ def test_rounded_inputs(seed, d):
 @settings(max_examples=30)
 def test_kernels_round_inputs_as_numpy_does(format, seed, d):
     x = random_matrix(np.random.default_rng(seed), 1, d)[0]
-    inputs = prepared(Packed.empty(format, (1, d)), x)
-    at_bytes, at_sums, at_steps, end = formats._parts.py_func(d)
-    q, steps = inputs[at_bytes:at_sums].view(np.int8), inputs[at_steps:end]
-    np.testing.assert_array_equal((q.reshape(-1, GROUP) * steps[:, None]).reshape(-1)[:d], round_input(x))
+    inputs = prepared(QuantizedMatrix.empty(format, (1, d)), x)
+    at_bytes, at_sums, at_scales, end = formats._parts.py_func(d)
+    q, scales = inputs[at_bytes:at_sums].view(np.int8), inputs[at_scales:end]
+    np.testing.assert_array_equal((q.reshape(-1, GROUP) * scales[:, None]).reshape(-1)[:d], fake_quantize(x))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,8 +165,8 @@ def test_products_are_exact_where_all_scales_are_one(format, kind, seed, m, d):
     x = rng.integers(-3, 4, (groups, GROUP)).astype(np.float32)
     x[:, 2] = 127
     w, x = w.reshape(m, -1), x.reshape(-1)
-    packed = Packed.pack(format, w)
-    np.testing.assert_array_equal(packed.astype(np.float32), w)
+    packed = QuantizedMatrix.quantize(format, w)
+    np.testing.assert_array_equal(packed.dequantize(), w)
     np.testing.assert_array_equal(matvec(packed, x, kind), w @ x)
 
 
@@ -175,8 +175,8 @@ def test_products_are_exact_where_all_scales_are_one(format, kind, seed, m, d):
 @pytest.mark.parametrize("m, d", [(300, 576), (17, 100), (5, 2048)])
 def test_products_are_within_the_error_bound_of_what_the_bytes_mean(format, kind, m, d):
     rng = np.random.default_rng(3)
-    packed, x = Packed.pack(format, random_matrix(rng, m, d)), random_matrix(rng, 1, d)[0]
-    wide, rounded = packed.astype(np.float32).astype(np.float64), round_input(x).astype(np.float64)
+    packed, x = QuantizedMatrix.quantize(format, random_matrix(rng, m, d)), random_matrix(rng, 1, d)[0]
+    wide, rounded = packed.dequantize().astype(np.float64), fake_quantize(x).astype(np.float64)
     n, u = d + 8, 2.0**-24  # the scales' products round a few times more
     # int4 adds the minima's share on its own, so the bound is on the parts before they cancel
     size = np.abs(wide) + (np.abs(packed.scales.astype(np.float64)).max() if format == "int4" else 0)
@@ -188,9 +188,9 @@ def test_products_are_within_the_error_bound_of_what_the_bytes_mean(format, kind
 @pytest.mark.parametrize("d", [64, 100, 576])
 def test_rows_are_added_and_widened_as_they_mean(format, d):
     rng = np.random.default_rng(4)
-    packed = Packed.pack(format, random_matrix(rng, 9, d))
+    packed = QuantizedMatrix.quantize(format, random_matrix(rng, 9, d))
     wide, a, rows = (
-        packed.astype(np.float32),
+        packed.dequantize(),
         rng.standard_normal(4).astype(np.float32),
         np.array([8, 0, 3, 3], np.int32),
     )
@@ -198,7 +198,7 @@ def test_rows_are_added_and_widened_as_they_mean(format, d):
     _add(like(packed), packed.data.ctypes.data, 9, d, rows, a, y)
     np.testing.assert_allclose(y[:d], 1 + a @ wide[rows], rtol=0, atol=2e-5 * np.abs(wide).max())
     out = np.full(d, np.nan, np.float32)
-    _widen(like(packed), packed.data.ctypes.data, 9, d, 5, out)
+    _row_to_float32(like(packed), packed.data.ctypes.data, 9, d, 5, out)
     np.testing.assert_allclose(out, wide[5], rtol=1e-6, atol=1e-6)
 
 
@@ -206,12 +206,12 @@ def test_rows_are_added_and_widened_as_they_mean(format, d):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_in_the_input_are_not_rounded_away(format, kind, bad):
-    packed = Packed.pack(format, random_matrix(np.random.default_rng(0), 4, 130))
+    packed = QuantizedMatrix.quantize(format, random_matrix(np.random.default_rng(0), 4, 130))
     x = np.ones(130, np.float32)
     x[70] = bad
     assert np.isnan(matvec(packed, x, kind)).all()
     with np.errstate(invalid="ignore"):
-        assert np.isnan(round_input(x)[64:128]).any()
+        assert np.isnan(fake_quantize(x)[64:128]).any()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -237,17 +237,17 @@ def test_a_packed_model_is_its_dequantised_weights(format, family):
             assert apart.max() <= 8 and (apart > 0).mean() < 0.05  # likewise
 
 
-def test_a_cache_of_bytes_holds_keys_and_values_in_whole_steps():
+def test_an_int8_cache_holds_codes_and_scales():
     cfg = mc.load(GOLDEN / "llama-gqa", dtype="int4").config
     cache = KVCache(cfg, 6, "int8")
     rng = np.random.default_rng(0)
     k, v = rng.standard_normal((2, 4, cfg.n_kv_heads, cfg.d_head)).astype(np.float32)
     k[1], v[2, 0], k[3, 1, 5] = 0, 1e30, np.nan
     for which, (x, got) in enumerate(zip((k, v), cache.append(1, k, v), strict=True)):
-        codes, steps = in_steps(x.transpose(1, 0, 2))
-        np.testing.assert_array_equal(got, codes * steps)
+        codes, scales = quantize_int8(x.transpose(1, 0, 2))
+        np.testing.assert_array_equal(got, codes * scales)
         np.testing.assert_array_equal(cache.held[which][1, :, :4], codes)
-        np.testing.assert_array_equal(cache.held[2][1, which, :, :4], steps[..., 0])
+        np.testing.assert_array_equal(cache.held[2][1, which, :, :4], scales[..., 0])
     assert np.isnan(cache.k[1, 1, 3]).all() and np.isfinite(cache.k[1, 0]).all()
     assert cache.nbytes == 2 * cfg.n_layers * cfg.n_kv_heads * 6 * (cfg.d_head + 4)
 
@@ -264,9 +264,9 @@ def test_kernels_write_a_cache_as_numpy_does(d_head):
     x[1], x[2, 3], x[3, :] = 0, np.inf, np.arange(d_head) + 0.5
     held, scales = np.full((5, 2, d_head), 7, np.int8), np.full((5, 2), 7, np.float32)
     keep(held, scales, x)
-    codes, steps = in_steps(x)
-    np.testing.assert_array_equal(scales[:, 1:], steps)
-    finite = np.isfinite(steps[:, 0])  # else what the codes are means nothing
+    codes, expected = quantize_int8(x)
+    np.testing.assert_array_equal(scales[:, 1:], expected)
+    finite = np.isfinite(expected[:, 0])  # else what the codes are means nothing
     np.testing.assert_array_equal(held[finite, 1], codes[finite])
     assert (held[:, 0] == 7).all() and (scales[:, 0] == 7).all()
 
@@ -291,6 +291,6 @@ def test_loading_packs_what_it_would_have_loaded(format):
     wide, packed = mc.load(GOLDEN / "llama-gqa"), mc.load(GOLDEN / "llama-gqa", dtype=format)
     for name, w in wide.params.items():
         if w.ndim == 2:
-            np.testing.assert_array_equal(packed.params[name].data, Packed.pack(format, w).data)
+            np.testing.assert_array_equal(packed.params[name].data, QuantizedMatrix.quantize(format, w).data)
         else:
             np.testing.assert_array_equal(packed.params[name], w)

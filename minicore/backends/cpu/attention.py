@@ -7,7 +7,7 @@ here, and no more sums are taken at once than stay in them. Heads of a multiple 
 are taken from each 32 bits: shifted up it is the one, the rest cut off the other. So vector code sees the
 even numbers of two vectors first, then the odd ones; :func:`arrange` brings queries into that order. Of an
 int8 cache each key has a scale, which its scores are multiplied with, and each value one for its weights;
-queries are rounded to whole steps, too, and heads of a multiple of 64 numbers are multiplied as integers.
+queries are rounded to int8, too, and heads of a multiple of 64 numbers are multiplied as integers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numba.extending import intrinsic, overload
 from minicore.backends.cpu import FAST
 from minicore.backends.cpu.integer_rows import best_kind, signed_sums, start_of
 from minicore.backends.cpu.intrinsics import exp
-from minicore.backends.cpu.rows import narrow, round_group, widen, write_start
+from minicore.backends.cpu.rows import from_float32, quantize_group, to_float32, write_start
 from minicore.backends.cpu.simd import (
     F32,
     I8,
@@ -264,29 +264,29 @@ def _mixture(
     return types.void(like, n_heads, *[types.int64] * 6), codegen
 
 
-def arrange(like: Any, d: int, x: Any, y: Any, steps: Any) -> None:  # (n * d,) twice, (n,)
+def arrange(like: Any, d: int, x: Any, y: Any, q_scales: Any) -> None:  # (n * d,) twice, (n,)
     """Copy n queries of d numbers in the form that scores of a cache of ``like``'s dtype are computed from.
 
-    For int8 that is whole numbers, times a step that is written to ``steps``.
+    For int8 that is int8 codes; each query.s scale is written to ``q_scales``.
     """
     raise NotImplementedError("compiled code only")
 
 
 @overload(arrange)
-def _arrange(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+def _arrange(like, d, x, y, q_scales):  # type: ignore[no-untyped-def]
     by_pairs = like.dtype == types.uint16
 
-    def whole(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+    def whole(like, d, x, y, q_scales):  # type: ignore[no-untyped-def]
         for h in range(x.size // d):
             query, mine = x[h * d : (h + 1) * d], y[h * d : (h + 1) * d]
             if d % GROUP:
-                steps[h] = round_group(query, mine)
+                q_scales[h] = quantize_group(query, mine)
             else:
                 codes = mine.view(np.int8)[:d]
-                steps[h] = round_group(query, codes)
+                q_scales[h] = quantize_group(query, codes)
                 write_start(codes, mine.view(np.int32)[d // 4 : d // 4 + 16])
 
-    def floats(like, d, x, y, steps):  # type: ignore[no-untyped-def]
+    def floats(like, d, x, y, q_scales):  # type: ignore[no-untyped-def]
         y[: x.size] = x
         if by_pairs and d % PAIR == 0:
             _arrange_pairs(y.ctypes.data, x.size // PAIR)
@@ -305,22 +305,22 @@ def keep(held: Any, scales: Any, head: int, position: int, x: Any) -> None:  # .
 @overload(keep)
 def _keep(held, scales, head, position, x):  # type: ignore[no-untyped-def]
     def rounded(held, scales, head, position, x):  # type: ignore[no-untyped-def]
-        scales[head, position] = round_group(x, held[head, position])
+        scales[head, position] = quantize_group(x, held[head, position])
 
     def one_by_one(held, scales, head, position, x):  # type: ignore[no-untyped-def]
         for j in range(x.size):
-            held[head, position, j] = narrow(held, x[j])
+            held[head, position, j] = from_float32(held, x[j])
 
     return rounded if held.dtype == types.int8 else one_by_one
 
 
 @nb.njit(fastmath=FAST)
-def attend(q, steps, keys, values, scales, first, last, dims, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
+def attend(q, q_scales, keys, values, scales, first, last, dims, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
     """Attend over positions [first, last): each head's unnormalised mixture, largest score and mass.
 
     ``scales`` (2, n_kv_heads, capacity) are keys' and values', or (2, n_kv_heads, 0) for none. ``q`` and
-    ``steps`` are as :func:`arrange` leaves them. Other threads have the other positions; the shares are put
-    together by :func:`gather`.
+    ``q_scales`` are as :func:`arrange` leaves them. Other threads have the other positions; :func:`gather`
+    adds up the shares.
     """
     group = dims.n_heads // dims.n_kv_heads
     mixed[:] = np.float32(0)
@@ -333,21 +333,21 @@ def attend(q, steps, keys, values, scales, first, last, dims, scores, mixed, top
         by = scales[0, kv, first:last], scales[1, kv, first:last]
         while h < end:
             if dims.d_head % PAIR:
-                _one_head(k, v, by, q, steps, h, dims.d_head, scores, mixed, top, mass)
+                _one_head(k, v, by, q, q_scales, h, dims.d_head, scores, mixed, top, mass)
                 h += 1
             elif end - h >= 4:
-                _heads((0, 0, 0, 0), k, v, by, q, steps, h, dims.d_head, scores, mixed, top, mass)
+                _heads((0, 0, 0, 0), k, v, by, q, q_scales, h, dims.d_head, scores, mixed, top, mass)
                 h += 4
             elif end - h == 3:
-                _heads((0, 0, 0), k, v, by, q, steps, h, dims.d_head, scores, mixed, top, mass)
+                _heads((0, 0, 0), k, v, by, q, q_scales, h, dims.d_head, scores, mixed, top, mass)
                 h += 3
             else:
-                _heads((0,), k, v, by, q, steps, h, dims.d_head, scores, mixed, top, mass)
+                _heads((0,), k, v, by, q, q_scales, h, dims.d_head, scores, mixed, top, mass)
                 h += 1
 
 
 @nb.njit(fastmath=FAST)
-def _heads(n_heads, k, v, by, q, steps, h, d, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
+def _heads(n_heads, k, v, by, q, q_scales, h, d, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
     """Attend by so many heads from h on, by vector code."""
     n, stride, out = len(k), scores.shape[1], mixed.ctypes.data + 4 * h * d
     query = q.ctypes.data + 4 * h * d
@@ -356,30 +356,30 @@ def _heads(n_heads, k, v, by, q, steps, h, d, scores, mixed, top, mass):  # type
     else:
         _scores(k, n_heads, k.ctypes.data, n, query, d, scores.ctypes.data, stride)
     for g in range(len(n_heads)):
-        top[h + g], mass[h + g] = _weights(scores[g, :n], by, steps[h + g])
+        top[h + g], mass[h + g] = _weights(scores[g, :n], by, q_scales[h + g])
     _mixture(v, n_heads, v.ctypes.data, n, scores.ctypes.data, stride, d, out)
     if v.itemsize == 2:
         _restore_pairs(out, len(n_heads) * d // PAIR)
 
 
 @nb.njit(fastmath=FAST)
-def _one_head(k, v, by, q, steps, h, d, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
+def _one_head(k, v, by, q, q_scales, h, d, scores, mixed, top, mass):  # type: ignore[no-untyped-def]
     s, mine, query = scores[0, : len(k)], mixed[h * d : (h + 1) * d], q[h * d : (h + 1) * d]
     for p in range(s.size):
         total = np.float32(0)
         for j in range(d):
-            total += widen(k[p, j]) * query[j]
+            total += to_float32(k[p, j]) * query[j]
         s[p] = total
-    top[h], mass[h] = _weights(s, by, steps[h])
+    top[h], mass[h] = _weights(s, by, q_scales[h])
     for p in range(s.size):
         for j in range(d):
-            mine[j] += s[p] * widen(v[p, j])
+            mine[j] += s[p] * to_float32(v[p, j])
 
 
 @nb.njit
-def _weights(s, by, step):  # type: ignore[no-untyped-def]  # (n,), two (n,) or (0,), float32 -> float32 twice
-    """As :func:`exponentials`, of keys with scales times a query's step, and for values with scales."""
-    _scale(s, by[0], step)
+def _weights(s, by, q_scale):  # type: ignore[no-untyped-def]  # (n,), two (n,) or (0,), float32 -> float32 twice
+    """As :func:`exponentials`, of keys with scales times a query's scale, and for values with scales."""
+    _scale(s, by[0], q_scale)
     largest, mass = exponentials(s)
     _scale(s, by[1], np.float32(1))
     return largest, mass

@@ -10,7 +10,7 @@ from minicore.backends.cpu import threads as team
 from minicore.backends.cpu.rows import copy_rows, row_parts
 from minicore.core.rules import Choice
 from minicore.model import PER_NEURON, Model
-from minicore.quantization import Packed
+from minicore.quantization import QuantizedMatrix
 
 Array = np.ndarray
 LINE = 64  # matrices begin with a cache line
@@ -38,7 +38,7 @@ def compact(model: Model, core: Choice, n_threads: int, piece: Array) -> tuple[M
         w: Any = model.blocks[layer][name]
         at = data.ctypes.data
         for first, size in row_parts(w):
-            source = (w.data if isinstance(w, Packed) else w).ctypes.data + first
+            source = (w.data if isinstance(w, QuantizedMatrix) else w).ctypes.data + first
             jobs.append((source, at, ids.ctypes.data, len(ids), size))
             at += len(ids) * size
         narrow.blocks[layer][name] = _like(w, data, len(ids))
@@ -48,6 +48,6 @@ def compact(model: Model, core: Choice, n_threads: int, piece: Array) -> tuple[M
 
 def _like(w: Any, data: Array, n: int) -> Any:
     """Return bytes as n rows like a matrix's."""
-    if isinstance(w, Packed):
-        return Packed(w.format, (n, w.shape[1]), data)
+    if isinstance(w, QuantizedMatrix):
+        return QuantizedMatrix(w.format, (n, w.shape[1]), data)
     return data.view(w.dtype).reshape(n, *w.shape[1:])

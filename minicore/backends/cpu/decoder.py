@@ -21,7 +21,7 @@ from minicore.backends.numpy import ReferenceDecoder
 from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE, Choice, TokenRule
 from minicore.model import KVCache, Model
-from minicore.quantization import GROUP, Packed, n_groups
+from minicore.quantization import GROUP, QuantizedMatrix, n_groups
 
 Array = np.ndarray
 
@@ -152,11 +152,11 @@ class CpuDecoder:
         return time.perf_counter() - began
 
 
-def _address(w: Array | Packed | None) -> int:
+def _address(w: Array | QuantizedMatrix | None) -> int:
     """Return where an array lies, 0 for none; its owner must outlive the plan."""
     if w is None or not w.size:
         return 0
-    if isinstance(w, Packed):
+    if isinstance(w, QuantizedMatrix):
         w = w.data
     assert w.flags.c_contiguous, "kernels read whole rows"
     return int(w.ctypes.data)
@@ -165,7 +165,7 @@ def _address(w: Array | Packed | None) -> int:
 def _row_bytes(model: Model) -> int:
     """Return the bytes of one neuron's row of w_in as kernels read it."""
     w: Any = model.blocks[0]["mlp.w_in"]
-    return int((w.data if isinstance(w, Packed) else w).nbytes // len(w))
+    return int((w.data if isinstance(w, QuantizedMatrix) else w).nbytes // len(w))
 
 
 def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
@@ -181,7 +181,7 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
         x=buffer(n_threads, d),
         normed=buffer(n_threads, input_size(d)),
         q=buffer(n_threads, n_q),
-        steps=buffer(n_threads, dims.n_heads + line),
+        q_scales=buffer(n_threads, dims.n_heads + line),
         z=buffer(n_threads, input_size(n_q)),
         block=buffer(n_threads, 2, kernels.BLOCK),
         chosen=buffer(n_threads, kernels.BLOCK, dtype=np.int32),

@@ -30,6 +30,7 @@ from minicore.backends.cpu.simd import (
     add_up_four,
     address,
     addresses,
+    as_tuple,
     constant,
     fma,
     fold,
@@ -39,7 +40,6 @@ from minicore.backends.cpu.simd import (
     splat,
     store,
     times,
-    unpacked,
     vector,
     zeros,
 )
@@ -121,29 +121,29 @@ def _halves(builder: Any, bytes_: Any) -> list[Any]:
 
 def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
     """Return the intrinsic that multiplies four rows with one input: their codes, their scales, the input's
-    bytes, steps and sums, and the number of groups.
+    codes, scales and sums, and the number of groups.
 
-    All but the number are addresses. An input is 64 signed bytes a group, their float32 step, and what
+    All but the number are addresses. An input is 64 signed bytes a group, their float32 scale, and what
     :func:`weights` wants to know of a group's sum in 16 lanes; it is loaded once for four rows.
     """
     lanes = LANES // 2 if kind == "avx2" else LANES  # of a register
 
     @intrinsic
-    def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, steps: Any, sums: Any, n: Any) -> Any:
+    def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, x_scales: Any, sums: Any, n: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            bytes_, steps, sums = (address(builder, args[k]) for k in (2, 3, 4))
+            bytes_, x_scales, sums = (address(builder, args[k]) for k in (2, 3, 4))
             rows = list(zip(*(addresses(builder, args[k]) for k in (0, 1)), strict=True))
 
             def body(i: Any, totals: list[Any]) -> list[Any]:
                 x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
-                step = load(builder, F32, steps, times(builder, i, 4))
+                x_scale = load(builder, F32, x_scales, times(builder, i, 4))
                 return [
-                    weights(builder, kind, *row, x, step, sums, i, total)
+                    weights(builder, kind, *row, x, x_scale, sums, i, total)
                     for row, total in zip(rows, totals, strict=True)
                 ]
 
             four = add_up_four(builder, *fold(builder, args[5], zeros(4, lanes), body))
-            return unpacked(context, builder, signature.return_type, four)
+            return as_tuple(context, builder, signature.return_type, four)
 
         four, one = FOUR_ADDRESSES, types.int64
         return FOUR_FLOATS(four, four, one, one, one, one), codegen
@@ -152,18 +152,18 @@ def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
 
 
 def _int8_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, x_scale: Any, sums: Any, i: Any, total: Any
 ) -> Any:
-    """A group has one scale, which goes with the input's step."""
+    """A group has one scale, which is multiplied by the scale of the input."""
     at, n = times(builder, i, 64), total.type.count
     w = load(builder, vector(I8, 4 * LANES), codes, at)
     products = signed_sums(builder, kind, w, x, start_of(builder, kind, sums, at))
-    scale = _scaled(builder, scales, times(builder, i, 2), step, n)
+    scale = _scaled(builder, scales, times(builder, i, 2), x_scale, n)
     return fma(builder, builder.sitofp(products, vector(F32, n)), scale, total)
 
 
 def _int4_group(
-    builder: Any, kind: str, codes: Any, scales: Any, x: Any, step: Any, sums: Any, i: Any, total: Any
+    builder: Any, kind: str, codes: Any, scales: Any, x: Any, x_scale: Any, sums: Any, i: Any, total: Any
 ) -> Any:
     """Two halves of 32 in nibbles; a half's minimum goes with the input's sum, float32 in ``sums``.
 
@@ -173,7 +173,7 @@ def _int4_group(
     low = builder.and_(packed, constant(I8, [15] * 2 * LANES))
     high = builder.lshr(packed, constant(I8, [4] * 2 * LANES))
     four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
-    four = builder.fmul(four, splat(builder, step, 4))
+    four = builder.fmul(four, splat(builder, x_scale, 4))
     sums = load(builder, vector(F32, total.type.count), sums, times(builder, i, 64))
     if kind == "avx2":
         products = _sums_by_turns(builder, low, high, x)

@@ -25,6 +25,7 @@ from minicore.backends.cpu.simd import (
     add_up_four,
     address,
     addresses,
+    as_tuple,
     by_parity,
     by_turns,
     even_and_odd,
@@ -35,7 +36,6 @@ from minicore.backends.cpu.simd import (
     splat,
     store,
     times,
-    unpacked,
     vector,
     zeros,
 )
@@ -82,7 +82,7 @@ def dots(typingctx: Any, like: Any, rows: Any, x: Any, n: Any) -> Any:
 
         sums = fold(builder, args[3], zeros(4 * PIECES, REGISTER), body)
         totals = [reduce(builder.fadd, sums[PIECES * r : PIECES * (r + 1)]) for r in range(4)]
-        return unpacked(context, builder, signature.return_type, add_up_four(builder, *totals))
+        return as_tuple(context, builder, signature.return_type, add_up_four(builder, *totals))
 
     four, one = FOUR_ADDRESSES, types.int64
     return FOUR_FLOATS(like, four, one, one), codegen

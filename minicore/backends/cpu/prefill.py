@@ -19,12 +19,12 @@ from minicore import ops
 from minicore.backends.cpu import FAST
 from minicore.backends.cpu import threads as team
 from minicore.backends.cpu.attention import exponentials
-from minicore.backends.cpu.rows import round_rows, stored, widen_rows
+from minicore.backends.cpu.rows import fake_quantize_rows, rows_to_float32, stored
 from minicore.backends.cpu.statistics import ADDERS, add_counts  # noqa: F401 (adders for recordings)
 from minicore.backends.cpu.step import ACTIVATION_CODES, activate
 from minicore.checkpoint.tensors import DTYPES
-from minicore.ops import attend, attention_pattern, f32, tiles  # noqa: F401 (some as they are)
-from minicore.quantization import FORMATS, GROUP, Packed
+from minicore.ops import attend, attention_pattern, tiles, to_float32  # noqa: F401 (some as they are)
+from minicore.quantization import FORMATS, GROUP, QuantizedMatrix
 
 Array = np.ndarray
 
@@ -37,26 +37,26 @@ def _share(function: Any, n_rows: int, size: int, *args: Any) -> None:
     team.run(function, team.default_threads() if size > team.SMALL else 1, n_rows, *args)
 
 
-def linear(x: Array, w: Array | Packed, b: Array | None = None) -> Array:
+def linear(x: Array, w: Array | QuantizedMatrix, b: Array | None = None) -> Array:
     # (n, d_in), (d_out, d_in) -> (n, d_out)
     """See :func:`minicore.ops.linear`."""
     return linears(x, [(w, b)])[0]
 
 
-def linears(x: Array, weights: Sequence[tuple[Array | Packed, Array | None]]) -> list[Array]:
+def linears(x: Array, weights: Sequence[tuple[Array | QuantizedMatrix, Array | None]]) -> list[Array]:
     # (n, d_in), (d_out, d_in) and (d_out,) each -> (n, d_out) each
     """See :func:`minicore.ops.linears`."""
-    if isinstance(weights[0][0], Packed):
-        x = rounded(x, GROUP)
+    if isinstance(weights[0][0], QuantizedMatrix):
+        x = fake_quantize(x, GROUP)
     products = [np.empty((len(x), len(w)), np.float32) for w, _ in weights]
     _multiply(_linears, sum(x.size * len(w) for w, _ in weights), x, weights, products)
     return products
 
 
-def rounded(x: Array, size: int) -> Array:  # (n, d) -> (n, d)
-    """See :func:`minicore.ops.rounded`."""
+def fake_quantize(x: Array, size: int) -> Array:  # (n, d) -> (n, d)
+    """See :func:`minicore.quantization.fake_quantize`."""
     y = np.empty_like(x)
-    _share(round_rows, len(x), x.size, size, x, y)
+    _share(fake_quantize_rows, len(x), x.size, size, x, y)
     return y
 
 
@@ -69,16 +69,16 @@ def _linears(thread: int, n_threads: int, x: Array, weights: Any, products: list
         else:
             first, last = thread * len(w) // n_threads, (thread + 1) * len(w) // n_threads
         for rows in tiles(w, first, last):
-            np.matmul(x[tokens], _widened(w, rows).T, out=y[tokens, rows])
+            np.matmul(x[tokens], _rows_to_float32(w, rows).T, out=y[tokens, rows])
         if b is not None:
             y[tokens, first:last] += b[first:last]
 
 
-def weighted_rows(a: Array, w: Array | Packed) -> Array:  # (n, m), (m, d) -> (n, d)
+def weighted_rows(a: Array, w: Array | QuantizedMatrix) -> Array:  # (n, m), (m, d) -> (n, d)
     """See :func:`minicore.ops.weighted_rows`."""
     y = np.empty((len(a), w.shape[1]), np.float32)
     for rows in tiles(w, 0, len(w)):
-        wide = _widened(w, rows, together=True)
+        wide = _rows_to_float32(w, rows, together=True)
         _multiply(_add_product, y.size * len(wide), a[:, rows], wide, y, rows.start == 0)
     return y
 
@@ -98,14 +98,16 @@ def _multiply(part: Any, n_products: int, *args: Any) -> None:
         team.run(part, team.default_threads() if n_products > FEW else 1, *args)
 
 
-def _widened(w: Array | Packed, rows: slice, together: bool = False) -> Array:  # (m, d) -> (n, d)
+def _rows_to_float32(
+    w: Array | QuantizedMatrix, rows: slice, together: bool = False
+) -> Array:  # (m, d) -> (n, d)
     """Return some rows as float32, in a buffer if they are not; all threads may widen together."""
     if w.dtype == np.float32:
         return w[rows]
     (m, d), n, data = w.shape, rows.stop - rows.start, stored(w)
     y = _buffer(n * d).reshape(n, d)
     share = y.size if together else 0
-    _share(widen_rows, n, share, data.reshape(-1)[:0], data.ctypes.data, m, d, rows.start, y)
+    _share(rows_to_float32, n, share, data.reshape(-1)[:0], data.ctypes.data, m, d, rows.start, y)
     return y
 
 
@@ -251,5 +253,5 @@ def compile_all(dtype: str = "float32") -> None:
         activation(x)
     rope(x[None], np.zeros(1), w[:1])
     attention(x[None], x[None], x[None])
-    linear(x, Packed.pack(dtype, x) if dtype in FORMATS else x.astype(DTYPES[dtype]))
+    linear(x, QuantizedMatrix.quantize(dtype, x) if dtype in FORMATS else x.astype(DTYPES[dtype]))
     add_counts(np.zeros(2, np.int64), x, 0.5)

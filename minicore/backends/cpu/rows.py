@@ -1,7 +1,7 @@
 """Weight formats: how a row lies in memory, and the few operations that kernels need of one.
 
 A format is a dtype of storage and the overloads below: ``dots`` of four rows with the input, ``axpy4`` (four
-rows times four numbers, added up), ``widen_row``, and what brings vectors into the form that these want:
+rows times four numbers, added up), ``row_to_float32``, and what brings vectors into the form that these want:
 ``prepare`` for the input of ``dots``, ``begin_sum`` and ``end_sum`` for what ``axpy4`` adds to. Kernels pass
 an empty array of that dtype as ``like`` and stay the same for all.
 """
@@ -19,30 +19,30 @@ from minicore.backends.cpu import FAST
 from minicore.backends.cpu import plain_rows as plain
 from minicore.backends.cpu.integer_rows import DOTS, ROWS, best_kind, half
 from minicore.backends.cpu.intrinsics import copy_bytes, view1
-from minicore.quantization import FORMATS, GROUP, HALF, Packed
+from minicore.quantization import FORMATS, GROUP, HALF, QuantizedMatrix
 
 Array = np.ndarray
 Four = tuple[int, int, int, int]
 
 
-def stored(w: Array | Packed) -> Array:
+def stored(w: Array | QuantizedMatrix) -> Array:
     """Return a matrix as kernels read it, not copied: bfloat16 as uint16, packed bytes as int8 or uint8."""
-    if isinstance(w, Packed):
+    if isinstance(w, QuantizedMatrix):
         return w.data.view(np.int8) if w.format == "int8" else w.data
     return w if w.dtype in (np.float32, np.int8) else w.view(np.uint16)
 
 
-def row_parts(w: Array | Packed) -> list[tuple[int, int]]:
+def row_parts(w: Array | QuantizedMatrix) -> list[tuple[int, int]]:
     """Return where a matrix's rows begin and how long they are, in bytes; packed rows are of two parts.
 
     Examples
     --------
     >>> row_parts(np.zeros((3, 4), np.float32))
     [(0, 16)]
-    >>> row_parts(Packed.empty("int8", (3, 128)))  # two groups of 64 bytes, with their scales behind them all
+    >>> row_parts(QuantizedMatrix.empty("int8", (3, 128)))  # two groups of 64 bytes; all scales last
     [(0, 128), (384, 4)]
     """
-    if not isinstance(w, Packed):
+    if not isinstance(w, QuantizedMatrix):
         return [(0, w.nbytes // len(w))]
     n_bytes, n_scales = w.codes.nbytes // len(w), w.scales.nbytes // len(w)
     return [(0, n_bytes), (len(w) * n_bytes, n_scales)]
@@ -74,7 +74,7 @@ def end_sum(like: Any, d: int, y: Array) -> None:
     raise NotImplementedError("compiled code only")
 
 
-def widen_row(like: Any, w: int, m: int, d: int, i: int, y: Array) -> None:
+def row_to_float32(like: Any, w: int, m: int, d: int, i: int, y: Array) -> None:
     """Write row i of the m x d matrix at address w to y as float32."""
     raise NotImplementedError("compiled code only")
 
@@ -84,13 +84,13 @@ def prepare(like: Any, d: int, x: Array) -> None:
     raise NotImplementedError("compiled code only")
 
 
-def widen(w: Any) -> float:
+def to_float32(w: Any) -> float:
     """Return a stored number, float32, int8 or the 16 bits of a bfloat16, as float32."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(widen, inline="always")
-def _widen(w):  # type: ignore[no-untyped-def]
+@overload(to_float32, inline="always")
+def _to_float32(w):  # type: ignore[no-untyped-def]
     if w == types.float32:
         return lambda w: w
     if w == types.int8:
@@ -99,13 +99,13 @@ def _widen(w):  # type: ignore[no-untyped-def]
     return lambda w: np.uint32(np.uint32(w) << np.uint32(16)).view(np.float32)
 
 
-def narrow(like: Any, x: float) -> Any:
+def from_float32(like: Any, x: float) -> Any:
     """Return a float32 as ``like``'s dtype stores it: rounded to the nearest bfloat16, halves to even."""
     raise NotImplementedError("compiled code only")
 
 
-@overload(narrow)
-def _narrow(like, x):  # type: ignore[no-untyped-def]
+@overload(from_float32)
+def _from_float32(like, x):  # type: ignore[no-untyped-def]
     if like.dtype == types.float32:
         return lambda like, x: x
 
@@ -137,10 +137,10 @@ def _dots(like, w, m, d, rows, x):  # type: ignore[no-untyped-def]
         lines, at = d * like.itemsize // 64, _places(w, d * like.itemsize, rows)
         y0, y1, y2, y3 = plain.dots(like, at, x.ctypes.data, lines)
         for c in range(lines * 64 // like.itemsize, d):
-            y0 += widen(view1(at[0], d, like)[c]) * x[c]
-            y1 += widen(view1(at[1], d, like)[c]) * x[c]
-            y2 += widen(view1(at[2], d, like)[c]) * x[c]
-            y3 += widen(view1(at[3], d, like)[c]) * x[c]
+            y0 += to_float32(view1(at[0], d, like)[c]) * x[c]
+            y1 += to_float32(view1(at[1], d, like)[c]) * x[c]
+            y2 += to_float32(view1(at[2], d, like)[c]) * x[c]
+            y3 += to_float32(view1(at[3], d, like)[c]) * x[c]
         return y0, y1, y2, y3
 
     return code
@@ -157,20 +157,20 @@ def _axpy4(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-def]
         plain.add_rows(like, at, a.ctypes.data + 4 * r, y.ctypes.data, lines)
         for c in range(lines * 64 // like.itemsize, d):
             for k in range(4):
-                y[c] += a[r + k] * widen(view1(at[k], d, like)[c])
+                y[c] += a[r + k] * to_float32(view1(at[k], d, like)[c])
 
     return code
 
 
-@overload(widen_row)
-def _widen_row(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
+@overload(row_to_float32)
+def _row_to_float32(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
     if not _is_plain(like):
         return None
 
     def code(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
         row = view1(w + i * d * like.itemsize, d, like)
         for j in range(d):
-            y[j] = widen(row[j])
+            y[j] = to_float32(row[j])
 
     return code
 
@@ -202,7 +202,7 @@ def _end_sum(like, d, y):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(inline="always")
-def _parts(d):  # type: ignore[no-untyped-def]  # int -> where bytes, sums and steps begin, and the end, in floats
+def _parts(d):  # type: ignore[no-untyped-def]  # int -> where bytes, sums and scales begin, and the end, in floats
     groups = (d + GROUP - 1) // GROUP
     first = groups * GROUP
     return (
@@ -225,8 +225,8 @@ def _round(x):  # type: ignore[no-untyped-def]  # float32 -> float32
 
 
 @nb.njit(error_model="numpy")  # a check for zero at each division would forbid vectors
-def _step(x):  # type: ignore[no-untyped-def]  # (n,) -> float32
-    """Return the step of a group, NaN if it has a NaN, infinity for infinity."""
+def _scale(x):  # type: ignore[no-untyped-def]  # (n,) -> float32
+    """Return the scale of a group, NaN if it has a NaN, infinity for infinity."""
     bits, largest = x.view(np.int32), np.int32(0)
     for j in range(x.size):  # floats without a sign order as their bits do, NaN above all
         largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
@@ -234,27 +234,27 @@ def _step(x):  # type: ignore[no-untyped-def]  # (n,) -> float32
 
 
 @nb.njit(error_model="numpy")
-def round_group(x, codes):  # type: ignore[no-untyped-def]  # (n,), (n,) int8 -> float32
-    """Write x in whole steps and return a step (:func:`minicore.quantization.in_steps`).
+def quantize_group(x, codes):  # type: ignore[no-untyped-def]  # (n,), (n,) int8 -> float32
+    """Write x as int8 codes and return their scale (:func:`minicore.quantization.quantize_int8`).
 
     The whole numbers may be float32, too.
     """
-    step = _step(x)
-    by = step if step > 0 else np.float32(1)
+    scale = _scale(x)
+    by = scale if scale > 0 else np.float32(1)
     for j in range(x.size):
         codes[j] = _round(x[j] / by)
-    return step + (step - step)
+    return scale + (scale - scale)
 
 
 @nb.njit(error_model="numpy")
-def round_groups(d, x):  # type: ignore[no-untyped-def]  # int, (input_size(d),)
-    """Fill in an input's bytes and steps; NaN and infinity make their group's step NaN."""
-    at_bytes, _, at_steps, _ = _parts(d)
+def quantize_groups(d, x):  # type: ignore[no-untyped-def]  # int, (input_size(d),)
+    """Fill in an input's bytes and scales; NaN and infinity make their group's scale NaN."""
+    at_bytes, _, at_scales, _ = _parts(d)
     for j in range(d, at_bytes):
         x[j] = np.float32(0)
-    q, steps = x[at_bytes:].view(np.int8), x[at_steps:]
+    q, scales = x[at_bytes:].view(np.int8), x[at_scales:]
     for g in range(at_bytes // GROUP):
-        steps[g] = round_group(x[g * GROUP : (g + 1) * GROUP], q[g * GROUP : (g + 1) * GROUP])
+        scales[g] = quantize_group(x[g * GROUP : (g + 1) * GROUP], q[g * GROUP : (g + 1) * GROUP])
 
 
 @nb.njit
@@ -279,9 +279,9 @@ def _prepare_int8(like, d, x):  # type: ignore[no-untyped-def]
         return None
 
     def code(like, d, x):  # type: ignore[no-untyped-def]
-        round_groups(d, x)
-        at_bytes, at_sums, at_steps, _ = _parts(d)
-        q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_steps].view(np.int32)
+        quantize_groups(d, x)
+        at_bytes, at_sums, at_scales, _ = _parts(d)
+        q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_scales].view(np.int32)
         for g in range(at_bytes // GROUP):
             write_start(q[g * GROUP : (g + 1) * GROUP], sums[16 * g : 16 * (g + 1)])
 
@@ -294,9 +294,9 @@ def _prepare_int4(like, d, x):  # type: ignore[no-untyped-def]
         return None
 
     def code(like, d, x):  # type: ignore[no-untyped-def]
-        round_groups(d, x)
-        at_bytes, at_sums, at_steps, _ = _parts(d)
-        q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_steps]
+        quantize_groups(d, x)
+        at_bytes, at_sums, at_scales, _ = _parts(d)
+        q, sums = x[at_bytes:].view(np.int8), x[at_sums:at_scales]
         for g in range(at_bytes // GROUP):
             for j in range(16):
                 sums[16 * g + j] = np.float32(0)  # beside scales, and where weights have none
@@ -321,10 +321,10 @@ def _dots_packed(like, w, m, d, rows, x):  # type: ignore[no-untyped-def]
     n_bytes, n_scales = FORMATS[format].n_bytes, FORMATS[format].n_scales
 
     def code(like, w, m, d, rows, x):  # type: ignore[no-untyped-def]
-        at_bytes, at_sums, at_steps, _ = _parts(d)
+        at_bytes, at_sums, at_scales, _ = _parts(d)
         codes, scales = _rows_of(n_bytes, n_scales, w, m, d, rows)
         x0, groups = x.ctypes.data, (d + GROUP - 1) // GROUP
-        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_steps, x0 + 4 * at_sums, groups)
+        return products(codes, scales, x0 + 4 * at_bytes, x0 + 4 * at_scales, x0 + 4 * at_sums, groups)
 
     return code
 
@@ -362,8 +362,8 @@ def _axpy4_packed(like, w, m, d, rows, a, first, y):  # type: ignore[no-untyped-
     return code
 
 
-@overload(widen_row)
-def _widen_row_int8(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
+@overload(row_to_float32)
+def _row_to_float32_int8(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
     if _format_of(like) != "int8":
         return None
 
@@ -378,8 +378,8 @@ def _widen_row_int8(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
     return code
 
 
-@overload(widen_row)
-def _widen_row_int4(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
+@overload(row_to_float32)
+def _row_to_float32_int4(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
     if _format_of(like) != "int4":
         return None
 
@@ -396,21 +396,21 @@ def _widen_row_int4(like, w, m, d, i, y):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True)
-def widen_rows(thread, n_threads, n, like, w, m, d, first, y):  # type: ignore[no-untyped-def]
+def rows_to_float32(thread, n_threads, n, like, w, m, d, first, y):  # type: ignore[no-untyped-def]
     """Write rows first to first + n of the m x d matrix at address w to y (n, d) as float32."""
     for i in range(thread * n // n_threads, (thread + 1) * n // n_threads):
-        widen_row(like, w, m, d, first + i, y[i])
+        row_to_float32(like, w, m, d, first + i, y[i])
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")  # as round_groups is
-def round_rows(thread, n_threads, n, size, x, y):  # type: ignore[no-untyped-def]  # (n, d) twice
-    """Write to y what integer products see of x (:func:`minicore.quantization.round_input`)."""
+@nb.njit(nogil=True, cache=True, error_model="numpy")  # as quantize_groups is
+def fake_quantize_rows(thread, n_threads, n, size, x, y):  # type: ignore[no-untyped-def]  # (n, d) twice
+    """Write to y what integer products see of x (:func:`minicore.quantization.fake_quantize`)."""
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         for first in range(0, x.shape[1], size):
             part = y[t, first : min(first + size, x.shape[1])]
-            step = round_group(x[t, first : first + part.size], part)
+            scale = quantize_group(x[t, first : first + part.size], part)
             for j in range(part.size):
-                part[j] *= step
+                part[j] *= scale
 
 
 @nb.njit("void(int64, int64, int64[:, ::1], int32[::1])", nogil=True, cache=True)

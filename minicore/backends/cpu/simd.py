@@ -169,7 +169,7 @@ def add_up_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     return pick(builder, sums, range(0, n, quarter))
 
 
-def unpacked(context: Any, builder: Any, kind: Any, v: Any) -> Any:
+def as_tuple(context: Any, builder: Any, kind: Any, v: Any) -> Any:
     """Return a short vector as the tuple, of Numba's type ``kind``, of its numbers."""
     lanes = [builder.extract_element(v, ir.Constant(I32, i)) for i in range(v.type.count)]
     return context.make_tuple(builder, kind, lanes)

@@ -23,7 +23,7 @@ import numpy as np
 from minicore.backends.cpu import FAST
 from minicore.backends.cpu.attention import arrange, attend, gather, keep
 from minicore.backends.cpu.intrinsics import WAITING, barrier, called, exp, view1
-from minicore.backends.cpu.rows import axpy4, begin_sum, dots, end_sum, prepare, widen_row
+from minicore.backends.cpu.rows import axpy4, begin_sum, dots, end_sum, prepare, row_to_float32
 from minicore.config import ModelConfig
 
 RELU, SILU, GELU_TANH = range(3)
@@ -82,7 +82,7 @@ class State(NamedTuple):
     """Buffers of a decoder, made once: a step allocates nothing.
 
     Most have a row a thread: ``part`` holds each thread's sum of the FFN, ``mixed``, ``top`` and ``mass`` its
-    attention over its positions, ``steps`` what its rounded queries are times, ``n_used``
+    attention over its positions, ``q_scales`` the scales of its quantized queries, ``n_used``
     (n_threads, n_layers) the output rows it has read, ``flags`` where it waits for a call. ``call`` says what
     is asked for: token, position, barriers passed before.
     """
@@ -90,7 +90,7 @@ class State(NamedTuple):
     x: np.ndarray
     normed: np.ndarray
     q: np.ndarray
-    steps: np.ndarray
+    q_scales: np.ndarray
     z: np.ndarray
     block: np.ndarray
     chosen: np.ndarray
@@ -279,9 +279,9 @@ def _read(thread, n_threads, like, dims, plan, thresholds, frequencies, keys, va
     token, position, passed = s.call[0], s.call[1], s.call[2]
     d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
     x, normed, z, rest = s.x[thread], s.normed[thread], s.z[thread], plan[dims.n_layers]
-    widen_row(like, rest[EMBED], dims.n_vocab, d, token, x)
+    row_to_float32(like, rest[EMBED], dims.n_vocab, d, token, x)
     if rest[POS_EMBED]:
-        widen_row(like, rest[POS_EMBED], dims.n_positions, d, position + dims.position_offset, normed)
+        row_to_float32(like, rest[POS_EMBED], dims.n_positions, d, position + dims.position_offset, normed)
         for j in range(d):
             x[j] += normed[j]
     rotation = s.rotation[thread]
@@ -351,8 +351,8 @@ def _attention(thread, n_threads, dims, position, frequencies, keys, values, sca
     if frequencies.size:
         for h in range(dims.n_heads):
             rotate(turned[h * d : (h + 1) * d], s.rotation[thread])
-    steps = s.steps[thread]
-    arrange(keys, d, turned, q, steps)
+    q_scales = s.q_scales[thread]
+    arrange(keys, d, turned, q, q_scales)
     n = position + 1
     if thread == n_threads - 1:
         for h in range(dims.n_kv_heads):
@@ -362,5 +362,5 @@ def _attention(thread, n_threads, dims, position, frequencies, keys, values, sca
                 rotate(key, s.rotation[thread])
             keep(keys, scales[0], h, position, key)
             keep(values, scales[1], h, position, value)
-    attend(q, steps, keys, values, scales, thread * n // n_threads, (thread + 1) * n // n_threads, dims,
+    attend(q, q_scales, keys, values, scales, thread * n // n_threads, (thread + 1) * n // n_threads, dims,
            s.scores[thread], s.mixed[thread], s.top[thread], s.mass[thread])  # fmt: skip

@@ -24,7 +24,7 @@ from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE, Choice, TokenRule
 from minicore.errors import InputError
 from minicore.model import KVCache, Model
-from minicore.quantization import Packed, n_groups
+from minicore.quantization import QuantizedMatrix, n_groups
 
 Array = np.ndarray
 
@@ -155,16 +155,16 @@ class Arena:
         return array
 
 
-def as_units(w: Array | Packed) -> Array:  # (m, n) or (n,) -> uint32 (4 * units,)
+def as_units(w: Array | QuantizedMatrix) -> Array:  # (m, n) or (n,) -> uint32 (4 * units,)
     """Return the bits of rows filled up to whole 16-byte units."""
-    if isinstance(w, Packed):
+    if isinstance(w, QuantizedMatrix):
         return _joined(w.codes.reshape(len(w), -1), w.scales.reshape(len(w), -1))
     return _joined(np.atleast_2d(w))
 
 
-def columns_as_units(w: Array | Packed) -> Array:  # (n, m) -> uint32 (4 * units,)
+def columns_as_units(w: Array | QuantizedMatrix) -> Array:  # (n, m) -> uint32 (4 * units,)
     """Return the bits of a matrix's columns; int8's scales, a row for 64 columns, lie behind all of them."""
-    if not isinstance(w, Packed):
+    if not isinstance(w, QuantizedMatrix):
         return as_units(w.T)
     codes = _joined(w.codes.reshape(len(w), -1)[:, : w.shape[1]].T)
     scales = w.scales.reshape(len(w), -1).T

@@ -204,7 +204,7 @@ class Reader:
         """
         int8 = self.weights.dtype == "int8"
         if int8 and not transposed:
-            kernels.round_rows[_blocks(n * n_groups(k)), BLOCK](x, n, k)
+            kernels.fake_quantize_rows[_blocks(n * n_groups(k)), BLOCK](x, n, k)
         grid = _blocks(m, kernels.TILE), _blocks(n, kernels.TILE), 2 if steps else 1
         if self.tensor_cores and k % 8 == 0:
             kernel = kernels.make_tensor_product()[grid, 4 * kernels.LANES]

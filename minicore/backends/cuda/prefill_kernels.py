@@ -434,8 +434,8 @@ def block_max(parts, x, tid):  # type: ignore[no-untyped-def]
 
 
 @cuda.jit
-def round_rows(x, n, d):  # type: ignore[no-untyped-def]
-    """Round rows (n, d) in place as :func:`minicore.quantization.round_input` does, a group of 64 a thread.
+def fake_quantize_rows(x, n, d):  # type: ignore[no-untyped-def]
+    """Round rows (n, d) in place as :func:`minicore.quantization.fake_quantize` does, a group of 64 a thread.
 
     NaN and infinity make their group NaN.
     """

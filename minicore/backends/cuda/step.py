@@ -128,7 +128,7 @@ class Shape(NamedTuple):
         return -(-n // GROUP) * GROUP if self.int8 else self.spread(n, self.shift) << (self.shift - 2)
 
     def floats(self, n: int) -> int:
-        """Return what that takes: behind int8's floats there are words of four codes, and steps."""
+        """Return what that takes: behind int8's floats there are words of four codes, and scales."""
         return self.padded(n) + (self.padded(n) // GROUP * (GROUP // 4 + 1) if self.int8 else 0)
 
     def split_bits(self) -> int:
@@ -523,10 +523,10 @@ def await_rows(s, only):  # type: ignore[no-untyped-def]
 
 
 @device
-def round_vector(s, m, me, x, padded):  # type: ignore[no-untyped-def]
-    """Round the vector at float x for products with int8 rows: codes and steps go behind its floats.
+def quantize_vector(s, m, me, x, padded):  # type: ignore[no-untyped-def]
+    """Round the vector at float x for products with int8 rows: codes and scales go behind its floats.
 
-    As :func:`minicore.quantization.round_input`; NaN and infinity make their group's step NaN.
+    As :func:`minicore.quantization.fake_quantize`; NaN and infinity make their group's scale NaN.
     """
     groups, width = padded // GROUP, min(LANES, 16)  # lanes that round a group together
     sub = me.tid & (width - 1)
@@ -538,8 +538,8 @@ def round_vector(s, m, me, x, padded):  # type: ignore[no-untyped-def]
             largest = max(largest, max(max(abs(v[0]), abs(v[1])), max(abs(v[2]), abs(v[3]))))
             lost += v[0] - v[0] + (v[1] - v[1]) + (v[2] - v[2] + (v[3] - v[3]))
         largest, lost = group_max(largest, width), group_sum(lost, width)
-        step = largest / np.float32(127)
-        by = step if step > 0 and lost == 0 else np.float32(1)
+        scale = largest / np.float32(127)
+        by = scale if scale > 0 and lost == 0 else np.float32(1)
         for k in range(sub, GROUP // 4, width):
             v, word = four(m.shared, x + GROUP * min(g, groups - 1) + 4 * k), np.uint32(0)
             if lost == 0:
@@ -548,7 +548,7 @@ def round_vector(s, m, me, x, padded):  # type: ignore[no-untyped-def]
             if there:
                 let(m.shared, x + padded + GROUP // 4 * g + k, as_float(word))
         if there and sub == 0:
-            let(m.shared, x + padded + padded // 4 + g, step + lost)
+            let(m.shared, x + padded + padded // 4 + g, scale + lost)
 
 
 @device
@@ -569,13 +569,13 @@ def int8_dot(w, shared, at):  # type: ignore[no-untyped-def]  # -> int32
 @device
 def int8_row(arena, at, padded, lane, shared, x):  # type: ignore[no-untyped-def]
     """Return a lane's part of an int8 row, its scales behind it, times the rounded vector at float x."""
-    total, chunks, codes, steps = np.float32(0), padded // 16, x + padded, x + padded + padded // 4
+    total, chunks, codes, x_scales = np.float32(0), padded // 16, x + padded, x + padded + padded // 4
     for c in range(lane, chunks, 2 * LANES):  # two chunks on their way at once
         far = c + LANES
         w0, w1 = load16(arena, at + c, True), load16(arena, at + far, far < chunks)
         g0, g1 = c >> 2, min(far, chunks - 1) >> 2
-        first = half_at(arena, at + chunks, g0) * get(shared, steps + g0)
-        second = half_at(arena, at + chunks, g1) * get(shared, steps + g1)
+        first = half_at(arena, at + chunks, g0) * get(shared, x_scales + g0)
+        second = half_at(arena, at + chunks, g1) * get(shared, x_scales + g1)
         total += np.float32(int8_dot(w0, shared, codes + 4 * c)) * first
         total += np.float32(int8_dot(w1, shared, codes + 4 * min(far, chunks - 1))) * second
     return total
@@ -795,7 +795,7 @@ def norm(s, m, me, x, w, b):  # type: ignore[no-untyped-def]
 def round_if_int8(s, m, me, x, padded):  # type: ignore[no-untyped-def]
     """Round the vector at float x of shared memory if it is multiplied by int8 rows."""
     if s.int8:
-        round_vector(s, m, me, x, padded)
+        quantize_vector(s, m, me, x, padded)
         cuda.syncthreads()
 
 
