@@ -21,7 +21,7 @@ from minicore import ops
 from minicore.checkpoint import Checkpoint, mapped, read
 from minicore.checkpoint.tensors import DTYPES
 from minicore.config import ModelConfig
-from minicore.core.rules import GATE, TOP, Choice, TokenRule, keep_open, keep_top
+from minicore.core.rules import GATE, TOP, Selection, TokenRule, keep_open, keep_top
 from minicore.errors import InputError, unknown
 from minicore.quantization import FORMATS, quantize_int8
 from minicore.tokenizer import Tokenizer, from_source
@@ -295,7 +295,7 @@ class Model:
             raise InputError(f"token id {bad} is not in the vocabulary of {self.config.n_vocab}")
         return array.astype(np.int64)
 
-    def restrict(self, core: Choice | None) -> Model:
+    def restrict(self, core: Selection | None) -> Model:
         """Return the model whose FFNs are the core neurons alone, sharing everything else.
 
         A neuron is a row of ``w_in``, ``w_gate`` and ``w_out``: decoding with a core set is decoding with
@@ -310,7 +310,7 @@ class Model:
         >>> model.restrict(few).blocks[0]["mlp.w_in"].shape[0]
         10
         """
-        self.check_choice(core)
+        self.check_selection(core)
         if core is None:
             return self
         narrow = self.with_blocks()
@@ -337,14 +337,14 @@ class Model:
         other.__dict__ = self.__dict__ | {"blocks": [dict(block) for block in self.blocks], "on_device": None}
         return other
 
-    def check_choice(self, core: Choice | None) -> None:
+    def check_selection(self, core: Selection | None) -> None:
         """Raise InputError if the neurons were chosen for a model of another shape.
 
         Examples
         --------
         >>> model = load("minicore-opt-core")
         >>> from minicore import CoreSet
-        >>> model.check_choice(CoreSet({0: np.array([1])}, n_neurons=8, n_layers=1))
+        >>> model.check_selection(CoreSet({0: np.array([1])}, n_neurons=8, n_layers=1))
         Traceback (most recent call last):
         minicore.errors.InputError: ... does not fit ...
         """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from minicore.core.rules import Choice
+from minicore.core.rules import Selection
 from minicore.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ class Decoder(Protocol):
         """Neurons whose output rows were read, added up over the steps since the last :meth:`use`."""
         ...
 
-    def use(self, core: Choice | None) -> None:
-        """Decode with this choice, behind what the kv cache holds, from now on; None is all neurons."""
+    def use(self, core: Selection | None) -> None:
+        """Decode with this selection, behind what the kv cache holds, from now on; None is all neurons."""
         ...
 
     def flush(self) -> None:
@@ -105,7 +105,7 @@ def reader(model: Model, backend: str = "auto", memory_limit: int | None = None)
 def make_decoder(
     model: Model,
     cache: KVCache,
-    core: Choice | None = None,
+    core: Selection | None = None,
     backend: str = "auto",
     memory_limit: int | None = None,
 ) -> Decoder:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from minicore.core.rules import Choice
+from minicore.core.rules import Selection
 from minicore.model import KVCache, Model, forward
 
 
 class ReferenceDecoder:
     """Decodes with a model whose FFNs hold the core neurons alone."""
 
-    def __init__(self, model: Model, cache: KVCache, core: Choice | None) -> None:
+    def __init__(self, model: Model, cache: KVCache, core: Selection | None) -> None:
         self.whole, self.cache = model, cache
         self.layer_of = {f"blocks.{i}.mlp.hook_post": i for i in range(model.config.n_layers)}
         self.use(core)
 
-    def use(self, core: Choice | None) -> None:
-        """Decode with this choice from the next step on; None is all neurons."""
+    def use(self, core: Selection | None) -> None:
+        """Decode with this selection from the next step on; None is all neurons."""
         self.model = self.whole.restrict(core)
         self.n_used = np.zeros(self.whole.config.n_layers, np.int64)
 

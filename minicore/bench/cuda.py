@@ -17,7 +17,7 @@ from minicore.backends.cuda.graph import GraphStep
 from minicore.backends.cuda.intrinsics import SIMULATED
 from minicore.bench.run import Bed, Cpu, Meter, plain_or_none, ratios, spread
 from minicore.core.budgets import Beta
-from minicore.core.rules import Choice
+from minicore.core.rules import Selection
 from minicore.generation.stream import neurons_kept
 from minicore.model import PER_NEURON, KVCache, Model
 
@@ -30,9 +30,11 @@ class Gpu(Cpu):
 
     compile_s = 0.0
 
-    def decoder(self, model: Model, cache: KVCache, choice: Choice | None, n_threads: int | None) -> Any:
+    def decoder(
+        self, model: Model, cache: KVCache, selection: Selection | None, n_threads: int | None
+    ) -> Any:
         """Return a decoder; all say what the first one took to compile, whose kernel they share."""
-        decoder = CudaDecoder(model, cache, choice)
+        decoder = CudaDecoder(model, cache, selection)
         self.compile_s = decoder.compile_s = max(self.compile_s, decoder.compile_s)
         return decoder
 
@@ -127,7 +129,7 @@ def phase_seconds(decoder: CudaDecoder, step: GraphStep, context: int) -> list[f
 def bytes_of_phases(bed: Bed, beta: Beta | None, context: int) -> list[int]:
     """Return the bytes of weights, or of keys and values, that each phase of a token reads."""
     model, read = bed.model, [0.0] * len(kernels.PHASES)
-    kept = neurons_kept(model, bed.choices[context, beta])
+    kept = neurons_kept(model, bed.selections[context, beta])
     which = {"attn.w_o": kernels.PROJECT_OUT, "mlp.w_in": kernels.NEURONS, "mlp.w_gate": kernels.NEURONS}
     which |= {f"attn.w_{name}": kernels.PROJECT for name in "qkv"} | {"mlp.w_out": kernels.OUTPUTS}
     for layer, block in enumerate(model.blocks):

@@ -30,7 +30,7 @@ from minicore.backends.cpu import bandwidth
 from minicore.backends.cpu import threads as team
 from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.core.budgets import Beta, plain
-from minicore.core.rules import Choice
+from minicore.core.rules import Selection
 from minicore.errors import InputError, unknown
 from minicore.generation.prediction import Layers, make_recorder, record
 from minicore.generation.stream import bytes_per_token, neurons_kept
@@ -154,9 +154,11 @@ def _dtypes_of(backend: str) -> tuple[str, ...]:
 class Cpu:
     """Where decoding is measured, and how; here on the processor, in so many threads."""
 
-    def decoder(self, model: Model, cache: KVCache, choice: Choice | None, n_threads: int | None) -> Any:
+    def decoder(
+        self, model: Model, cache: KVCache, selection: Selection | None, n_threads: int | None
+    ) -> Any:
         """Return a decoder."""
-        return CpuDecoder(model, cache, choice, n_threads=n_threads)
+        return CpuDecoder(model, cache, selection, n_threads=n_threads)
 
     def limited(self, n_threads: int | None) -> AbstractContextManager[None]:
         """Keep to so many threads inside the block."""
@@ -227,14 +229,14 @@ class Bed:
     def warm_up(self) -> Iterator[tuple[int | None, float]]:
         """Fill caches, choose core sets, make decoders; yield threads and seconds to get machine code."""
         self.caches: dict[int, KVCache] = {}
-        self.choices: dict[tuple[int, Beta | None], Choice | None] = {}
+        self.selections: dict[tuple[int, Beta | None], Selection | None] = {}
         self.decoders: dict[tuple[int, int | None], Any] = {}
         self.scratch = self.model.new_cache(self.plan.prompt_tokens)
         for context in self.plan.contexts:
             self.caches[context] = cache = self.model.new_cache(context + self.plan.new_tokens)
             for beta in self.recorders or (None,):
-                self.choices[context, beta] = self.prefilled(cache, self.ids[:context], beta)
-            self.choices[context, None] = None
+                self.selections[context, beta] = self.prefilled(cache, self.ids[:context], beta)
+            self.selections[context, None] = None
         for n in self.plan.threads:
             for context, cache in self.caches.items():
                 self.decoders[context, n] = self.place.decoder(self.model, cache, None, n)
@@ -259,16 +261,16 @@ class Bed:
         ids = np.array(prompt_ids(self.model, 2 * n))
         for beta in (None, *self.recorders):
             cache = self.model.new_cache(2 * n)
-            choice = self.prefilled(cache, ids[:n].tolist(), beta)
+            selection = self.prefilled(cache, ids[:n].tolist(), beta)
             cache.length = 0
-            expected = forward(self.model.restrict(choice), ids, cache)
+            expected = forward(self.model.restrict(selection), ids, cache)
             for n_threads in self.plan.threads:
                 if beta is None:
                     with self.place.limited(n_threads):
                         read = prefill(self.reader, ids, self.model.new_cache(2 * n))
                     yield self.checked("prefill", None, n_threads, read, expected[-1])
                 cache.length = n  # what follows is written anew
-                decoder = self.place.decoder(self.model, cache, choice, n_threads)
+                decoder = self.place.decoder(self.model, cache, selection, n_threads)
                 got = np.stack([decoder.step(int(token)) for token in ids[n:]])
                 yield self.checked("decode", beta, n_threads, got, expected[n:])
 
@@ -320,16 +322,16 @@ class Bed:
         """Return the decoder behind a prefilled context, set to the neurons chosen there."""
         decoder = self.decoders[context, n_threads]
         self.caches[context].length = context
-        decoder.use(self.choices[context, beta])
+        decoder.use(self.selections[context, beta])
         return decoder
 
     def bytes_of(self, context: int, beta: Beta | None) -> dict[str, Any]:
         """Return what a token reads: weights, and keys and values at the middle of the tokens decoded."""
-        decoder, choice = self.decoders[context, self.plan.threads[0]], self.choices[context, beta]
+        decoder, selection = self.decoders[context, self.plan.threads[0]], self.selections[context, beta]
         a_position = decoder.kv_bytes / self.caches[context].capacity
         kv_bytes = round((context + (self.plan.new_tokens + 1) / 2) * a_position)
-        weights = bytes_per_token(self.model, choice)
-        kept = neurons_kept(self.model, choice).mean() / self.model.config.n_neurons
+        weights = bytes_per_token(self.model, selection)
+        kept = neurons_kept(self.model, selection).mean() / self.model.config.n_neurons
         return {
             "core_fraction": float(kept),
             "weights_bytes_per_token": weights,
@@ -337,7 +339,7 @@ class Bed:
             "bytes_per_token": weights + kv_bytes,
         }
 
-    def prefilled(self, cache: KVCache, ids: Sequence[int], beta: Beta | None = None) -> Choice | None:
+    def prefilled(self, cache: KVCache, ids: Sequence[int], beta: Beta | None = None) -> Selection | None:
         """Read a prompt into an emptied cache and return the neurons chosen meanwhile, if there is a beta."""
         cache.length = 0
         if beta is None:

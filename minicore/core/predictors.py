@@ -18,7 +18,7 @@ import numpy as np
 from minicore.core.budgets import BUDGETS, Beta, layer_betas, plain
 from minicore.core.neurons import CoreSet, check_fraction, core_from_scores
 from minicore.core.recording import GATE_SHIFT, Recording
-from minicore.core.rules import Choice, TokenRule
+from minicore.core.rules import Selection, TokenRule
 from minicore.core.similarity import Clusters, core_vector
 from minicore.core.stability import WANTED, Verdict, growth_marks, is_stable
 from minicore.errors import InputError, unknown
@@ -376,7 +376,7 @@ class Recorder:
         counts = [np.stack([step[layer]["counts"] for layer in self.layers]) for step in at_mark]
         return is_stable(counts, self.n_tokens, self.wanted)
 
-    def core(self, beta: Beta | None = None, budget: str | None = None) -> Choice | None:
+    def core(self, beta: Beta | None = None, budget: str | None = None) -> Selection | None:
         """Return the choice that the statistics so far predict; None stands for dense.
 
         Another beta or budget than the recorder's own may be asked for: one prefill serves them all.

@@ -105,4 +105,4 @@ class TokenRule:
         return {KINDS[self.kind]: np.array(self.limits[layer], dtype)}
 
 
-Choice = CoreSet | TokenRule
+Selection = CoreSet | TokenRule

@@ -23,7 +23,7 @@ from minicore.backends import reader
 from minicore.core.budgets import BUDGETS, layer_betas
 from minicore.core.neurons import CoreSet, check_fraction, parse_layers
 from minicore.core.predictors import Recorder, find_predictor
-from minicore.core.rules import Choice, TokenRule
+from minicore.core.rules import Selection, TokenRule
 from minicore.errors import InputError, unknown
 from minicore.evaluation.statistics import bootstrap, exp_mean
 from minicore.evaluation.sweep import ModelRef, Where, borrow, share, sweep
@@ -220,7 +220,7 @@ class Reading:
         self.first = prefill(model, passage.ids[:n], self.cache, recorder_tap(*before))  # (n_vocab,)
         self.dense = ops.log_softmax(forward(model, self.rest, self.cache, recorder_tap(*after)))
 
-    def choose(self, setting: Setting) -> Choice | None:
+    def choose(self, setting: Setting) -> Selection | None:
         """Return the neurons that a setting chooses for this passage; None is all."""
         recorder = self.recorders[setting.predictor]
         recorder.token_beta = setting.token_beta
@@ -248,19 +248,19 @@ class Reading:
         >>> row["kept"] <= 0.4, 0 < row["recall"] <= 1
         (True, True)
         """
-        choice = self.choose(setting)
-        model, counter = self.model.restrict(choice), NonZero()
-        row = self.score(model, counter if isinstance(choice, TokenRule) else ignore)
-        kept: dict[int, float] = {i: len(ids) for i, ids in choice.neurons.items()} if choice else {}
+        selection = self.choose(setting)
+        model, counter = self.model.restrict(selection), NonZero()
+        row = self.score(model, counter if isinstance(selection, TokenRule) else ignore)
+        kept: dict[int, float] = {i: len(ids) for i, ids in selection.neurons.items()} if selection else {}
         row["recall"] = None
-        if choice is None:
+        if selection is None:
             row["recall"] = 1.0
-        elif isinstance(choice, CoreSet):
+        elif isinstance(selection, CoreSet):
             target = self.recorders["oracle"].core(setting.beta)
             assert isinstance(target, CoreSet)
-            row["recall"] = choice.recall(target)
+            row["recall"] = selection.recall(target)
         row["kept"] = kept_fraction(self.model, kept | counter.mean())
-        row["ffn_bytes"] = ffn_bytes(self.model, kept, counter.mean(), read_whole(self.model, choice))
+        row["ffn_bytes"] = ffn_bytes(self.model, kept, counter.mean(), read_whole(self.model, selection))
         if n_generated:
             row["common_prefix"] = self.common_prefix(model, n_generated)
         return row
@@ -357,12 +357,12 @@ def kept_fraction(model: Model, kept: Mapping[int, float]) -> float:
     return sum(kept.get(layer, n) for layer in range(n_layers)) / (n_layers * n)
 
 
-def read_whole(model: Model, choice: Choice | None) -> tuple[str, ...]:
+def read_whole(model: Model, selection: Selection | None) -> tuple[str, ...]:
     """Return what is read of every neuron there is to choose from, before a token has chosen."""
-    if not isinstance(choice, TokenRule):
+    if not isinstance(selection, TokenRule):
         return ()
     gate = ("mlp.w_gate", "mlp.b_gate") if model.config.gated else ()
-    return gate if gate and choice.kind == "gate" else (*gate, "mlp.w_in", "mlp.b_in")
+    return gate if gate and selection.kind == "gate" else (*gate, "mlp.w_in", "mlp.b_in")
 
 
 def ffn_bytes(

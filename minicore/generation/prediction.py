@@ -16,7 +16,7 @@ from minicore.backends import reader
 from minicore.core.budgets import Beta
 from minicore.core.neurons import CoreSet, parse_layers
 from minicore.core.predictors import Recorder, find_predictor
-from minicore.core.rules import Choice
+from minicore.core.rules import Selection
 from minicore.core.similarity import Clusters
 from minicore.core.stability import WANTED, Verdict
 from minicore.errors import InputError
@@ -265,7 +265,7 @@ def predict(
     continuation: Sequence[int] | None = None,
     backend: str = "auto",
     **choosing: Any,
-) -> Choice:
+) -> Selection:
     """Return the core set a predictor chooses for a prompt (CoreInfer, sec. 4.1).
 
     Parameters
@@ -306,12 +306,12 @@ def predict(
     ids = encode_prompt(model, [*ids, *(continuation or ())])
     if recorder.recording.names and not recorder.fixed:
         record(reader(model, backend), ids, recorder, model.new_cache(len(ids)))
-    choice = recorder.core()
-    if choice is None:
+    selection = recorder.core()
+    if selection is None:
         settings: dict[str, object] = {"predictor": recorder.used}
         settings |= {"why": recorder.why} if recorder.why else {}
         return CoreSet({}, model.config.n_neurons, model.config.n_layers, settings)
-    return choice
+    return selection
 
 
 def encode_prompt(model: Model, prompt: str | Sequence[int], chat: bool = False) -> list[int]:

@@ -17,7 +17,7 @@ from minicore.backends import Decoder, check_backend, make_decoder, reader
 from minicore.core.budgets import Beta, plain
 from minicore.core.neurons import CoreSet
 from minicore.core.predictors import Recorder
-from minicore.core.rules import Choice, TokenRule
+from minicore.core.rules import Selection, TokenRule
 from minicore.errors import InputError
 from minicore.generation.prediction import Layers, encode_prompt, make_recorder, record, recorder_tap
 from minicore.generation.sampling import Sampler
@@ -58,7 +58,7 @@ class Generation:
     text: str
     token_ids: list[int]
     prompt_ids: list[int]
-    core: Choice | None
+    core: Selection | None
     stats: dict[str, Any] = field(default_factory=dict)
 
 
@@ -248,7 +248,7 @@ class Stream:
         self.backend, self.why_backend, self.stops, self.eos = backend, why_backend, stops, frozenset(eos)
         self.max_new_tokens, self.memory_limit = int(max_new_tokens), memory_limit
         self.token_ids: list[int] = []
-        self.core: Choice | None = None
+        self.core: Selection | None = None
         self.refresh, self.n_refreshed, self.continuation = refresh, 0, continuation
         self.n_read = np.zeros(model.config.n_layers, np.int64)  # neurons that tokens chose, over n_steps
         self.n_steps = 0
@@ -494,7 +494,7 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def neurons_kept(model: Model, core: Choice | None, n_used: Array | None = None) -> Array:
+def neurons_kept(model: Model, core: Selection | None, n_used: Array | None = None) -> Array:
     # (n_layers,) or None -> (n_layers,)
     """Return how many neurons' output rows a decoded token reads in each layer.
 
@@ -511,7 +511,7 @@ def neurons_kept(model: Model, core: Choice | None, n_used: Array | None = None)
     return kept
 
 
-def bytes_per_token(model: Model, core: Choice | None, kept: Array | None = None) -> int:
+def bytes_per_token(model: Model, core: Selection | None, kept: Array | None = None) -> int:
     """Return the bytes of weights that one decoded token reads; of the embedding that is one row.
 
     Where each token chooses for itself, the rows that the choice is made from are read for all neurons of
@@ -528,7 +528,7 @@ def bytes_per_token(model: Model, core: Choice | None, kept: Array | None = None
     return round(read)
 
 
-def _read_first(core: Choice | None, layer: int, gated: bool) -> tuple[str, ...]:
+def _read_first(core: Selection | None, layer: int, gated: bool) -> tuple[str, ...]:
     """Return the matrices a token reads before it has chosen."""
     if not isinstance(core, TokenRule) or layer not in core.limits:
         return ()

@@ -316,26 +316,26 @@ def models() -> dict[str, Model]:
 def test_step(benchmark, reading, models, format, rows, way):
     benchmark.group = f"step {rows} {format}"
     model = models[format]
-    choice = None
+    selection = None
     if rows == "core":
         n = model.config.n_neurons
         neurons = {
             layer: np.sort(np.random.default_rng(layer).permutation(n)[: int(0.4 * n)]).astype(np.int32)
             for layer in range(model.config.n_layers)
         }
-        choice = CoreSet(neurons, n, model.config.n_layers, {})
+        selection = CoreSet(neurons, n, model.config.n_layers, {})
     elif rows == "threshold":
         prompt = np.random.default_rng(8).integers(0, model.config.n_vocab, 32).tolist()
-        choice = mc.predict(model, prompt, "gate", beta=0.4)
-        assert GATE in choice.parameters(0)
+        selection = mc.predict(model, prompt, "gate", beta=0.4)
+        assert GATE in selection.parameters(0)
     tokens = np.random.default_rng(9).integers(0, model.config.n_vocab, 4).tolist()
-    reference = ReferenceDecoder(model, model.new_cache(128), choice)
+    reference = ReferenceDecoder(model, model.new_cache(128), selection)
     if way == "numpy":
-        reading(lambda: reference.step(tokens[0]), bytes_per_token(model, choice))
+        reading(lambda: reference.step(tokens[0]), bytes_per_token(model, selection))
         return
     n_threads = int(way.split()[1])
-    decoder = CpuDecoder(model, model.new_cache(128), choice, n_threads=n_threads)
+    decoder = CpuDecoder(model, model.new_cache(128), selection, n_threads=n_threads)
     error = max(relative_error(decoder.step(token), reference.step(token)) for token in tokens)
     # a gate next to the threshold may fall on either side of it, and its neuron's share be there or not
     assert error <= max(BOUNDS[format], 0.02 if rows == "threshold" else 0)
-    reading(lambda: decoder.step(tokens[0]), bytes_per_token(model, choice), n_threads)
+    reading(lambda: decoder.step(tokens[0]), bytes_per_token(model, selection), n_threads)

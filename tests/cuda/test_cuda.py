@@ -61,7 +61,7 @@ def model(request):
     return mc.load(GOLDEN / request.param[0], request.param[1])
 
 
-def choices(config):
+def selections(config):
     """All neurons, a core set of some layers, a core set of odd sizes, and gates inside it."""
     rng = np.random.default_rng(1)
     n = config.n_neurons
@@ -101,10 +101,10 @@ def test_decoding_is_the_references(model):
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ + N_NEW)
     cache = prefilled(model, ids[:N_READ])
     decoder = make_decoder(model, cache, None, "cuda")
-    for choice in choices(model.config):
-        reference = make_decoder(model, prefilled(model, ids[:N_READ]), choice, "numpy")
+    for selection in selections(model.config):
+        reference = make_decoder(model, prefilled(model, ids[:N_READ]), selection, "numpy")
         cache.length = N_READ
-        decoder.use(choice)
+        decoder.use(selection)
         for token in ids[N_READ:]:
             near(model, decoder.step(int(token)), reference.step(int(token)))
         decoder.flush()
@@ -139,11 +139,11 @@ def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ)
     caches = [prefilled(model, ids) for _ in range(2)]
     whole, graph = (CudaDecoder(model, cache, None, graph=i == 1) for i, cache in enumerate(caches))
-    for choice in choices(model.config)[:: 2 if SIMULATED else 1]:
+    for selection in selections(model.config)[:: 2 if SIMULATED else 1]:
         logits, tokens = [], []
         for decoder in (whole, graph):
             decoder.cache.length = N_READ
-            decoder.use(choice)
+            decoder.use(selection)
             logits.append(decoder.step(1))
             decoder.cache.length = N_READ
             tokens.append(list(decoder.run(1, N_NEW)))
@@ -304,7 +304,7 @@ def test_memory_limit_holds_the_core_rows_alone(model):
 
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ + N_NEW)
     whole = CudaDecoder(model, prefilled(model, ids[:N_READ]), None)
-    for core in choices(model.config)[
+    for core in selections(model.config)[
         1:3
     ]:  # of the first set's other layers the FFNs are whole on the device
         reference = make_decoder(model, prefilled(model, ids[:N_READ]), core, "numpy")

@@ -138,8 +138,8 @@ def test_a_likelihood_is_scored_by_what_the_context_predicts(predictor):
     ids = model.tok_encode("a bird sang in the tree and the cat heard it")
     cache = KVCache(model.model.config, len(ids))
     logits = [prefill(model.model, np.array(context), cache)]
-    choice = mc.predict(model.model, context, predictor, beta=0.3, backend="numpy", **more)
-    decoder = make_decoder(model.model, cache, choice, "numpy")
+    selection = mc.predict(model.model, context, predictor, beta=0.3, backend="numpy", **more)
+    decoder = make_decoder(model.model, cache, selection, "numpy")
     logits += [decoder.step(i) for i in ids[len(context) : -1]]
     wanted = ids[len(context) :]
     assert nats == pytest.approx(

@@ -185,7 +185,9 @@ def test_bytes_are_those_of_the_rows_read(chat):
 def test_common_prefix_counts_tokens_until_they_part(chat):
     reading = read(chat, "random")
     setting, n = Setting("random", 0.2), 8
-    dense, core = (reading._generate(chat.restrict(choice), n) for choice in (None, reading.choose(setting)))
+    dense, core = (
+        reading._generate(chat.restrict(selection), n) for selection in (None, reading.choose(setting))
+    )
     same = next((i for i in range(n) if dense[i] != core[i]), n)
     assert reading.measure(setting, n)["common_prefix"] == same
     prompt = [int(i) for i in draw(chat, 1)[0].ids[:12]]

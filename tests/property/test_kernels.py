@@ -369,11 +369,11 @@ def test_a_later_core_set_takes_the_memory_of_an_earlier_one(dtype):
     first, second, larger = core(9), core(5), core(12)
     decoder = CpuDecoder(model, model.new_cache(4), first, n_threads=2)
     decoder.step(1)
-    for choice, kept in ((second, True), (larger, False)):
+    for selection, kept in ((second, True), (larger, False)):
         before = decoder.piece
-        decoder.use(choice)
+        decoder.use(selection)
         decoder.cache.length = 0
-        fresh = CpuDecoder(model, model.new_cache(4), choice, n_threads=1)
+        fresh = CpuDecoder(model, model.new_cache(4), selection, n_threads=1)
         np.testing.assert_allclose(decoder.step(1), fresh.step(1), rtol=0, atol=1e-5)
         assert (decoder.piece is before) == kept
 

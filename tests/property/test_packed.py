@@ -222,12 +222,12 @@ def test_a_packed_model_is_its_dequantised_weights(format, family):
     assert model.dtype == format and model.weights_bytes < mc.load(GOLDEN / family).weights_bytes
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, 16)
     core = mc.predict(model, ids[:8], alpha=0.4, beta=0.5)
-    for choice in (None, core):
+    for selection in (None, core):
         cache, again = (model.new_cache(16) for _ in range(2))
         prefill(model, ids[:8], cache)
         prefill(model, ids[:8], again)
-        expected = forward(model.restrict(choice), ids[8:], cache)
-        decoder = make_decoder(model, again, choice, "cpu")
+        expected = forward(model.restrict(selection), ids[8:], cache)
+        decoder = make_decoder(model, again, selection, "cpu")
         got = np.stack([decoder.step(int(i)) for i in ids[8:]])
         # a rounding of an input may fall the other way where it lies between two steps
         assert np.median(np.abs(got - expected)) < 1e-5

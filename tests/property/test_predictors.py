@@ -348,11 +348,11 @@ def prompt(model, n=20, seed=0):
     return np.random.default_rng(seed).integers(0, model.config.n_vocab, n).tolist()
 
 
-def steps(model, ids, new, choice, backend):
+def steps(model, ids, new, selection, backend):
     """Logits of decoding ``new`` after prefilling ``ids``, and the neurons used."""
     cache = KVCache(model.config, len(ids) + len(new))
     prefill(model, np.array(ids), cache)
-    decoder = make_decoder(model, cache, choice, backend)
+    decoder = make_decoder(model, cache, selection, backend)
     return np.stack([decoder.step(token) for token in new]), decoder.n_used
 
 
@@ -365,26 +365,26 @@ def test_backends_agree_and_a_masked_forward_is_the_decoding(model, name):
     options = {"clusters": clusters_of(model)} if name in ("similarity", "static", "auto") else {}
     options |= {"token_beta": 0.3} if "+" in name else {}
     options |= {"continuation": new} if find_predictor(name).whole else {}
-    choice = mc.predict(model, ids, name, beta=0.5, seed=1, **options)
-    numpy, used = steps(model, ids, new, choice, "numpy")
-    cpu, used_cpu = steps(model, ids, new, choice, "cpu")
+    selection = mc.predict(model, ids, name, beta=0.5, seed=1, **options)
+    numpy, used = steps(model, ids, new, selection, "numpy")
+    cpu, used_cpu = steps(model, ids, new, selection, "cpu")
     np.testing.assert_allclose(cpu, numpy, rtol=0, atol=2e-4)
-    if isinstance(choice, mc.TokenRule):
+    if isinstance(selection, mc.TokenRule):
         # an activation that rounds to zero on one backend need not on the other (GELU of very negative x)
         np.testing.assert_allclose(used_cpu, used, rtol=0.02)
     cache = KVCache(model.config, len(ids) + len(new))
     prefill(model, np.array(ids), cache)
-    together = forward(model.restrict(choice), np.array(new), cache)
+    together = forward(model.restrict(selection), np.array(new), cache)
     np.testing.assert_allclose(together, numpy, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["topk", "gate"])
 def test_a_rule_that_keeps_all_is_dense(model, name):
     ids, new = prompt(model), prompt(model, 4, seed=1)
-    choice = mc.predict(model, ids, name, beta=1.0)
+    selection = mc.predict(model, ids, name, beta=1.0)
     for backend in ("numpy", "cpu"):
         dense, _ = steps(model, ids, new, None, backend)
-        np.testing.assert_allclose(steps(model, ids, new, choice, backend)[0], dense, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(steps(model, ids, new, selection, backend)[0], dense, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])

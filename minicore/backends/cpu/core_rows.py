@@ -8,7 +8,7 @@ import numpy as np
 
 from minicore.backends.cpu import threads as team
 from minicore.backends.cpu.rows import copy_rows, row_parts
-from minicore.core.rules import Choice
+from minicore.core.rules import Selection
 from minicore.model import PER_NEURON, Model
 from minicore.quantization import QuantizedMatrix
 
@@ -16,7 +16,7 @@ Array = np.ndarray
 LINE = 64  # matrices begin with a cache line
 
 
-def compact(model: Model, core: Choice, n_threads: int, piece: Array) -> tuple[Model, Array]:
+def compact(model: Model, core: Selection, n_threads: int, piece: Array) -> tuple[Model, Array]:
     """Return :meth:`minicore.model.Model.restrict` of the chosen rows, copied by threads, and where they lie.
 
     That is the given piece, bytes of an earlier copy, if it is large enough: new memory takes longer than

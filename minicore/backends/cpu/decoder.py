@@ -19,7 +19,7 @@ from minicore.backends.cpu.memory import settle
 from minicore.backends.cpu.rows import input_size, stored
 from minicore.backends.numpy import ReferenceDecoder
 from minicore.core.neurons import CoreSet
-from minicore.core.rules import GATE, Choice, TokenRule
+from minicore.core.rules import GATE, Selection, TokenRule
 from minicore.model import KVCache, Model
 from minicore.quantization import GROUP, QuantizedMatrix, n_groups
 
@@ -46,7 +46,7 @@ class CpuDecoder:
     """
 
     def __init__(
-        self, model: Model, cache: KVCache, core: Choice | None, n_threads: int | None = None
+        self, model: Model, cache: KVCache, core: Selection | None, n_threads: int | None = None
     ) -> None:
         cfg = model.config
         self.model, self.cache, self.n_threads = model, cache, n_threads or team.default_threads()
@@ -65,12 +65,12 @@ class CpuDecoder:
         self.use(core)
         self.compile_s = self._compile()
 
-    def use(self, core: Choice | None) -> None:
-        """Decode with this choice from the next step on; None is all neurons."""
+    def use(self, core: Selection | None) -> None:
+        """Decode with this selection from the next step on; None is all neurons."""
         # the k largest are known once all are computed, so there is nothing to skip: that is the reference's
         top = isinstance(core, TokenRule) and core.kind == "top"
         self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
-        self.model.check_choice(core)
+        self.model.check_selection(core)
         together = isinstance(core, CoreSet) and _row_bytes(self.model) < SHORT
         self.to_copy = core if together else None
         self.thresholds[:] = -1

@@ -21,7 +21,7 @@ from minicore.backends.cuda.intrinsics import configured
 from minicore.backends.numpy import ReferenceDecoder
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet
-from minicore.core.rules import GATE, Choice, TokenRule
+from minicore.core.rules import GATE, Selection, TokenRule
 from minicore.errors import InputError
 from minicore.model import KVCache, Model
 from minicore.quantization import QuantizedMatrix, n_groups
@@ -363,7 +363,7 @@ class CudaDecoder:
         self,
         model: Model,
         cache: KVCache,
-        core: Choice | None,
+        core: Selection | None,
         n_blocks: int | None = None,
         n_threads: int | None = None,
         memory_limit: int | None = None,
@@ -404,13 +404,13 @@ class CudaDecoder:
         self.use(core)
         self.fixed, self.ffn = self.weights.fixed, self.weights.ffn
 
-    def use(self, core: Choice | None) -> None:
-        """Decode with this choice, and with what the kv cache holds, from the next step on."""
+    def use(self, core: Selection | None) -> None:
+        """Decode with this selection, and with what the kv cache holds, from the next step on."""
         from numba import cuda
 
         top = isinstance(core, TokenRule) and core.kind == "top"
         self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
-        self.model.check_choice(core)
+        self.model.check_selection(core)
         self.check_limit(core)
         self.ffn_plan = cuda.to_device(self.rows.gather(self.shape, core).reshape(-1))
         thresholds = np.full(self.shape.n_layers, -1, np.float32)
@@ -424,8 +424,8 @@ class CudaDecoder:
         if self.graph:
             self.kernel.captured.clear()  # other arrays
 
-    def check_limit(self, core: Choice | None) -> None:
-        """Raise InputError if the device would hold more than the limit with this choice."""
+    def check_limit(self, core: Selection | None) -> None:
+        """Raise InputError if the device would hold more than the limit with this selection."""
         needed = self.bytes_needed(core)
         if self.memory_limit is not None and needed > self.memory_limit:
             share = core.fraction if isinstance(core, CoreSet) else 1
@@ -434,8 +434,8 @@ class CudaDecoder:
                 f"{share:.0%} of the neurons; expected a higher limit or a smaller beta"
             )
 
-    def bytes_needed(self, core: Choice | None) -> int:
-        """Return the bytes of the arrays on the device that grow with the model, decoding with a choice."""
+    def bytes_needed(self, core: Selection | None) -> int:
+        """Return the bytes of the device arrays that grow with the model, decoding with a selection."""
         cache, shape = self.cache, self.shape
         rows = max(self.rows.planned(shape, core)[1], self.rows.nbytes)
         kv, words = 2 * 4 * math.prod(cache.shape), 8 * shape.n_words()
@@ -552,7 +552,7 @@ def weights_of(model: Model, lent: bool = False) -> Weights:
 
 
 class CoreRows:
-    """Copies of core neurons' rows, in memory that is kept from one choice to the next while it suffices."""
+    """Copies of core neurons' rows; memory is reused for the next selection where it suffices."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights, self.array = weights, allocate(4, np.uint32)
@@ -562,14 +562,15 @@ class CoreRows:
         """Bytes held now."""
         return int(self.array.nbytes)
 
-    def planned(self, shape: kernels.Shape, core: Choice | None) -> tuple[Array, int]:  # -> (n_layers, N_FFN)
-        """Return the plan of the FFNs with a choice, and the bytes that its rows take."""
+    def planned(self, shape: kernels.Shape, core: Selection | None) -> tuple[Array, int]:
+        # -> (n_layers, N_FFN)
+        """Return the plan of the FFNs with a selection, and the bytes that its rows take."""
         plan, arena = self.weights.ffn_plan.copy(), Arena(self.weights.dtype)
         for layer, ids in self.chosen(shape, core).items():
             _reserve_rows(arena, plan[layer], len(ids), shape.d_model)
         return plan, 16 * max(arena.units, 1)
 
-    def chosen(self, shape: kernels.Shape, core: Choice | None) -> dict[int, Array]:
+    def chosen(self, shape: kernels.Shape, core: Selection | None) -> dict[int, Array]:
         """Return the neurons whose rows are copied: the core, and where FFNs are lent all of other layers."""
         neurons = dict(core.neurons) if core else {}
         if self.weights.lent:
@@ -577,8 +578,8 @@ class CoreRows:
             neurons = dict.fromkeys(range(shape.n_layers), every) | neurons
         return neurons
 
-    def gather(self, shape: kernels.Shape, core: Choice | None) -> Array:  # -> (n_layers, N_FFN)
-        """Copy a choice's rows and return the plan of the FFNs."""
+    def gather(self, shape: kernels.Shape, core: Selection | None) -> Array:  # -> (n_layers, N_FFN)
+        """Copy the rows of a selection and return the plan of the FFNs."""
         from numba import cuda
 
         chosen, (plan, n_bytes) = self.chosen(shape, core), self.planned(shape, core)

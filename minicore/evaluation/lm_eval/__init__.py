@@ -236,9 +236,9 @@ class MinicoreLM(TemplateLM):
         self.read(self.reader, ids[:first], cache, sums, wanted[:first], tap)
         for end in range(first, len(ids), self.hold):
             block = slice(end, end + self.hold)
-            choice = recorder.core()
-            self.read(self.reader.restrict(choice), ids[block], cache, sums, wanted[block])
-            if choice is not None:
+            selection = recorder.core()
+            self.read(self.reader.restrict(selection), ids[block], cache, sums, wanted[block])
+            if selection is not None:
                 cache.length = end
                 prefill(self.reader, np.array(ids[block]), cache, tap)
         return sums.likelihood[0]
