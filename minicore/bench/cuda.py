@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from minicore.backends.cuda import step as kernels
 from minicore.backends.cuda.decoder import AT_ONCE, CudaDecoder
 from minicore.backends.cuda.graph import GraphStep
-from minicore.backends.cuda.intrinsics import SIMULATED
+from minicore.backends.cuda.kernels.decode import step as kernels
+from minicore.backends.cuda.kernels.intrinsics import SIMULATED
 from minicore.bench.run import Bed, Cpu, Meter, plain_or_none, ratios, spread
 from minicore.core.budgets import Beta
 from minicore.core.rules import Selection

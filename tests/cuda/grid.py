@@ -19,12 +19,12 @@ from typing import Any
 import greenlet
 import numpy as np
 
-from minicore.backends.cuda import intrinsics as device
+from minicore.backends.cuda.kernels import intrinsics as device
 
 device.LANES = 32  # before the kernels take it from there
 
 from minicore.backends.cuda import decoder  # noqa: E402
-from minicore.backends.cuda import step as kernels  # noqa: E402
+from minicore.backends.cuda.kernels.decode import step as kernels  # noqa: E402
 from minicore.backends.numpy import ReferenceDecoder  # noqa: E402
 from minicore.model import KVCache, load, prefill  # noqa: E402
 

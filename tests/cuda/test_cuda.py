@@ -460,7 +460,7 @@ def test_a_block_of_the_grid_fits_a_multiprocessor(n_neurons, int8, n_threads):
     """Four schedulers have 16,384 registers each, given out in eights to a thread, by whole warps."""
     pytest.importorskip("numba_cuda")
     from minicore.backends.cuda.decoder import threads_for
-    from minicore.backends.cuda.step import registers_for
+    from minicore.backends.cuda.kernels.decode.step import registers_for
 
     config = replace(mc.load(GOLDEN / "llama-gqa").config, n_neurons=n_neurons)
     assert threads_for(config, 132, int8) == n_threads

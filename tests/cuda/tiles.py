@@ -21,9 +21,9 @@ from grid import Grid, passed, shuffled, where
 from numba.np.numpy_support import as_dtype
 
 from minicore import ops
-from minicore.backends.cuda import intrinsics as device
-from minicore.backends.cuda import prefill_kernels as kernels
 from minicore.backends.cuda.decoder import as_units
+from minicore.backends.cuda.kernels import intrinsics as device
+from minicore.backends.cuda.kernels.prefill import products as kernels
 from minicore.core.recording import add_counts, add_relative_energy
 
 UNIT = 2.0**-24  # rounding of a float32

@@ -10,9 +10,9 @@ import numpy as np
 
 from minicore import ops
 from minicore.backends.cpu.step import ACTIVATION_CODES
-from minicore.backends.cuda import prefill_kernels as kernels
-from minicore.backends.cuda import step as layout
 from minicore.backends.cuda.decoder import allocate, on_device, weights_of
+from minicore.backends.cuda.kernels.decode import step as layout
+from minicore.backends.cuda.kernels.prefill import products as kernels
 from minicore.core.recording import GATE_SHIFT, STATISTICS
 from minicore.errors import InputError
 from minicore.model import KVCache, Model, Tap

@@ -1,8 +1,8 @@
 """Prompts on a GPU: all tokens of a chunk at once, a launch a step of the block.
 
 Everything is a product of rows with rows, ``y[t, i] = sum_k x[t, k] w[i, k]``, cut into tiles of y, a block
-each: weights as they lie in the arenas of :mod:`minicore.backends.cuda.step`, and per head queries with
-keys and patterns with values. What lies between the products is a block a token.
+each: weights as they lie in the arenas of :mod:`minicore.backends.cuda.kernels.decode.step`, and per head
+queries with keys and patterns with values. What lies between the products is a block a token.
 
 Products with bfloat16 weights go through the tensor cores where the GPU has them for that. These multiply
 bfloat16 alone, so an activation is cut into three of them (:func:`cut`), which hold all of its 24 bits: each
@@ -20,7 +20,17 @@ import numpy as np
 from numba import cuda
 from numba.core.types import float32, float64, int32, uint32
 
-from minicore.backends.cuda.intrinsics import (
+from minicore.backends.cuda.kernels.decode.step import (
+    activate,
+    as_kept,
+    byte,
+    half_at,
+    high,
+    low,
+    number,
+    stored,
+)
+from minicore.backends.cuda.kernels.intrinsics import (
     LANES,
     as_bits,
     as_float,
@@ -35,7 +45,6 @@ from minicore.backends.cuda.intrinsics import (
     warp_max,
     warp_sum,
 )
-from minicore.backends.cuda.step import activate, as_kept, byte, half_at, high, low, number, stored
 from minicore.quantization import GROUP
 
 TILE = 64 if LANES > 1 else 8  # rows and columns of y that a block computes

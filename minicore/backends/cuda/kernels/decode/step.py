@@ -6,9 +6,9 @@ into five phases:
     norm, rows of q k v | attend over my positions | rows of w_o | norm, my neurons | rows of w_out
 
 Every block keeps the whole residual stream, so adding and norms are done in each. Between phases blocks
-exchange tagged words (:mod:`minicore.backends.cuda.intrinsics`). A word is written again a layer later, with
-another tag. By then everybody has read it: who writes has itself read what all blocks wrote after they read
-it.
+exchange tagged words (:mod:`minicore.backends.cuda.kernels.intrinsics`). A word is written again a layer
+later, with another tag. By then everybody has read it: who writes has itself read what all blocks wrote after
+they read it.
 
 ``w_out`` lies transposed, (d_model, n_neurons): an output is one row times the activations, whoever computed
 them. Weights are looked up in *arenas*, one array each, at 16-byte units that a plan lists; a core set is
@@ -27,7 +27,7 @@ from numba import cuda
 from numba.core.types import float32
 
 from minicore.backends.cpu.step import RELU, SILU
-from minicore.backends.cuda.intrinsics import (
+from minicore.backends.cuda.kernels.intrinsics import (
     ALL,
     LANES,
     SIMULATED,

@@ -23,7 +23,7 @@ LANES = 1 if SIMULATED else 32
 SPINS = 1 << 22  # polls of a word, some seconds: whoever waits longer waits for ever, and stops the kernel
 ALL = 0xFFFFFFFF
 # part of the key of kernels kept on disk: Numba itself looks at a kernel's own file alone
-SOURCE = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+SOURCE = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))))
 
 
 def device(function: Any) -> Any:
