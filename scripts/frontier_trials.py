@@ -18,9 +18,9 @@ import numpy as np
 
 import minicore as mc
 from minicore.backends import reader
+from minicore.bootstrap import bootstrap
 from minicore.core.budgets import share, uniform
 from minicore.evaluation.quality import Conditions, Reading
-from minicore.evaluation.statistics import bootstrap
 from minicore.evaluation.texts import passages
 from minicore.files import atomic_write
 from minicore.model import KVCache, Model, prefill

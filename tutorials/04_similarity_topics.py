@@ -27,9 +27,9 @@ import numpy as np
 
 import minicore as mc
 from minicore import plots
+from minicore.bootstrap import bootstrap
 from minicore.evaluation import quality
 from minicore.evaluation.clusters import fit_clusters
-from minicore.evaluation.statistics import bootstrap
 
 model = mc.load("minicore-opt-core")
 n_layers = model.config.n_layers

@@ -173,7 +173,7 @@ def eval_frontier(args: argparse.Namespace) -> int:
 
 
 def eval_stability(args: argparse.Namespace) -> int:
-    from minicore.reproduce import stability
+    from minicore.evaluation import stability
 
     rows = stability.measure(load(args), args.texts, args.passages, args.alpha, seed=args.seed)
     found = stability.calibrate(rows, args.wanted)
@@ -292,8 +292,8 @@ def eval_sts(args: argparse.Namespace) -> int:
 def reproduce(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from minicore.reproduce import page
-    from minicore.reproduce import run as experiments
+    from minicore.cli import reproduce_page as page
+    from minicore.reproduce import runner as experiments
 
     results: dict[str, Any] = {}
     found = experiments.reproduce(

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from minicore.evaluation.statistics import agreement
+from minicore.evaluation.agreement import agreement
 from minicore.formatting import (
     format_bytes,
     format_cell,

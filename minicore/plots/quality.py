@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from minicore.bootstrap import bootstrap, rhos
 from minicore.errors import InputError, unknown
-from minicore.evaluation.statistics import bootstrap, rhos
 from minicore.plots.axes import add_legend, ink, look, new_axes, numbers, open_frame, plain_log, same_length
 
 Array = np.ndarray

@@ -1,7 +1,7 @@
 """Decoding with core neurons: its text, its quality and its speed (figs. 5 and 6, tables 2, 3 and 4).
 
 Each function measures one figure of CoreInfer (2410.18311) on a :class:`Material` and returns its numbers;
-:mod:`minicore.reproduce.run` says what these have in common.
+:mod:`minicore.reproduce.runner` says what these have in common.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from minicore.evaluation.agreement import agreement
 from minicore.evaluation.quality import Row
-from minicore.evaluation.statistics import agreement
 from minicore.formatting import format_number, format_ratio
 from minicore.reproduce.material import ALPHA, Material, nats
 from minicore.reproduce.settling import SMALL, nearest

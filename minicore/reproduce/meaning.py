@@ -1,7 +1,7 @@
 """Core neurons of many texts: do those of close meaning have close ones? (figs. 4, 9, 11, table 1)
 
 Each function measures one figure of CoreInfer (2410.18311) on a :class:`Material` and returns its numbers;
-:mod:`minicore.reproduce.run` says what these have in common.
+:mod:`minicore.reproduce.runner` says what these have in common.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from minicore.bootstrap import ranks, spearman
 from minicore.core.similarity import kmeans
 from minicore.errors import InputError
-from minicore.evaluation.statistics import ranks, spearman
 from minicore.formatting import format_ratio
 from minicore.reproduce import sts
 from minicore.reproduce.material import ALPHA, Material

@@ -1,7 +1,7 @@
 """Core neurons of one text: what keeping them costs, and how they settle as it grows (figs. 2, 3, 8, 12).
 
 Each function measures one figure of CoreInfer (2410.18311) on a :class:`Material` and returns its numbers;
-:mod:`minicore.reproduce.run` says what these have in common.
+:mod:`minicore.reproduce.runner` says what these have in common.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from minicore.bootstrap import bootstrap, exp_mean, spearman
 from minicore.core.neurons import core_from_scores, jaccard, token_core
-from minicore.evaluation.statistics import bootstrap, exp_mean, spearman
+from minicore.evaluation.stability import counts_at
 from minicore.formatting import format_ratio
 from minicore.generation.prediction import make_recorder, recorder_tap
 from minicore.model import Model
 from minicore.reproduce.material import ALPHA, BETA, Document, Material, nats
-from minicore.reproduce.stability import counts_at
 from minicore.reproduce.verdict import judge, percent
 
 Array = np.ndarray

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from minicore.backends import reader
+from minicore.bootstrap import bootstrap, rhos, spearman
 from minicore.core.neurons import check_fraction, core_from_scores, parse_layers, token_core
 from minicore.errors import InputError
 from minicore.evaluation.quality import ignore
-from minicore.evaluation.statistics import bootstrap, rhos, spearman
 from minicore.evaluation.texts import read_text
 from minicore.files import atomic_write
 from minicore.model import Model, attention, embed, ffn, norm

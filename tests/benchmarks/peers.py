@@ -30,7 +30,7 @@ import numpy as np
 from minicore.backends.cpu import bandwidth
 from minicore.bench import run as bench
 from minicore.errors import InputError
-from minicore.evaluation.statistics import agreement
+from minicore.evaluation.agreement import agreement
 from minicore.formatting import format_number, format_quartiles, format_table
 
 PASSES = 3  # over the array whose reading measures bandwidth

@@ -17,7 +17,7 @@ import minicore
 from minicore import cli
 from minicore.cli import commands, report
 from minicore.errors import InputError
-from minicore.evaluation.statistics import agreement
+from minicore.evaluation.agreement import agreement
 from minicore.formatting import format_bytes
 from tests.helpers import GOLDEN, run_minicore
 

@@ -16,12 +16,13 @@ from hypothesis.extra import numpy as hnp
 
 import minicore as mc
 from minicore import cli, ops
+from minicore.backends import reader
+from minicore.bootstrap import bootstrap, ranks, spearman
 from minicore.cli import report
 from minicore.errors import InputError
 from minicore.evaluation import quality
 from minicore.evaluation.frontier import STEP, next_beta, search
 from minicore.evaluation.quality import Conditions, Reading, Rows, Setting, grid, study
-from minicore.evaluation.statistics import bootstrap, ranks, spearman
 from minicore.evaluation.sweep import Where
 from minicore.evaluation.texts import Passage, passages
 from minicore.reproduce import sts
@@ -229,7 +230,7 @@ def test_summary_is_of_the_rows(chat):
 def test_two_processes_measure_the_same(chat, tmp_path):
     texts, others = draw(chat, 3), draw(chat, 2, seed=9)
     settings, where = grid(EVERY, [0.3]), conditions(chat)
-    model = quality.reader(chat)
+    model = reader(chat)
     one = study(model, texts, settings, where, others)
     assert study(model, texts, settings, where, others, workers=Where(2)) == one
 

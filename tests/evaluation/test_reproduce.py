@@ -11,10 +11,11 @@ from PIL import Image
 
 import minicore
 from minicore import InputError, cli, sentence_core
+from minicore.cli import reproduce_page as page
 from minicore.core.neurons import jaccard
 from minicore.evaluation.sweep import Where
-from minicore.reproduce import decoding, meaning, page, settling, sts
-from minicore.reproduce import run as reproduce
+from minicore.reproduce import decoding, meaning, settling, sts
+from minicore.reproduce import runner as reproduce
 from minicore.reproduce.material import ALPHA, BETA, Material, nats, read_documents, sample_files
 from minicore.reproduce.verdict import judge
 

@@ -87,7 +87,7 @@ def test_every_public_name_has_an_example(name):
 
 def test_the_public_surface_is_found():
     assert {"load", "Model", "Model.stream", "CoreSet.load"} <= {one.__qualname__ for one in public(minicore)}
-    for module in ("generation.stream", "evaluation.tasks.run", "reproduce.run"):
+    for module in ("generation.stream", "evaluation.tasks.run", "reproduce.runner"):
         assert list(public(importlib.import_module(f"minicore.{module}")))
 
 

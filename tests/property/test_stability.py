@@ -11,8 +11,8 @@ from minicore.core import stability
 from minicore.core.neurons import jaccard
 from minicore.core.predictors import Recorder
 from minicore.core.stability import growth_marks, is_stable, prefix_cores, prefix_counts, stability_curve
+from minicore.evaluation import stability as study
 from minicore.generation.prediction import make_recorder, record
-from minicore.reproduce import stability as study
 from tests.helpers import GOLDEN
 from tests.helpers.clusters import clusters_of
 

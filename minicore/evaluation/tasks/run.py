@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicore.backends import check_backend, reader
+from minicore.bootstrap import bootstrap
 from minicore.core.neurons import check_fraction, parse_layers
 from minicore.core.predictors import Recorder, find_predictor
 from minicore.errors import InputError, unknown
 from minicore.evaluation.quality import Setting, grid
-from minicore.evaluation.statistics import bootstrap
 from minicore.evaluation.sweep import Journal, ModelRef, Where, borrow, share, sweep
 from minicore.evaluation.tasks import metrics, readers
 from minicore.evaluation.tasks.prompts import Prompts

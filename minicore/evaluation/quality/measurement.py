@@ -20,12 +20,12 @@ import numpy as np
 
 from minicore import ops
 from minicore.backends import reader
+from minicore.bootstrap import bootstrap, exp_mean
 from minicore.core.budgets import BUDGETS, layer_betas
 from minicore.core.neurons import CoreSet, check_fraction, parse_layers
 from minicore.core.predictors import Recorder, find_predictor
 from minicore.core.rules import Selection, TokenRule
 from minicore.errors import InputError, unknown
-from minicore.evaluation.statistics import bootstrap, exp_mean
 from minicore.evaluation.sweep import ModelRef, Where, borrow, share, sweep
 from minicore.evaluation.texts import Passage, passages
 from minicore.files import atomic_write

@@ -10,7 +10,7 @@ from typing import Any
 
 from minicore.files import atomic_write
 from minicore.formatting import format_cell
-from minicore.reproduce.run import EXPERIMENTS
+from minicore.reproduce.runner import EXPERIMENTS
 
 PAGE = """\
 <!DOCTYPE html>

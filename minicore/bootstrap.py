@@ -1,8 +1,8 @@
-"""The statistics the experiments share: rank correlation and bootstrap intervals."""
+"""Bootstrap intervals, and the statistics they are taken of: means, perplexities, rank correlation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -99,17 +99,3 @@ def spearman(x: Array, y: Array) -> float:  # (n,), (n,) -> in [-1, 1]
     a, b = ranks(x) - (len(x) + 1) / 2, ranks(y) - (len(y) + 1) / 2
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale else 0.0
-
-
-def agreement(a: Sequence[int], b: Sequence[int]) -> tuple[int, float]:
-    """Return the length of the common prefix, and the fraction of the longer's positions that are equal.
-
-    Examples
-    --------
-    >>> agreement([1, 2, 3, 4], [1, 9, 3])
-    (1, 0.5)
-    """
-    same = [x == y for x, y in zip(a, b, strict=False)]
-    prefix = same.index(False) if False in same else len(same)
-    longer = max(len(a), len(b))
-    return prefix, sum(same) / longer if longer else 1.0
