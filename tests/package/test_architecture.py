@@ -29,7 +29,7 @@ LAYERS = [
     {"backends"},
     {"model", "forward", "kv_cache", "core"},
     {"checkpoint", "tokenizer"},
-    {"ops", "quantization", "config", "errors", "files", "formatting", "_moved"},
+    {"ops", "quantization", "config", "errors", "files", "formatting", "bootstrap", "_moved"},
 ]
 # What one part may import where its layer would allow more.
 ONLY = {"core": {"core", "ops", "quantization", "config", "errors", "files"}}  # core sees arrays only
@@ -42,7 +42,7 @@ KNOWN_UPWARD = {
     ("checkpoint.tensors", "backends.cpu.memory"),
 }
 KNOWN_PLOTS = {
-    ("reproduce.run", "plots.paper"),
+    ("reproduce.runner", "plots.paper"),
     ("reproduce.meaning", "plots.sets"),
     ("reproduce.settling", "plots.sets"),
 }
@@ -53,7 +53,7 @@ KNOWN_LONG = {
     "backends/cuda/step.py",
     "bench/run.py",
     "checkpoint/families.py",
-    "evaluation/quality.py",
+    "evaluation/quality/measurement.py",
     "generation/stream.py",
     "model.py",
 }
