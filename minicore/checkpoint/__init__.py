@@ -1,4 +1,4 @@
-"""Checkpoints: a name or a path in, a config and checked parameters out.
+"""Checkpoints: from a name or a path to a config and checked parameters.
 
 >>> from minicore.checkpoint import read
 >>> checkpoint = read("smollm2-135m", dtype="bfloat16")  # doctest: +SKIP
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from minicore.checkpoint import families, gguf, mapped, names, safetensors, tensors
-from minicore.checkpoint.tensors import Array
+from minicore.checkpoint import families, gguf, mapped, names, parameters, safetensors, tensors
 from minicore.config import ModelConfig
 from minicore.errors import InputError, unknown
 
@@ -27,27 +26,27 @@ TokenizerSource = tuple[Literal["json"], Path] | tuple[Literal["gguf"], dict[str
 
 @dataclass
 class Checkpoint:
-    """A model as it comes from a file.
+    """A model as read from a file.
 
     Attributes
     ----------
     config : ModelConfig
-    params : dict of str to numpy.ndarray
-        Names and shapes of ``config.shapes()``; matrices in the dtype asked for, vectors float32.
+    params : dict of str to array or QuantizedMatrix
+        Names and shapes of ``config.shapes()``; matrices in the requested dtype, vectors in float32.
     tokenizer_source : tuple or None
         ``("json", path)`` of a tokenizer.json, ``("gguf", metadata)``, or None if there is none.
     chat_template : str or None
-        The checkpoint's jinja2 template.
+        The checkpoint's Jinja template.
     bos_id, eos_ids : int or None, tuple of int
-        The token that begins a text, those that end one.
+        The token that begins a text, and the tokens that end one.
     recommended : dict
-        What the checkpoint advises for core decoding: key ``minicore`` of generation_config.json.
+        The checkpoint's recommended options for core decoding: key ``minicore`` of generation_config.json.
     name, source : str, Path
-        What it was asked for as, and where it lies.
+        The name or last path component it was requested by, and its directory or file.
     file_dtype : str
-        What the file holds, such as ``"F16"`` or ``"Q4_1 + F32"``.
+        Element types in the file, such as ``"F16"`` or ``"Q4_1 + F32"``.
     mapping : Mapping or None
-        The file behind the arrays, where these are not in memory but mapped (`minicore pack`).
+        The file behind the arrays, if they are memory-mapped (`minicore pack`).
 
     Examples
     --------
@@ -57,7 +56,7 @@ class Checkpoint:
     """
 
     config: ModelConfig
-    params: dict[str, Array] = field(repr=False)
+    params: dict[str, Any] = field(repr=False)
     tokenizer_source: TokenizerSource | None = field(repr=False)
     chat_template: str | None = field(repr=False)
     bos_id: int | None
@@ -72,23 +71,23 @@ class Checkpoint:
 def read(
     name_or_path: str | os.PathLike[str], dtype: str | None = None, progress: bool = False
 ) -> Checkpoint:
-    """Read a checkpoint, in full and checked.
+    """Read and check a checkpoint.
 
     Parameters
     ----------
     name_or_path : str or path
-        A known name (``smollm2-135m``; fetched if it is not in the cache), ``org/name`` of the Hugging Face
-        hub, a Hugging Face directory with safetensors, or a GGUF file.
+        A known name (``smollm2-135m``; downloaded if it is not in the cache), ``org/name`` on the Hugging
+        Face hub, a Hugging Face directory with safetensors, or a GGUF file.
     dtype : str or None
-        ``float32``, ``bfloat16``, ``int8`` or ``int4``, for the matrices; None is what a packed directory
-        holds, float32 for anything else.
+        Type of the matrices: ``float32``, ``bfloat16``, ``int8`` or ``int4``. None is the type of a packed
+        directory, and float32 for everything else.
     progress : bool
-        Show bars on stderr if that is a terminal.
+        Show progress bars if stderr is a terminal.
 
     Raises
     ------
     InputError
-        If anything is missing, broken or not supported, naming the file and what was expected.
+        If something is missing, broken or not supported. The message names the file and what was expected.
 
     Examples
     --------
@@ -97,7 +96,7 @@ def read(
     (5, dtype(bfloat16), 'stability')
     """
     if dtype is not None:
-        tensors.check_dtype(dtype)
+        parameters.check_dtype(dtype)
     path = names.resolve(name_or_path, progress=progress)
     checkpoint = _read_directory if path.is_dir() else _read_gguf
     name = names.name_of(name_or_path) or path.resolve().name
@@ -113,14 +112,14 @@ def _read_directory(directory: Path, name: str, dtype: str | None, progress: boo
         return _read_packed(directory, values, name, dtype)
     generation = _json(directory / "generation_config.json")
     found = safetensors.read_directory(directory)
-    family, config, prefix = families.of_directory(values, path, found)
-    where = tensors.places(config, family.names, prefix)
-    tensors.check(directory, config, where, found, family.ignored)
+    family, config, prefix = families.read_config(values, path, found)
+    where = parameters.places(config, family.names, prefix)
+    parameters.check(directory, config, where, found, family.ignored)
     used = {place.name for place in where.values()}
     tokenizer = directory / "tokenizer.json"
     return Checkpoint(
         config=config,
-        params=tensors.load(config, where, found, dtype or "float32", progress),
+        params=parameters.load(config, where, found, dtype or "float32", progress),
         tokenizer_source=("json", tokenizer) if tokenizer.exists() else None,
         chat_template=_chat_template(directory),
         bos_id=next(iter(_ids(values, generation, "bos_token_id", path)), None),
@@ -136,7 +135,7 @@ def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str 
     """Map a directory that `minicore pack` wrote."""
     config, held, params, mapping = mapped.read(directory, values)
     if dtype not in (None, held):
-        raise InputError(f"{directory}: is packed in {held}, expected --dtype {held} or none, not {dtype}")
+        raise InputError(f"{directory}: is packed as {held}, expected --dtype {held} or none, not {dtype}")
     tokenizer, path = directory / "tokenizer.json", directory / "config.json"
     return Checkpoint(
         config=config,
@@ -156,20 +155,20 @@ def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str 
 def _read_gguf(path: Path, name: str, dtype: str | None, progress: bool) -> Checkpoint:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise InputError(
-            f"{path}: pickled weights are not opened; expected safetensors in a directory, or GGUF"
+            f"{path}: pickled weights are not supported; expected safetensors in a directory, or GGUF"
         )
     if path.suffix == ".safetensors":
         raise InputError(
-            f"{path}: is one file of a model; expected its directory, with config.json beside it"
+            f"{path}: is one file of a model; expected the model's directory, with its config.json"
         )
     metadata, found = gguf.read_file(path)
-    family, config = families.of_gguf(metadata, path, found)
-    where = tensors.places(config, family.names)
-    tensors.check(path, config, where, found, families.GGUF_IGNORED)
+    family, config = families.read_metadata(metadata, path, found)
+    where = parameters.places(config, family.names)
+    parameters.check(path, config, where, found, families.GGUF_IGNORED)
     eos = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot"))
     return Checkpoint(
         config=config,
-        params=tensors.load(config, where, found, dtype or "float32", progress),
+        params=parameters.load(config, where, found, dtype or "float32", progress),
         tokenizer_source=("gguf", metadata) if "tokenizer.ggml.model" in metadata else None,
         chat_template=metadata.get("tokenizer.chat_template"),
         bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
@@ -182,7 +181,7 @@ def _read_gguf(path: Path, name: str, dtype: str | None, progress: bool) -> Chec
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return a JSON object, empty if the file is not there."""
+    """Return the JSON object in a file, empty if there is no file."""
     if not path.exists():
         return {}
     try:
@@ -195,7 +194,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _ids(first: dict[str, Any], second: dict[str, Any], key: str, path: Path) -> tuple[int, ...]:
-    """Return the token ids that the first config with the key gives, one or a list."""
+    """Return the token ids under a key, one or a list of them, from the first config that has the key."""
     value = first.get(key) if first.get(key) is not None else second.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(i) is not int for i in ids):
@@ -204,7 +203,7 @@ def _ids(first: dict[str, Any], second: dict[str, Any], key: str, path: Path) ->
 
 
 def _chat_template(directory: Path) -> str | None:
-    """Return chat_template.jinja, or what tokenizer_config.json has: one template, or "default" of many."""
+    """Return chat_template.jinja, or the template of tokenizer_config.json ("default" if it has several)."""
     path = directory / "chat_template.jinja"
     if path.is_file():
         try:
@@ -219,21 +218,21 @@ def _chat_template(directory: Path) -> str | None:
 
 
 def _recommended(generation: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the checkpoint's advice on core decoding, checked."""
-    advice = generation.get("minicore") or {}
-    if not isinstance(advice, dict):
-        raise InputError(f"{path}: minicore is {advice!r}, expected an object")
+    """Return the checkpoint's recommended options for core decoding, checked."""
+    options = generation.get("minicore") or {}
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: minicore is {options!r}, expected an object")
     kinds: dict[str, tuple[tuple[type, ...], str]] = {
         "predictor": ((str,), "a predictor's name"),
         "alpha": ((int, float), "a number above 0 and at most 1"),
         "beta": ((int, float), "a number above 0 and at most 1"),
         "layers": ((str,), "a slice such as '6:27'"),
     }
-    for key, value in advice.items():
+    for key, value in options.items():
         if key not in kinds:
             raise InputError(f"{path}: {unknown('key of minicore', key, kinds)}")
         types, what = kinds[key]
-        fine = type(value) in types and (types == (str,) or (math.isfinite(value) and 0 < value <= 1))
-        if not fine:
+        valid = type(value) in types and (types == (str,) or (math.isfinite(value) and 0 < value <= 1))
+        if not valid:
             raise InputError(f"{path}: minicore.{key} is {value!r}, expected {what}")
-    return advice
+    return options

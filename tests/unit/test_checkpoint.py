@@ -12,16 +12,16 @@ import gguf
 import numpy as np
 import pytest
 
-from minicore.checkpoint import names, read, tensors
+from minicore.checkpoint import names, parameters, read
 from minicore.errors import InputError
 from tests.helpers import checkpoints as make
 from tests.helpers import run_python
 
 
-@pytest.fixture(params=[100, tensors.CHUNK], ids=["small-chunks", "chunks"])
+@pytest.fixture(params=[100, parameters.CHUNK], ids=["small-chunks", "chunks"])
 def chunk(request, monkeypatch):
     """Read in pieces that end in the middle of things, and in pieces that hold all."""
-    monkeypatch.setattr(tensors, "CHUNK", request.param)
+    monkeypatch.setattr(parameters, "CHUNK", request.param)
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:

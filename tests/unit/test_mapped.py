@@ -76,7 +76,7 @@ def packed(tmp_path):
 
 def test_another_dtype_than_it_holds_is_refused(packed):
     assert mc.load(packed, dtype="int8").dtype == "int8"
-    with pytest.raises(mc.InputError, match="is packed in int8"):
+    with pytest.raises(mc.InputError, match="is packed as int8"):
         mc.load(packed, dtype="float32")
 
 

@@ -42,7 +42,7 @@ more.generate([1, 2, 3], max_new_tokens=4, predictor="dense")
 """
 
 
-@pytest.mark.skipif(not memory.MAPS.exists(), reason="resident memory is measured on Linux")
+@pytest.mark.skipif(not memory.SMAPS.exists(), reason="resident memory is measured on Linux")
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_all_that_is_not_weights_or_cache_is_less_than_150_mb(dtype):
     for _ in range(2):  # the first may compile kernels, which takes memory of its own
@@ -52,7 +52,7 @@ def test_all_that_is_not_weights_or_cache_is_less_than_150_mb(dtype):
 
 REUSE = """
 import resource, numpy as np
-from minicore.backends.cpu.memory import keep_freed
+from minicore.checkpoint.heap import keep_freed
 from tests.helpers import GOLDEN, run_python
 keep_freed()
 for round in range(60):
@@ -64,7 +64,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not memory.MAPS.exists(), reason="page faults are counted on Linux")
+@pytest.mark.skipif(not memory.SMAPS.exists(), reason="page faults are counted on Linux")
 def test_arrays_that_are_freed_are_used_again_without_asking_for_pages():
     done = run_python("-c", REUSE, check=True)
     assert int(done.stdout) < 1000  # of 50 times 5 times 256 pages

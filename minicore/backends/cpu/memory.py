@@ -1,4 +1,4 @@
-"""Memory that loading and compiling leave behind: kept for use again, and given back before decoding."""
+"""Return the memory that loading and compiling leave behind, before decoding starts."""
 
 from __future__ import annotations
 
@@ -6,26 +6,11 @@ import ctypes
 import re
 from collections.abc import Hashable
 from functools import cache
-from pathlib import Path
 
-MAPS = Path("/proc/self/smaps")
-LIBC = ctypes.CDLL(None) if MAPS.exists() else None  # Linux's; elsewhere the process itself cannot be asked
+from minicore.checkpoint.heap import LIBC, SMAPS
+
 COMPILER = "libllvmlite"  # LLVM, of which loading cached code reads some 70 MB
 DONTNEED = 4  # madvise's number on Linux
-TRIM_THRESHOLD, MMAP_THRESHOLD, ARENAS = -1, -3, -8  # mallopt's numbers in glibc
-
-
-def keep_freed() -> None:
-    """Have the heap keep what is freed, up to 256 MB, until :func:`settle`.
-
-    Arrays of a few MB would else come from the system each time, page by page: for a model of 538 MB that is
-    1.7 GB of pages, half of the time of loading it. Threads share one heap, for of others nothing that they
-    keep is given back.
-    """
-    if LIBC and hasattr(LIBC, "mallopt"):
-        LIBC.mallopt(TRIM_THRESHOLD, 1 << 28)
-        LIBC.mallopt(MMAP_THRESHOLD, 1 << 25)
-        LIBC.mallopt(ARENAS, 1)
 
 
 def settle(kernel: Hashable) -> None:
@@ -41,7 +26,7 @@ def settle(kernel: Hashable) -> None:
 
 @cache
 def _drop_compiler(libc: ctypes.CDLL, kernel: Hashable) -> None:
-    for start, end in clean_pages(MAPS.read_text(encoding="utf-8"), COMPILER):
+    for start, end in clean_pages(SMAPS.read_text(encoding="utf-8"), COMPILER):
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED)
 
 

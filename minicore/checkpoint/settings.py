@@ -1,0 +1,71 @@
+"""The keys of a config, checked as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minicore.errors import InputError
+
+
+class Settings:
+    """A config's keys and values. A bad value raises InputError with file, key and what was expected.
+
+    Parameters
+    ----------
+    values : mapping of str to JSON value
+    source : Path
+        The file, for messages.
+    prefix : str
+        Put before every key, such as ``llama.`` for GGUF metadata.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: Path, prefix: str = "") -> None:
+        self.values, self.source, self.prefix = values, source, prefix
+
+    def get(self, *keys: str, default: Any = None) -> Any:
+        """Return the value of the first key that is present and not null."""
+        found = (self.values.get(self.prefix + key) for key in keys)
+        return next((value for value in found if value is not None), default)
+
+    def _number(self, kinds: tuple[type, ...], what: str, keys: tuple[str, ...], default: object) -> Any:
+        value = self.get(*keys, default=default)
+        if type(value) not in kinds or not 0 < value < math.inf:
+            problem = "is missing" if value is None else f"is {value!r}"
+            raise InputError(f"{self.source}: {self.prefix}{keys[0]} {problem}, expected {what}")
+        return value
+
+    def integer(self, *keys: str, default: int | None = None) -> int:
+        """Return a positive integer."""
+        return int(self._number((int,), "a positive integer", keys, default))
+
+    def number(self, *keys: str, default: float | None = None) -> float:
+        """Return a positive finite number."""
+        return float(self._number((int, float), "a positive number", keys, default))
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return a boolean."""
+        value = self.get(key, default=default)
+        if not isinstance(value, bool):
+            raise InputError(f"{self.source}: {self.prefix}{key} is {value!r}, expected true or false")
+        return value
+
+    def one_of(self, key: str, table: Mapping[str, str], default: str) -> str:
+        """Return the table's entry for a string value."""
+        value = self.get(key, default=default)
+        if not isinstance(value, str) or value not in table:
+            raise InputError(
+                f"{self.source}: {key} is {value!r}, which is not supported; expected {' or '.join(table)}"
+            )
+        return table[value]
+
+    def only(self, key: str, *supported: object) -> None:
+        """Refuse a value that the forward pass does not implement. A null or absent key is accepted."""
+        value = self.get(key)
+        if value is not None and value not in supported:
+            expected = " or ".join(map(str, supported)) if supported else "none"
+            raise InputError(
+                f"{self.source}: {self.prefix}{key} is {value!r}, which is not supported; expected {expected}"
+            )
