@@ -28,7 +28,6 @@ MOVED = {
     "minicore.kernels.bandwidth": "minicore.backends.cpu.bandwidth",
     "minicore.kernels.packed": "minicore.quantization",
     "minicore.prediction": "minicore.generation.prediction",
-    "minicore.report": "minicore.cli.report",
     "minicore.sampling": "minicore.generation.sampling",
     "minicore.sweep": "minicore.evaluation.sweep",
     "minicore.tasks": "minicore.evaluation.tasks",

@@ -1,144 +1,47 @@
-"""The arguments of the subcommands, and what their texts mean."""
+"""Options that several commands share, and what their values mean."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from minicore.cli.terminal import show_progress
+
+if TYPE_CHECKING:
+    from minicore.evaluation.sweep import Where
+    from minicore.model import Model
 
 DEFAULT_MODEL = "minicore-opt-core"  # part of the package; shows the paper's phenomena in minutes
+Options = argparse._ActionsContainer  # a parser, or a group of its options
+MODEL_HELP = "A model name, a Hugging Face directory or a .gguf file"
 
 
-def model_options(parser: argparse.ArgumentParser) -> None:
-    model_option(parser)
-    dtype_option(parser)
+# --- values ---
 
 
-def model_option(parser: argparse.ArgumentParser) -> None:
-    model = f"a name, a Hugging Face directory or a .gguf file (default: {DEFAULT_MODEL})"
-    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help=model)
-
-
-def dtype_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dtype",
-        metavar="D",
-        help="of the weights in memory: float32, bfloat16, int8 or int4 (default: what a packed directory "
-        "holds, else float32)",
-    )
-
-
-def json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-
-
-def decoding_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from standard input")
-    model_options(parser)
-    core = parser.add_argument_group("core neurons")
-    core.add_argument(
-        "--predictor",
-        metavar="P",
-        help="how they are chosen: stability, ...; dense means all (default: what the model recommends)",
-    )
-    core.add_argument(
-        "--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept, 0 to 1"
-    )
-    core.add_argument(
-        "--beta", metavar="B", type=fraction, help="of a layer's neurons kept; 0.2:0.6 rises over the layers"
-    )
-    core.add_argument(
-        "--layers", metavar="6:27", help="the layers it applies to, a Python slice; --layers=-8: too"
-    )
-    core.add_argument("--clusters", metavar="FILE", help="of texts, for similarity, static and auto")
-    core.add_argument("--gamma", metavar="G", type=fraction, help="as --beta, for the set of a cluster")
-    core.add_argument(
-        "--token-beta", metavar="B", type=fraction, help="kept by each token, for griffin+gate and such"
-    )
-    core.add_argument("--budget", metavar="R", help="how beta is spent over the layers: uniform or share")
-    core.add_argument("--window", metavar="W", type=int, help="choose by the last W tokens")
-    core.add_argument("--refresh", metavar="R", type=int, help="choose anew every R tokens")
-    core.add_argument(
-        "--memory-limit",
-        metavar="BYTES",
-        type=n_bytes,
-        help="hold no more while decoding: in memory, with a model that `minicore pack` wrote, or with "
-        "--backend cuda on the GPU, where of the FFN weights the core neurons' alone remain",
-    )
-    core.add_argument("--backend", metavar="B", help="numpy, cpu, cuda or auto (default: auto)")
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument(
-        "-n", "--max-new-tokens", metavar="N", type=int, help="tokens to generate at most (default: 128)"
-    )
-    sampling.add_argument(
-        "--temperature", metavar="T", type=float, help="0 takes the likeliest token (default)"
-    )
-    sampling.add_argument("--top-k", metavar="K", type=int, help="draw from the K likeliest tokens")
-    sampling.add_argument("--top-p", metavar="P", type=float, help="draw from the likeliest that add up to P")
-    sampling.add_argument("--seed", metavar="S", type=int, help="the same seed draws the same text")
-    sampling.add_argument("--stop", metavar="TEXT", action="append", help="end before TEXT; may be repeated")
-    parser.add_argument("--chat", action="store_true", help="wrap the prompt in the model's chat template")
-    json_option(parser)
-
-
-def pull_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="a name that `minicore info` lists, or org/name")
-    json_option(parser)
-
-
-def pack_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a name, a Hugging Face directory or a .gguf file")
-    dtype_option(parser)
-    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="a directory to make")
-    json_option(parser)
-
-
-def explore_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", metavar="PROMPT", help="the text; - reads it from standard input")
-    parser.add_argument("--and", metavar="PROMPT", dest="other", help="a second text to compare it with")
-    model_options(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the page, such as page.html")
-    parser.add_argument("--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept")
-    parser.add_argument(
-        "--beta",
-        metavar="B",
-        type=float,
-        help="of a layer's neurons kept when the page opens; it has a slider",
-    )
-    parser.add_argument("--layers", metavar="6:27", help="the layers shown, a Python slice (default: all)")
-    parser.add_argument(
-        "--backend", metavar="B", default="auto", help="numpy, cpu, cuda or auto (default: auto)"
-    )
-    parser.add_argument(
-        "-n", "--max-new-tokens", metavar="N", type=int, default=48, help="to continue with (default: 48)"
-    )
-    parser.add_argument("--chat", action="store_true", help="wrap the prompts in the model's chat template")
-
-
-def info_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help="a name, directory or .gguf file; none: list names"
-    )
-    dtype_option(parser)
-    json_option(parser)
-
-
-def n_bytes(text: str) -> int:
-    """Return a number of bytes: 300000000, 300e6."""
-    return int(float(text))
+def byte_count(text: str) -> int:
+    """Return a number of bytes, such as 300000000 or 300e6."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"expected a number of bytes such as 300e6, not {text!r}") from None
 
 
 def fraction(text: str) -> float | str:
-    """Return a number, or a range of two as it is: the library reads it."""
+    """Return a number; a range such as 0.2:0.6 stays text, which the library reads."""
     return text if ":" in text else float(text)
 
 
-def listed(text: str) -> list[str]:
+def comma_list(text: str) -> list[str]:
+    """Return the parts between commas, without empty ones."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def listed_betas(text: str) -> list[float | str]:
-    """Return numbers as numbers; the library tells what a text means, or that it means nothing."""
+def fraction_list(text: str) -> list[float | str]:
+    """Return numbers as floats; other parts stay text, which the library reads or refuses."""
     betas: list[float | str] = []
-    for part in listed(text):
+    for part in comma_list(text):
         try:
             betas.append(float(part))
         except ValueError:
@@ -146,330 +49,181 @@ def listed_betas(text: str) -> list[float | str]:
     return betas
 
 
-def study_options(parser: argparse.ArgumentParser, predictors: list[str], passages: int) -> None:
-    """Add what the commands that measure predictors on texts have in common."""
-    parser.add_argument("texts", metavar="TEXTS", nargs="+", help="plain text files, or JSON lines (.jsonl)")
-    model_options(parser)
+def number_list(text: str) -> list[float]:
+    """Return numbers that are separated by commas."""
+    try:
+        return [float(part) for part in comma_list(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers separated by commas, not {text!r}") from None
+
+
+def integer_list(text: str) -> list[int]:
+    """Return integers that are separated by commas."""
+    try:
+        return [int(part) for part in comma_list(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers separated by commas, not {text!r}") from None
+
+
+# --- input and output ---
+
+
+def prompt_argument(parser: Options) -> None:
+    """Add PROMPT."""
+    parser.add_argument("prompt", metavar="PROMPT", help="The text; - reads it from standard input.")
+
+
+def texts_argument(parser: Options) -> None:
+    """Add TEXTS."""
+    parser.add_argument("texts", metavar="TEXTS", nargs="+", help="Plain text or JSON lines (.jsonl) files.")
+
+
+def model_option(parser: Options) -> None:
+    """Add -m, for commands that choose the weight formats in another way."""
     parser.add_argument(
-        "--backend", metavar="B", default="auto", help="numpy, cpu, cuda or auto (default: auto)"
+        "-m", "--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default {DEFAULT_MODEL})."
     )
-    what = parser.add_argument_group("what is measured")
-    what.add_argument(
+
+
+def dtype_option(parser: Options) -> None:
+    """Add --dtype."""
+    parser.add_argument(
+        "--dtype",
+        metavar="D",
+        help="Format of the weights in memory: float32, bfloat16, int8 or int4 (default: the format of a "
+        "packed directory, float32 for other models).",
+    )
+
+
+def model_options(parser: Options) -> None:
+    """Add -m and --dtype."""
+    model_option(parser)
+    dtype_option(parser)
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """Return the model of ``model_options``."""
+    import minicore
+
+    return minicore.load(args.model, dtype=args.dtype, progress=show_progress())
+
+
+def json_option(parser: Options) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="Print one JSON object instead of text.")
+
+
+# --- how neurons are chosen ---
+
+
+def predictors_option(parser: Options, default: Sequence[str], more: str = "") -> None:
+    """Add --predictors, with a further sentence of help."""
+    parser.add_argument(
         "--predictors",
         metavar="P,Q",
-        type=listed,
-        default=predictors,
-        help="ways of choosing; griffin@continuation takes the set from the continuation itself, "
-        f"griffin@others from texts that are not measured (default: {','.join(predictors)})",
+        type=comma_list,
+        default=list(default),
+        help=f"Predictors to measure (default {','.join(default)}).{more and ' ' + more}",
     )
-    what.add_argument(
-        "--budget", default="uniform", help="how beta is spent over the layers: uniform or share"
-    )
-    what.add_argument(
-        "--token-beta",
-        metavar="B",
-        help="fraction kept by the rule of SET+RULE, such as griffin+gate, whose set keeps beta",
-    )
-    what.add_argument("--clusters", metavar="FILE", help="of other texts, for similarity and auto")
-    what.add_argument(
+
+
+def alpha_option(parser: Options, default: float | None = 0.4) -> None:
+    """Add --alpha; None leaves the default to the library."""
+    shown = ": the model's recommendation, else 0.4" if default is None else f" {default}"
+    parser.add_argument(
         "--alpha",
         metavar="A",
         type=float,
-        default=0.4,
-        help="fraction of a token's active neurons kept (default: 0.4)",
+        default=default,
+        help=f"Fraction of each token's active neurons to keep, above 0 and at most 1 (default{shown}).",
     )
-    what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
-    on = parser.add_argument_group("on what")
-    on.add_argument("--prompt-tokens", metavar="N", type=int, default=256, help="read densely (default: 256)")
-    on.add_argument(
-        "--continuation-tokens",
-        metavar="N",
-        type=int,
-        default=256,
-        help="read with the set and scored (default: 256)",
-    )
-    on.add_argument(
-        "--passages",
-        metavar="N",
-        type=int,
-        default=passages,
-        help=f"drawn from the texts (default: {passages})",
-    )
-    on.add_argument(
-        "--fit-passages",
-        metavar="N",
-        type=int,
-        default=16,
-        help="further ones that hot sets are fitted on (default: 16)",
-    )
-    on.add_argument(
-        "--seed",
-        metavar="S",
-        type=int,
-        default=0,
-        help="of the draw, of random sets and of the bootstrap (default: 0)",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write the report as JSON; rows are kept beside it, so that a stopped run goes on",
-    )
-    json_option(parser)
 
 
-def eval_quality_options(parser: argparse.ArgumentParser) -> None:
-    study_options(parser, ["dense", "stability", "griffin"], passages=40)
+def betas_option(parser: Options, default: Sequence[float | str], ranges: bool = True) -> None:
+    """Add --betas; say whether a beta may be a range."""
+    rises = "; 0.2:0.6 rises from the first layer to the last" if ranges else ""
     parser.add_argument(
         "--betas",
         metavar="B,C",
-        type=listed_betas,
-        default=[0.2, 0.4, 0.6],
-        help="fractions of a layer's neurons kept; 0.2:0.6 rises over the layers (default: .2,.4,.6)",
-    )
-    parser.add_argument(
-        "--generate",
-        metavar="N",
-        type=int,
-        default=0,
-        help="also count how many of N greedy tokens come before the first that dense has not",
-    )
-    worker_options(parser)
-
-
-def eval_frontier_options(parser: argparse.ArgumentParser) -> None:
-    study_options(parser, ["stability", "griffin", "gate"], passages=24)
-    parser.add_argument(
-        "--losses",
-        metavar="L,M",
-        type=lambda text: [float(part) for part in listed(text)],
-        default=[0.01, 0.05],
-        help="perplexity that may be lost, as a fraction (default: .01,.05)",
-    )
-    parser.add_argument(
-        "--rounds", metavar="N", type=int, default=6, help="points measured after the first two (default: 6)"
+        type=fraction_list,
+        default=list(default),
+        help=f"Fractions of each layer's neurons to keep{rises} (default {','.join(map(str, default))}).",
     )
 
 
-def eval_stability_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("texts", metavar="TEXTS", nargs="+", help="plain text files, or JSON lines (.jsonl)")
-    model_options(parser)
+def token_beta_option(parser: Options, read: Callable[[str], float | str] = str) -> None:
+    """Add --token-beta."""
     parser.add_argument(
-        "--passages", metavar="N", type=int, default=64, help="drawn from the texts (default: 64)"
+        "--token-beta",
+        metavar="B",
+        type=read,
+        help="With a predictor such as griffin+gate: fraction of the neurons that each token keeps.",
     )
-    parser.add_argument(
-        "--alpha", metavar="A", type=float, default=0.4, help="of the core sets (default: 0.4)"
-    )
-    parser.add_argument(
-        "--wanted", metavar="R", type=float, default=0.8, help="recall of a stable set (default: 0.8)"
-    )
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the draw (default: 0)")
-    json_option(parser)
 
 
-def eval_tasks_options(parser: argparse.ArgumentParser) -> None:
+def layers_option(parser: Options, what: str = "Layers to restrict", default: str = "all") -> None:
+    """Add --layers."""
     parser.add_argument(
-        "--task", metavar="T", required=True, help="summary, qa, openqa, translation or steps"
+        "--layers",
+        metavar="6:27",
+        help=f"{what}, as a Python slice; --layers=-8: means the last 8 (default: {default}).",
     )
+
+
+def budget_option(parser: Options, default: str | None = "uniform") -> None:
+    """Add --budget; None is the library's default, the same."""
     parser.add_argument(
-        "--data",
+        "--budget",
+        metavar="R",
+        default=default,
+        help="How beta is spent over the layers: uniform, or share, which gives more neurons to layers whose "
+        "scores are spread more widely (default uniform).",
+    )
+
+
+def clusters_option(parser: Options) -> None:
+    """Add --clusters."""
+    parser.add_argument(
+        "--clusters",
         metavar="FILE",
-        nargs="+",
-        default=[],
-        help="XSum or SciTLDR (.jsonl), SQuAD (.json), TruthfulQA (.csv), NQ-open or TriviaQA (.jsonl), two "
-        "files of parallel text (news.de news.en), or hub:NAME[:CONFIG]@SPLIT; steps has a set of its own",
+        help="Clusters from `minicore cluster fit`, for the predictors similarity, static and auto.",
     )
-    model_options(parser)
-    parser.add_argument("--backend", metavar="B", default="auto", help="numpy, cpu or auto (default: auto)")
-    what = parser.add_argument_group("what is measured")
-    what.add_argument(
-        "--predictors",
-        metavar="P,Q",
-        type=listed,
-        default=["dense", "stability"],
-        help="ways of choosing (default: dense,stability)",
-    )
-    what.add_argument(
-        "--betas",
-        metavar="B,C",
-        type=listed_betas,
-        default=[0.4],
-        help="fractions of a layer's neurons kept (default: .4)",
-    )
-    what.add_argument(
-        "--budget", default="uniform", help="how beta is spent over the layers: uniform or share"
-    )
-    what.add_argument("--token-beta", metavar="B", help="kept by each token, for griffin+gate and such")
-    what.add_argument("--clusters", metavar="FILE", help="of other texts, for similarity, static and auto")
-    what.add_argument(
-        "--alpha", metavar="A", type=float, default=0.4, help="of a token's active neurons (default: 0.4)"
-    )
-    what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
-    on = parser.add_argument_group("on what")
-    on.add_argument(
-        "--shots", metavar="N", type=int, default=0, help="worked examples before each prompt (default: 0)"
-    )
-    on.add_argument("--prompts", metavar="FILE", help="other prompts than those that fit the data (.toml)")
-    on.add_argument(
-        "--examples", metavar="N", type=int, default=100, help="drawn from the data (default: 100)"
-    )
-    on.add_argument(
-        "--seed",
-        metavar="S",
-        type=int,
-        default=0,
-        help="of the draw, of random sets and of the bootstrap (default: 0)",
-    )
-    worker_options(parser)
+
+
+# --- how the command runs ---
+
+
+def backend_option(parser: Options, names: Sequence[str] = ("numpy", "cpu", "cuda", "auto")) -> None:
+    """Add --backend; the last name is the default."""
+    known = f"{', '.join(names[:-1])} or {names[-1]}"
     parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        help="keep every answer as it comes, so that a stopped run goes on, and write the report as JSON",
+        "--backend", metavar="B", default=names[-1], help=f"Backend: {known} (default {names[-1]})."
     )
-    json_option(parser)
+
+
+def seed_option(parser: Options, of: str) -> None:
+    """Add --seed."""
+    parser.add_argument("--seed", metavar="S", type=int, default=0, help=f"Random seed of {of} (default 0).")
 
 
 def worker_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says who works the jobs of a study off."""
-    by = parser.add_argument_group("by whom")
-    by.add_argument("--workers", metavar="N", type=int, default=1, help="processes here (default: 1)")
-    by.add_argument("--threads", metavar="N", type=int, default=1, help="of each worker (default: 1)")
-    by.add_argument("--scheduler", metavar="ADDRESS", help="a Dask cluster's instead: tcp://host:8786")
+    """Add the options that say where jobs run."""
+    group = parser.add_argument_group("workers")
+    group.add_argument(
+        "--workers", metavar="N", type=int, default=1, help="Worker processes on this machine (default 1)."
+    )
+    group.add_argument(
+        "--threads", metavar="N", type=int, default=1, help="Threads of each worker (default 1)."
+    )
+    group.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Dask scheduler whose workers run the jobs instead, such as tcp://host:8786.",
+    )
 
 
-def cluster_fit_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "texts",
-        metavar="TEXTS",
-        help='one text a line, or JSON lines (.jsonl) with "text" and perhaps "label"',
-    )
-    model_options(parser)
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the clusters, for --clusters")
-    parser.add_argument("--no-labels", action="store_true", help="cluster by k-means though there are labels")
-    parser.add_argument(
-        "--k", metavar="K", type=int, help="clusters of k-means (default: where the curve bends)"
-    )
-    parser.add_argument(
-        "--layer", metavar="L", type=int, help="whose core sets are clustered (default: at 25/32)"
-    )
-    parser.add_argument(
-        "--predictor", metavar="P", default="stability", help="makes the sets (default: stability)"
-    )
-    parser.add_argument("--alpha", metavar="A", type=float, default=0.4, help="of the sets (default: 0.4)")
-    parser.add_argument("--beta", metavar="B", type=float, default=0.4, help="of the sets (default: 0.4)")
-    parser.add_argument("--max-tokens", metavar="N", type=int, default=512, help="of a text (default: 512)")
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of k-means (default: 0)")
-    worker_options(parser)
-    json_option(parser)
+def chosen_workers(args: argparse.Namespace) -> Where:
+    """Return where the jobs run."""
+    from minicore.evaluation.sweep import Where
 
-
-def counts(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in listed(text))
-
-
-counts.__name__ = "list of integers"  # as argparse calls it when it complains
-
-
-def bench_options(parser: argparse.ArgumentParser) -> None:
-    model_option(parser)
-    what = parser.add_argument_group("what is measured")
-    what.add_argument("--backend", metavar="B", help="cpu or cuda (default: cpu)")
-    what.add_argument(
-        "--dtypes",
-        metavar="D,E",
-        type=lambda text: tuple(listed(text)),
-        help="weight formats, all in memory at once (default: all that the backend reads)",
-    )
-    what.add_argument(
-        "--betas",
-        metavar="B,C",
-        type=lambda text: tuple(listed_betas(text)),
-        help="fractions of the neurons kept, beside dense; '' measures dense alone (default: 0.4)",
-    )
-    what.add_argument("--alpha", metavar="A", type=float, help="fraction of a token's active neurons kept")
-    what.add_argument("--layers", metavar="6:27", help="the layers restricted, a Python slice (default: all)")
-    what.add_argument(
-        "--threads", metavar="N,M", type=counts, help="of the CPU (default: 1 and as many as there are cores)"
-    )
-    what.add_argument("--prompt-tokens", metavar="N", type=int, help="that prefill is timed on (default: 64)")
-    what.add_argument(
-        "--contexts",
-        metavar="N,M",
-        type=counts,
-        help="tokens in the kv cache when decoding begins (default: as --prompt-tokens)",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument("--new-tokens", metavar="N", type=int, help="decoded at a time (default: 128)")
-    how.add_argument("--rounds", metavar="N", type=int, help="how often each is timed (default: 5)")
-    how.add_argument("--seed", metavar="S", type=int, help="of the order within a round (default: 0)")
-    parser.add_argument("--plot", metavar="FILE", help="draw decode speeds (.png, .svg, .pdf, ...)")
-    json_option(parser)
-
-
-def eval_sts_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files",
-        metavar="FILES",
-        nargs="+",
-        help="lines of score, tab, sentence, tab, sentence; measure and layer are chosen on all files but "
-        "the last and tested on the last",
-    )
-    model_options(parser)
-    parser.add_argument(
-        "--alpha",
-        metavar="A",
-        type=float,
-        default=0.4,
-        help="fraction of a token's active neurons kept (default: 0.4)",
-    )
-    parser.add_argument(
-        "--betas",
-        metavar="B,C",
-        type=listed_betas,
-        default=[0.1, 0.2, 0.4],
-        help="fractions of a layer's neurons in the sets compared (default: .1,.2,.4)",
-    )
-    parser.add_argument(
-        "--layers", metavar="6:27", help="the layers looked at, a Python slice (default: all)"
-    )
-    parser.add_argument("--pairs", metavar="N", type=int, help="read the first N of each file (default: all)")
-    parser.add_argument("--seed", metavar="S", type=int, default=0, help="of the bootstrap (default: 0)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the figures as JSON")
-    json_option(parser)
-
-
-def reproduce_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "figures",
-        metavar="FIGURE",
-        nargs="+",
-        help="fig2, fig3, fig4, fig5, fig6, fig8, fig9, fig11, fig12, table1, table2, table3, table4, or "
-        "all, which writes report.html too",
-    )
-    model_options(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        required=True,
-        help="for FIGURE.json, .csv and .png; what is there of the same model, texts and settings is kept",
-    )
-    parser.add_argument(
-        "--texts",
-        metavar="FILE",
-        nargs="+",
-        help='JSON lines (.jsonl) with "text" and, for topics, "label", or plain text (default: a sample)',
-    )
-    parser.add_argument(
-        "--pairs",
-        metavar="FILE",
-        nargs="+",
-        default=[],
-        help="for table1, two or more: lines of score, tab, sentence, tab, sentence",
-    )
-    parser.add_argument(
-        "--seed", metavar="S", type=int, default=0, help="of draws, clusters and layouts (default: 0)"
-    )
-    worker_options(parser)
-    json_option(parser)
+    return Where(workers=args.workers, threads=args.threads, scheduler=args.scheduler)

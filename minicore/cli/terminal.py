@@ -1,11 +1,11 @@
-"""The prompt in; notes, pieces of text, JSON and progress out."""
+"""Standard input, output and error: prompts, notes, JSON, reports and progress bars."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,17 @@ from minicore.errors import InputError
 if TYPE_CHECKING:
     from minicore.generation.stream import Stream
 
-KERNELS = (
-    Path(__file__).parent.parent / "backends" / "cpu" / "__pycache__"
-)  # where Numba keeps machine code unless told
+# Where Numba keeps machine code by default.
+KERNELS = Path(__file__).parent.parent / "backends" / "cpu" / "__pycache__"
 
 
 def read_prompt(prompt: str) -> str:
-    """Return the prompt, from standard input (less one final newline) if it is ``-``."""
+    """Return the prompt; ``-`` reads standard input and removes one final newline."""
     if prompt == "-":
         raw = sys.stdin.buffer.read() if sys.stdin is not None else b""
         where = "standard input"
     else:
-        raw = os.fsencode(prompt)  # bytes of the command line that are no text come back as they were
+        raw = os.fsencode(prompt)  # the original bytes, even if they are not text
         where = "PROMPT"
     try:
         text = raw.decode("utf-8")
@@ -37,16 +36,18 @@ def read_prompt(prompt: str) -> str:
 
 
 def note(text: str) -> None:
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def fail(sentence: str) -> int:
+    """Print an error on one line and return the exit code of bad input."""
     note("minicore: " + " ".join(sentence.splitlines()))
     return 2
 
 
 def discard_output() -> None:
-    """Point standard output at nothing, so that Python's own flush at exit has nothing to complain about."""
+    """Point standard output at the null device, so that Python's flush at exit does not fail again."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, AttributeError):  # no file descriptor behind it
@@ -54,32 +55,28 @@ def discard_output() -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object."""
     print(json.dumps(value))
 
 
-def announce_compilation(backend: str, reading: str | None = None) -> None:
-    """Say what is waited for: the CPU's kernels are compiled once and kept on disk, the GPU's every time.
-
-    reading is the backend that reads the prompt, if it is another.
-    """
-    if backend == "cuda":
-        note("compiling the GPU's kernel for this model's shape, which takes some ten seconds")
-    if backend in ("cpu", "cuda") and not kernels_cached((reading or backend) != "numpy"):
-        note("compiling kernels for this machine; they are kept, and later runs start at once")
-
-
-def kernels_cached(reading: bool) -> bool:
-    """Say whether the machine code of decoding, and of reading prompts, is on disk already."""
-    names = ["step.step", "prefill.causal_softmax"][: 1 + reading]
-    if "NUMBA_CACHE_DIR" not in os.environ and all(any(KERNELS.glob(f"{name}-*.nbc")) for name in names):
-        return True
-    from minicore.backends.cpu import decoder as cpu  # imports Numba, which a first token need not wait for
-
-    return cpu.kernels_cached(reading)
+def print_report(
+    report: dict[str, Any], as_json: bool, report_lines: Callable[[dict[str, Any]], Iterable[str]]
+) -> None:
+    """Print a report as JSON, or as the lines that a function makes of it."""
+    if as_json:
+        print_json(report)
+    else:
+        print("\n".join(report_lines(report)))
 
 
 def print_piece(piece: str) -> None:
+    """Print a piece of generated text at once."""
     print(piece, end="", flush=True)
+
+
+def show_progress() -> bool:
+    """Say whether somebody watches standard error."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def with_progress(stream: Stream) -> Iterable[str]:
@@ -92,5 +89,26 @@ def with_progress(stream: Stream) -> Iterable[str]:
         total=stream.max_new_tokens,
         unit=" tokens",
         leave=False,
-        disable=not sys.stderr.isatty(),
+        disable=not show_progress(),
     )
+
+
+def announce_compilation(backend: str, reading: str | None = None) -> None:
+    """Say what the user waits for: CPU kernels are compiled once, the GPU kernel in every run.
+
+    ``reading`` is the backend that reads the prompt, if it is another one.
+    """
+    if backend == "cuda":
+        note("compiling the GPU kernel for this model, which takes about ten seconds")
+    if backend in ("cpu", "cuda") and not kernels_cached((reading or backend) != "numpy"):
+        note("compiling kernels for this machine; later runs reuse them and start at once")
+
+
+def kernels_cached(reading: bool) -> bool:
+    """Say whether the machine code for decoding, and for reading prompts, is on disk already."""
+    names = ["step.step", "prefill.causal_softmax"][: 1 + reading]
+    if "NUMBA_CACHE_DIR" not in os.environ and all(any(KERNELS.glob(f"{name}-*.nbc")) for name in names):
+        return True
+    from minicore.backends.cpu import decoder as cpu  # imports Numba: not needed before the first token
+
+    return cpu.kernels_cached(reading)

@@ -15,7 +15,7 @@ import pytest
 
 import minicore
 from minicore import cli
-from minicore.cli import commands, report
+from minicore.cli import compare, generate
 from minicore.errors import InputError
 from minicore.evaluation.agreement import agreement
 from minicore.formatting import format_bytes
@@ -95,7 +95,7 @@ def test_ctrl_c_keeps_what_was_printed(run_cli, monkeypatch, model):
     """The interrupt falls on the fourth piece; three are on stdout, the summary on stderr."""
     whole = model.generate(PROMPT, max_new_tokens=40)
     pushed = []
-    printer = commands.print_piece
+    printer = generate.print_piece
 
     def interrupt_on_the_fourth(piece: str) -> None:
         if len(pushed) == 3:
@@ -103,7 +103,7 @@ def test_ctrl_c_keeps_what_was_printed(run_cli, monkeypatch, model):
         pushed.append(piece)
         printer(piece)
 
-    monkeypatch.setattr(commands, "print_piece", interrupt_on_the_fourth)
+    monkeypatch.setattr(generate, "print_piece", interrupt_on_the_fourth)
     code, out, err = run_cli("generate", PROMPT, "-m", CHECKPOINT, "-n", 40)
     assert code == 130
     assert out.startswith("".join(pushed)) and whole.text.startswith(out.rstrip("\n"))
@@ -185,6 +185,8 @@ BAD = {
     "top-p": (["--top-p", "1.5"], "top_p"),
     "seed": (["--seed", "-3"], "seed"),
     "empty stop": (["--stop", ""], "stop"),
+    "memory limit infinite": (["--memory-limit", "inf"], "--memory-limit"),
+    "memory limit no number": (["--memory-limit", "300M"], "--memory-limit"),
     "unknown option": (["--wings", "2"], "--wings"),
 }
 
@@ -253,7 +255,7 @@ def test_compare_shows_both(run_cli, model):
     assert code == 0
     assert model.generate(PROMPT, max_new_tokens=16).text in out
     assert model.generate(PROMPT, max_new_tokens=16, predictor="stability", beta=0.3).text in out
-    for word in ("dense", "stability", "agreement", "tokens/s", "a token reads"):
+    for word in ("dense", "stability", "agreement", "tokens/s", "read per token"):
         assert word in out
 
 
@@ -285,7 +287,7 @@ def test_agreement(a, b, prefix, equal):
 
 def test_columns_fit_and_lose_no_word():
     left, right = "the quick brown fox " * 12, "one line\n\nand another " + "x" * 100
-    shown = report.side_by_side(["left", "right"], [left, right], 90)
+    shown = compare.side_by_side(["left", "right"], [left, right], 90)
     assert max(map(len, shown.splitlines())) <= 90
     cells = [line.split(" | ") if " | " in line else line.split(" |") for line in shown.splitlines()[2:]]
     assert " ".join(cell[0] for cell in cells).split() == left.split()
@@ -294,7 +296,7 @@ def test_columns_fit_and_lose_no_word():
 
 @pytest.mark.parametrize("width", [0, 40])
 def test_narrow_output_is_stacked(width):
-    shown = report.side_by_side(["left", "right"], ["a\nb", "c"], width)
+    shown = compare.side_by_side(["left", "right"], ["a\nb", "c"], width)
     assert shown == "--- left\na\nb\n\n--- right\nc"
 
 
@@ -346,6 +348,14 @@ def test_help_shows_examples_that_parse(capsys, command):
     for line in examples:
         words = shlex.split(line.split(" < ")[0])
         parser.parse_args(words[words.index("minicore") + 1 :])
+
+
+def test_only_the_command_that_runs_is_imported():
+    code = "import sys; from minicore.cli import make_parser; make_parser().parse_args(['info'])"
+    code += "; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert [name for name in cli.COMMANDS if f"minicore.cli.{name.replace(' ', '_')}" in loaded] == ["info"]
 
 
 def test_version(capsys):

@@ -18,7 +18,8 @@ from minicore import ops
 from minicore.backends import check_backend, make_decoder, reader
 from minicore.backends.cuda import availability as gpu
 from minicore.bench import run as bench
-from minicore.cli import main, report
+from minicore.cli import main
+from minicore.cli.bench import report_lines
 from minicore.core.neurons import CoreSet
 from minicore.core.recording import GATE_SHIFT, STATISTICS, Recording
 from minicore.core.rules import TokenRule
@@ -176,7 +177,7 @@ def test_bench_measures_a_gpu(model, monkeypatch):
     read = sum(row["bytes"] for row in dense)
     assert 0 <= found["decode"][0]["bytes_per_token"] - read < 0.1 * read  # norms, biases, an embedding
     assert sum(row["bytes"] for row in core) < read
-    lines = report.speeds(found)
+    lines = report_lines(found)
     assert sum(line.startswith("decode") for line in lines) == 2 and found["gpu"]["name"] in lines[0]
     assert sum(line.startswith(("attention", "w_out")) for line in lines) == 4
 

@@ -18,7 +18,7 @@ import minicore as mc
 from minicore import cli, ops
 from minicore.backends import reader
 from minicore.bootstrap import bootstrap, ranks, spearman
-from minicore.cli import report
+from minicore.cli import eval_frontier, eval_quality, eval_sts
 from minicore.errors import InputError
 from minicore.evaluation import quality
 from minicore.evaluation.frontier import STEP, next_beta, search
@@ -377,7 +377,7 @@ def test_the_command_prints_a_table_and_writes_what_it_prints(capsys, tmp_path, 
     assert cli.main(argv) == 0
     table = capsys.readouterr().out.splitlines()
     written = json.loads(out.read_text())
-    assert table == report.quality(written)
+    assert table == eval_quality.report_lines(written)
     assert [line.split()[0] for line in table[1:6]] == ["dense", "griffin", "griffin", "topk", "topk"]
     assert cli.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == written
@@ -460,7 +460,7 @@ def test_the_frontier_command(capsys, tmp_path, text):
     assert cli.main([*argv, "-o", str(tmp_path / "out.json")]) == 0
     printed = capsys.readouterr().out.splitlines()
     written = json.loads((tmp_path / "out.json").read_text())
-    assert printed == report.frontier(written)
+    assert printed == eval_frontier.report_lines(written)
     assert cli.main([*argv, "--json", "-o", str(tmp_path / "out.json")]) == 0
     assert json.loads(capsys.readouterr().out) == written
     for wrong in (["--losses", "0"], ["--losses", "x"], ["--rounds", "-1"], ["--passages", "0"]):
@@ -544,7 +544,7 @@ def test_the_sts_command(capsys, pair_files, tmp_path):
     assert cli.main([*argv, "-o", str(tmp_path / "out.json")]) == 0
     printed = capsys.readouterr().out.splitlines()
     written = json.loads((tmp_path / "out.json").read_text())
-    assert printed == report.sts(written)
+    assert printed == eval_sts.report_lines(written)
     assert cli.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == written
     for wrong in (

@@ -13,7 +13,7 @@ import pytest
 
 import minicore as mc
 from minicore import cli
-from minicore.cli import report
+from minicore.cli.eval_tasks import report_lines
 from minicore.errors import InputError
 from minicore.evaluation.sweep import Where
 from minicore.evaluation.tasks import metrics, readers, run
@@ -568,7 +568,7 @@ def test_the_command(capsys, questions, tmp_path):
     assert cli.main([*argv, "-o", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert printed.splitlines() == report.tasks(written)
+    assert printed.splitlines() == report_lines(written)
     assert "floor: majority" in printed and "3 of 5 examples of q.jsonl" in printed
     assert cli.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == written

@@ -11,7 +11,7 @@ from minicore import cli, plots
 from minicore.backends.cpu import bandwidth
 from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.bench import run as bench
-from minicore.cli import report
+from minicore.cli.bench import report_lines
 from minicore.errors import InputError
 from minicore.generation.stream import bytes_per_token
 from minicore.model import load
@@ -291,7 +291,7 @@ def test_plot_shows_every_setting_and_its_limit(found):
 
 
 def test_lines_name_machine_and_conditions(found):
-    lines = report.speeds(found)
+    lines = report_lines(found)
     assert found["machine"]["cpu"] in lines[0]
     assert f"{SMALL.rounds} interleaved rounds" in lines[-2]
     assert sum(line.startswith("decode") for line in lines) == len(found["decode"])

@@ -1,0 +1,136 @@
+"""What ``generate`` and ``compare`` share: the options of decoding, and the JSON of a generation."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from minicore.cli.options import (
+    Options,
+    alpha_option,
+    backend_option,
+    budget_option,
+    byte_count,
+    clusters_option,
+    fraction,
+    json_option,
+    layers_option,
+    model_options,
+    prompt_argument,
+    token_beta_option,
+)
+
+if TYPE_CHECKING:
+    from minicore.generation.stream import Generation
+
+# The keys of --json that scripts may rely on, in this order; other keys follow them.
+JSON_KEYS = (
+    "model",
+    "backend",
+    "dtype",
+    "predictor",
+    "alpha",
+    "beta",
+    "prompt_tokens",
+    "new_tokens",
+    "token_ids",
+    "text",
+    "core_fraction",
+    "prefill_s",
+    "predict_s",
+    "decode_tokens_per_s",
+    "weights_bytes",
+    "resident_bytes",
+)
+# The options that are passed to the library under their own names, where the user gave them.
+SETTINGS = (
+    *("predictor", "alpha", "beta", "gamma", "token_beta", "budget", "clusters", "window", "refresh"),
+    *("memory_limit", "layers", "backend", "max_new_tokens"),
+    *("temperature", "top_k", "top_p", "seed", "stop"),
+)
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """Add PROMPT and all options that ``decoding_settings`` reads."""
+    prompt_argument(parser)
+    model_options(parser)
+    core_options(parser.add_argument_group("core neurons"))
+    sampling_options(parser.add_argument_group("sampling"))
+    parser.add_argument("--chat", action="store_true", help="Put the prompt in the model's chat template.")
+    json_option(parser)
+
+
+def core_options(group: Options) -> None:
+    """Add the options that choose the neurons to decode with; the library knows their defaults."""
+    group.add_argument(
+        "--predictor",
+        metavar="P",
+        help="How to choose them, such as stability; dense keeps all (default: the model's recommendation, "
+        "else dense).",
+    )
+    alpha_option(group, default=None)
+    group.add_argument(
+        "--beta",
+        metavar="B",
+        type=fraction,
+        help="Fraction of each layer's neurons to keep; 0.2:0.6 rises from the first layer to the last "
+        "(default: the model's recommendation, else 0.4).",
+    )
+    layers_option(group, default="the model's recommendation, else all")
+    clusters_option(group)
+    group.add_argument(
+        "--gamma", metavar="G", type=fraction, help="Like --beta, for the set of a cluster (default: beta)."
+    )
+    token_beta_option(group, fraction)
+    budget_option(group, default=None)
+    group.add_argument(
+        "--window", metavar="W", type=int, help="Choose by the last W tokens of the prompt only."
+    )
+    group.add_argument("--refresh", metavar="R", type=int, help="Choose again every R generated tokens.")
+    group.add_argument(
+        "--memory-limit",
+        metavar="BYTES",
+        type=byte_count,
+        help="Most bytes to hold while decoding. On the CPU this needs a model from `minicore pack` and "
+        "limits the process; with --backend cuda it limits the memory of the GPU. Only the FFN weights of "
+        "core neurons are then held.",
+    )
+    backend_option(group)
+
+
+def sampling_options(group: Options) -> None:
+    """Add the options that choose the tokens."""
+    group.add_argument(
+        "-n", "--max-new-tokens", metavar="N", type=int, help="Most tokens to generate (default 128)."
+    )
+    group.add_argument(
+        "--temperature",
+        metavar="T",
+        type=float,
+        help="Temperature of sampling; 0 always takes the most likely token (default 0).",
+    )
+    group.add_argument("--top-k", metavar="K", type=int, help="Sample from the K most likely tokens.")
+    group.add_argument(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help="Sample from the most likely tokens whose probabilities add up to P.",
+    )
+    group.add_argument(
+        "--seed", metavar="S", type=int, help="Random seed of sampling; the same seed gives the same text."
+    )
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", help="Stop before TEXT; may be given several times."
+    )
+
+
+def decoding_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keywords of ``Model.stream`` that were given; the library knows the other defaults."""
+    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    return given | {"chat": args.chat}
+
+
+def json_record(out: Generation) -> dict[str, Any]:
+    """Return a generation as --json prints it."""
+    record = out.stats | {"token_ids": [int(i) for i in out.token_ids], "text": out.text}
+    return {key: record[key] for key in JSON_KEYS} | record
