@@ -9,8 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from minicore.cli.decoding import add_decoding_options as add_options
-from minicore.cli.decoding import decoding_settings, json_record
+from minicore.cli.decoding import add_decoding_options, decoding_settings, json_record
 from minicore.cli.options import load_model
 from minicore.cli.terminal import announce_compilation, print_json, read_prompt, with_progress
 from minicore.formatting import format_bytes
@@ -19,14 +18,17 @@ if TYPE_CHECKING:
     from minicore.generation.stream import Generation, Stream
     from minicore.model import Model
 
-__all__ = ["EXAMPLES", "add_options", "run"]
-
 EXAMPLES = """
 minicore compare "The three states of matter are"
 minicore compare "The three states of matter are" --beta 0.8 -n 64 --json
 """
 DEFAULT_PREDICTOR = "stability"  # where the checkpoint recommends none
 NARROW = 30  # characters; with less for each text, they are printed one after the other
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_decoding_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

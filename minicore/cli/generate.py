@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from minicore.cli.decoding import add_decoding_options as add_options
-from minicore.cli.decoding import decoding_settings, json_record
+from minicore.cli.decoding import add_decoding_options, decoding_settings, json_record
 from minicore.cli.options import load_model
 from minicore.cli.terminal import (
     announce_compilation,
@@ -18,8 +17,6 @@ from minicore.cli.terminal import (
 )
 from minicore.formatting import format_bytes
 
-__all__ = ["EXAMPLES", "add_options", "run"]
-
 EXAMPLES = """
 minicore generate "The capital of France is"
 minicore generate "Why is the sky blue?" --chat -n 200
@@ -27,6 +24,11 @@ minicore generate "Once upon a time" --predictor stability --beta 0.6 --layers 6
 minicore generate "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
 minicore generate - -m path/to/model --json < prompt.txt
 """
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_decoding_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
