@@ -127,8 +127,8 @@ def report_lines(found: dict[str, Any]) -> list[str]:
     return [
         *machine_lines(found),
         "",
-        *format_table(*speed_table(found["prefill"] + found["decode"])),
-        *(["", *format_table(*phase_table(found["phases"]))] if "phases" in found else []),
+        *speed_lines(found["prefill"] + found["decode"]),
+        *(["", *phase_lines(found["phases"])] if "phases" in found else []),
         "",
         *method_lines(found),
     ]
@@ -149,8 +149,8 @@ def machine_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def speed_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return head and cells of the table of prefill and decode speeds."""
+def speed_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of prefill and decode speeds."""
     head = ["", "neurons", "threads", "context", "tokens/s", "vs dense", "GB/s", "of bandwidth"]
     cells = [
         [
@@ -165,11 +165,11 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
         ]
         for row in rows
     ]
-    return head, cells
+    return format_table(head, cells)
 
 
-def phase_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return head and cells of the table of a token's phases on a GPU."""
+def phase_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of a token's phases on a GPU."""
     head = ["phase, all layers", "neurons", "context", "us per token", "reads", "GB/s", "of bandwidth"]
     cells = [
         [
@@ -183,7 +183,7 @@ def phase_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
         ]
         for row in rows
     ]
-    return head, cells
+    return format_table(head, cells)
 
 
 def neurons_label(beta: Any) -> str:
