@@ -13,7 +13,9 @@ from minicore.errors import InputError
 from tests.helpers import ROOT, SHARED
 
 # pyproject.toml puts the checkout on this process's path; children of the tests import it too.
+# Warnings are errors there as well, as they are here.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ["PYTHONWARNINGS"] = "error"
 
 # Examples are not timed: the first one of a test may compile kernels or read a model. They are the same in
 # every run, so that a failure can be repeated; `pytest --hypothesis-profile=search` looks for new ones.
@@ -24,8 +26,10 @@ settings.load_profile("minicore")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that use the downloaded model as ``network`` tests."""
+    """Mark tests that use the downloaded model, and those that are given the NumPy backend."""
     for item in items:
+        if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "numpy":
+            item.add_marker("numpy")
         if "smollm2_path" in getattr(item, "fixturenames", ()):
             item.add_marker("network")
 

@@ -27,6 +27,8 @@ ONE_THREAD = (
 def execute(source: Path, timeout: float = 120) -> nbformat.NotebookNode:
     """Return the notebook of a .py file with the outputs of running it; an error in a cell is raised."""
     os.environ |= dict.fromkeys(ONE_THREAD, "1")
+    checkout = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(checkout))  # not an installed copy of minicore
     notebook = jupytext.read(source)
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"  # not drawn at random: the same source gives the same file

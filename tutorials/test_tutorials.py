@@ -11,10 +11,10 @@ import jupytext
 import nbformat
 import numpy as np
 import pytest
-from execute import FOLDER, SOURCES, execute
 
 import minicore as mc
 from minicore.generation.prediction import fingerprint
+from tutorials.execute import FOLDER, SOURCES, execute
 
 each = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 

@@ -16,6 +16,8 @@ import pytest
 
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.numpy
+
 PACKAGE = ROOT / "minicore"
 MAX_LINES = 500
 

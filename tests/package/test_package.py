@@ -44,6 +44,7 @@ def assert_within(budget: float, seconds: float) -> None:
     assert seconds < budget
 
 
+@pytest.mark.numpy
 def test_public_names():
     missing = [name for name in minicore.__all__ if not hasattr(minicore, name)]
     assert not missing
@@ -62,6 +63,7 @@ def test_version_is_the_distributions():
     assert minicore.__version__ == installed
 
 
+@pytest.mark.numpy
 @pytest.mark.parametrize("statement", ["import minicore", "import minicore.cli"])
 def test_import_pulls_in_nothing_heavy(statement):
     code = f"{statement}; import sys; print(*(m for m in {HEAVY!r} if m in sys.modules))"

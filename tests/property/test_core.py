@@ -12,6 +12,8 @@ import minicore as mc
 from minicore.core.neurons import core_from_scores, jaccard, parse_layers
 from minicore.core.predictors import Recorder
 
+pytestmark = pytest.mark.numpy
+
 fractions = st.floats(0.01, 1.0)
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 # few distinct values, so that ties are the rule

@@ -14,6 +14,8 @@ from minicore.checkpoint import read
 from minicore.errors import InputError
 from tests.helpers import checkpoints as make
 
+pytestmark = pytest.mark.numpy
+
 
 def refused(path: object, *fragments: str) -> None:
     """Assert that reading fails with one sentence that has all the fragments."""

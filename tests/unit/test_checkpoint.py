@@ -17,6 +17,8 @@ from minicore.errors import InputError
 from tests.helpers import checkpoints as make
 from tests.helpers import run_python
 
+pytestmark = pytest.mark.numpy
+
 
 @pytest.fixture(params=[100, parameters.CHUNK], ids=["small-chunks", "chunks"])
 def chunk(request, monkeypatch):

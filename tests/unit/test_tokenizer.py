@@ -15,6 +15,8 @@ from minicore.errors import InputError
 from minicore.tokenizer import Tokenizer, from_source
 from tests.helpers import GOLDEN, SHARED
 
+pytestmark = pytest.mark.numpy
+
 ORACLE = SHARED / "oracle" / "smollm2"
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
