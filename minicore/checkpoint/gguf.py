@@ -1,8 +1,9 @@
-"""GGUF files, mapped: metadata, a table of tensors, then their (mostly quantised) blocks.
+"""GGUF files, memory-mapped: metadata, a table of tensors, then their (mostly quantized) blocks.
 
-The header is read here, because the reader of the ``gguf`` package makes an array object of every token of
-the vocabulary (seconds and more than 100 MB for 49,152 of them); kinds of tensors, their block sizes and
-their dequantisation are that package's. Layout: the GGUF specification of the ggml project, versions 2, 3.
+This module parses the header itself, because the reader of the ``gguf`` package makes an array object for
+every token of the vocabulary: for 49,152 tokens that takes seconds and more than 100 MB. Tensor types, block
+sizes and dequantization come from that package. Layout: the ggml project's GGUF specification, versions 2
+and 3.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from minicore.errors import InputError
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 LAYOUTS = {code: struct.Struct("<" + code) for code in SCALARS.values()}
 STRING, ARRAY = 8, 9
-ALIGNMENT = 32  # of the data, where the metadata do not say
+ALIGNMENT = 32  # of the data, unless the metadata give another
 PLAIN = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
 class _Cursor:
-    """Reads one thing after the other and knows when the file ends too early."""
+    """Reads the header value by value and detects a truncated file."""
 
     def __init__(self, file: MappedFile) -> None:
         self.file = file
-        self.at = 0
+        self.offset = 0
 
     def take(self, size: int) -> bytes:
-        if size > self.file.size - self.at:
+        if size > self.file.size - self.offset:
             raise InputError(
-                f"{self.file.path}: the header goes beyond the file's {self.file.size} bytes; "
-                "expected a whole GGUF file, this one is truncated"
+                f"{self.file.path}: the header extends past the end of the file ({self.file.size} bytes): "
+                "it is truncated, expected a complete GGUF file"
             )
-        self.at += size
-        return self.file.map[self.at - size : self.at]
+        self.offset += size
+        return self.file.map[self.offset - size : self.offset]
 
     def number(self, code: str) -> Any:
         layout = LAYOUTS[code]
@@ -61,43 +62,41 @@ class _Cursor:
             raw = self.take(count * LAYOUTS[SCALARS[kind]].size)
             return list(struct.unpack(f"<{count}{SCALARS[kind]}", raw))
         if kind != STRING:
-            raise InputError(
-                f"{self.file.path}: metadata have an array of type {kind}, expected 0 to 8 or 10 to 12"
-            )
+            raise InputError(f"{self.file.path}: metadata array of type {kind}, expected 0 to 8 or 10 to 12")
         return self.texts(count)
 
     def texts(self, count: int) -> list[str]:
-        """Read many strings, such as a vocabulary, in a loop without calls: it is on the way to a token."""
+        """Read many strings, such as a vocabulary. The loop is inlined, because it delays the first token."""
         length, data, found = LAYOUTS["Q"].unpack_from, self.file.map, []
         for _ in range(count):
-            if self.at + 8 > self.file.size:
+            if self.offset + 8 > self.file.size:
                 break
-            start = self.at + 8
-            self.at = start + length(data, self.at)[0]
-            found.append(data[start : self.at].decode("utf-8", errors="replace"))
-        if len(found) < count or self.at > self.file.size:
-            self.take(self.file.size)  # says that the header goes beyond the file
+            start = self.offset + 8
+            self.offset = start + length(data, self.offset)[0]
+            found.append(data[start : self.offset].decode("utf-8", errors="replace"))
+        if len(found) < count or self.offset > self.file.size:
+            self.take(self.file.size)  # raises the error for a truncated file
         return found
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a file's metadata and its tensors; no tensor's data are read.
+    """Return a file's metadata and tensors. The tensors' data is not read.
 
     Returns
     -------
     metadata : dict of str to str, int, float, bool or list
     tensors : dict of str to Tensor
-        Shapes as NumPy counts, that is the reverse of GGUF's.
+        Shapes in NumPy's order, the reverse of GGUF's.
 
     Raises
     ------
     InputError
-        If it is no GGUF file, is truncated, or holds a quantisation that is not known.
+        If the file is not GGUF, is truncated, or has a tensor of an unknown type.
 
     Examples
     --------
     >>> import struct, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:  # version 3, no tensor, one number of kind 4 (uint32)
+    >>> with tempfile.TemporaryDirectory() as folder:  # version 3, no tensors, one value of type 4 (uint32)
     ...     path = Path(folder) / "empty.gguf"
     ...     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 7) + b"n_words"
     ...     _ = path.write_bytes(head + struct.pack("<II", 4, 12))
@@ -111,7 +110,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     version = cursor.number("I")
     if version not in (2, 3):
         big = " (a big-endian file)" if version & 0xFFFF == 0 else ""
-        raise InputError(f"{path}: is of GGUF version {version}{big}, expected 2 or 3, little-endian")
+        raise InputError(f"{path}: has GGUF version {version}{big}, expected 2 or 3, little-endian")
     n_tensors, n_metadata = cursor.number("Q"), cursor.number("Q")
     metadata = {}
     for _ in range(n_metadata):
@@ -121,16 +120,17 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for _ in range(n_tensors):
         name = cursor.text()
         shape = tuple(cursor.number("Q") for _ in range(cursor.number("I")))[::-1]
-        table.append((name, shape, cursor.number("I"), cursor.number("Q")))
+        kind_id, offset = cursor.number("I"), cursor.number("Q")
+        table.append((name, shape, kind_id, offset))
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or alignment < 1:
         raise InputError(f"{path}: general.alignment is {alignment!r}, expected a positive integer")
-    data = -(-cursor.at // alignment) * alignment
+    data = -(-cursor.offset // alignment) * alignment
     tensors: dict[str, Tensor] = {}
-    for name, shape, kind, offset in table:
+    for name, shape, kind_id, offset in table:
         if name in tensors:
-            raise InputError(f"{path}: tensor {name} is there twice, expected once")
-        tensors[name] = _tensor(file, name, shape, kind, data + offset)
+            raise InputError(f"{path}: tensor {name} occurs twice, expected once")
+        tensors[name] = _tensor(file, name, shape, kind_id, data + offset)
     return metadata, tensors
 
 
@@ -142,8 +142,7 @@ def _tensor(file: MappedFile, name: str, shape: tuple[int, ...], kind_id: int, o
         block, size = GGML_QUANT_SIZES[kind]  # elements and bytes of one block
     except (ValueError, KeyError) as error:
         raise InputError(
-            f"{file.path}: tensor {name} is of unknown quantisation {kind_id}, expected one that the gguf "
-            "package knows"
+            f"{file.path}: tensor {name} has unknown type {kind_id}, expected one that the gguf package knows"
         ) from error
     width = shape[-1] if shape else 1
     if width % block:
@@ -153,45 +152,45 @@ def _tensor(file: MappedFile, name: str, shape: tuple[int, ...], kind_id: int, o
     end = offset + math.prod(shape) // block * size
     if end > file.size:
         raise InputError(
-            f"{file.path}: tensor {name} ends at byte {end}, but the file has {file.size}; "
-            "expected a whole file, this one is truncated"
+            f"{file.path}: tensor {name} ends at byte {end}, but the file has {file.size} bytes: "
+            "it is truncated, expected a complete file"
         )
-    stride = math.prod(shape[1:]) * size // block  # bytes in one row
+    row_bytes = math.prod(shape[1:]) * size // block
 
     def rows(start: int, stop: int) -> Array:
-        raw = file.bytes[offset + start * stride : offset + stop * stride]
+        raw = file.bytes[offset + start * row_bytes : offset + stop * row_bytes]
         if kind.name in PLAIN:
             return raw.view(PLAIN[kind.name]).reshape(stop - start, *shape[1:])
-        if len(shape) < 2 or not _dequantises(kind_id):
+        if len(shape) < 2 or not _can_dequantize(kind_id):
             raise InputError(
-                f"{file.path}: tensor {name} is {kind.name}, expected a quantisation that the gguf package "
-                "can undo, or F32, F16 or BF16"
+                f"{file.path}: tensor {name} is {kind.name}, expected F32, F16, BF16 or a type that the gguf "
+                "package can dequantize"
             )
         if start == stop:
             return np.empty((0, *shape[1:]), np.float32)
-        return _dequantise(raw, kind_id).reshape(stop - start, *shape[1:])
+        return _dequantize(raw, kind_id).reshape(stop - start, *shape[1:])
 
     def release(start: int, stop: int) -> None:
-        file.release(offset + start * stride, offset + stop * stride)
+        file.release(offset + start * row_bytes, offset + stop * row_bytes)
 
-    return Tensor(name, file.path, shape, kind.name, rows, release)
+    return Tensor(name=name, file=file.path, shape=shape, kind=kind.name, rows=rows, release=release)
 
 
-def _dequantise(blocks: Array, kind_id: int) -> Array:  # (bytes,) uint8 -> (n,) float32
+def _dequantize(blocks: Array, kind_id: int) -> Array:  # (bytes,) uint8 -> (n,) float32
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    # As one long row: the package works row by row, and its rows would be short ones here.
-    with np.errstate(all="ignore"):  # a scale that is NaN shows in the values, where it is refused
+    # One long row, because the package loops over rows. Any NaN in the scales is detected in the values.
+    with np.errstate(all="ignore"):
         return dequantize(blocks[np.newaxis], GGMLQuantizationType(kind_id))[0]
 
 
 @functools.cache
-def _dequantises(kind_id: int) -> bool:
+def _can_dequantize(kind_id: int) -> bool:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
-        _dequantise(np.zeros(GGML_QUANT_SIZES[GGMLQuantizationType(kind_id)][1], np.uint8), kind_id)
+        _dequantize(np.zeros(GGML_QUANT_SIZES[GGMLQuantizationType(kind_id)][1], np.uint8), kind_id)
     except NotImplementedError:
         return False
     return True

