@@ -70,11 +70,13 @@ def test_import_pulls_in_nothing_heavy(statement):
     assert python("-c", code).stdout.split() == []
 
 
+@pytest.mark.timing
 def test_import_time():
     importing = least_seconds("-c", "import minicore") - least_seconds("-c", "pass")
     assert_within(0.3, importing)
 
 
+@pytest.mark.timing
 def test_help_time():
     assert_within(0.5, least_seconds("-m", "minicore", "--help"))
 
@@ -108,7 +110,11 @@ def test_the_first_token_of_a_short_prompt_does_not_wait_for_numba():
     assert python("-c", f"{code}; print('numba' in sys.modules)").stdout == "False\n"
 
 
-@pytest.mark.parametrize(("model", "most"), [("minicore-opt-core", 1), ("smollm2-135m", 3)])
+@pytest.mark.timing
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [("minicore-opt-core", 1), pytest.param("smollm2-135m", 3, marks=pytest.mark.network)],
+)
 def test_first_token_of_a_second_run_comes_soon(model, most, request):
     if model == "smollm2-135m":
         request.getfixturevalue("smollm2_path")
