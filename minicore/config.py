@@ -1,4 +1,4 @@
-"""ModelConfig: all there is to say about a model's shape, whatever file it came from."""
+"""ModelConfig: the shape of a model, independent of the file format."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ class ModelConfig:
     Attributes
     ----------
     family : str
-        Name map that reads its tensors: ``llama`` (Qwen2 too), ``opt`` or ``gpt2``.
+        ``llama`` (also Qwen2 and Mistral), ``opt`` or ``gpt2``.
     n_layers, d_model, n_vocab : int
-        Blocks, width of the residual stream, entries of the vocabulary.
+        Number of blocks, width of the residual stream, size of the vocabulary.
     n_heads, n_kv_heads, d_head : int
         Query heads, key/value heads (fewer under grouped-query attention), width of one head.
     n_neurons : int
-        Width of the FFN: the neurons that a core set chooses from.
+        Width of the FFN. Core sets are subsets of these neurons.
     n_ctx : int
-        Most positions the model can attend over.
+        Context length in tokens.
     norm, norm_eps : str, float
-        ``rmsnorm`` or ``layernorm``, and the constant under the root.
+        ``rmsnorm`` or ``layernorm``, and the constant under the square root.
     activation, gated : str, bool
         ``act(gate) * up`` if gated, else ``act(in)``.
     positions, position_offset : str, int
-        ``rope``, or ``learned`` rows added at the input; OPT's table starts at row 2.
+        ``rope``, or ``learned``: embeddings that are added at the input, from row ``position_offset`` of
+        their table on (2 for OPT).
     rope_theta, rope_factors : float, tuple of float or None
-        Base of the rotary frequencies, and what each of the ``d_head // 2`` of them is divided by
-        (Llama 3's and linear scaling both come down to that).
+        Base of the rotary frequencies, and the divisor of each of the ``d_head // 2`` frequencies. Linear
+        and Llama 3 scaling are both such divisors.
     tied_head : bool
-        Whether the embedding serves as the output head.
+        Whether the embedding is also the output head.
+    qkv_bias, attn_out_bias, mlp_bias : bool
+        Whether the query, key and value projections, the attention output and the FFN have biases.
     """
 
     family: str
@@ -94,10 +97,10 @@ class ModelConfig:
             )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return every parameter's name and shape, in the order of the forward pass.
+        """Return the name and shape of every parameter, in the order of the forward pass.
 
-        Matrices are (out, in) so that a matrix-vector product reads whole rows, but for ``w_out``,
-        which is (n_neurons, d_model): neuron i is row i of ``w_in``, ``w_gate`` and ``w_out`` alike.
+        Matrices are (out, in), so that a matrix-vector product reads whole rows. The exception is ``w_out``,
+        which is (n_neurons, d_model): neuron i is row i of ``w_in``, of ``w_gate`` and of ``w_out``.
         """
         d, q, kv, n = self.d_model, self.n_heads * self.d_head, self.n_kv_heads * self.d_head, self.n_neurons
         bias = self.norm == "layernorm"
@@ -125,7 +128,7 @@ class ModelConfig:
                 ("mlp.b_in", (n,), self.mlp_bias),
                 ("mlp.b_out", (d,), self.mlp_bias),
             ]
-            shapes |= {f"blocks.{i}.{name}": shape for name, shape, there in block if there}
+            shapes |= {f"blocks.{i}.{name}": shape for name, shape, present in block if present}
         shapes["ln_f.w"] = (d,)
         if bias:
             shapes["ln_f.b"] = (d,)

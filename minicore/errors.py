@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises."""
+"""The exception for bad input, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence that names the thing and what was expected.
+    """Bad input. The message is one sentence that names the input and says what was expected.
 
     The command line prints it without a traceback and exits with code 2.
 
@@ -21,16 +21,16 @@ class InputError(ValueError):
 
 
 def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
-    """Return the error for a name that is not in a table, with the nearest ones that are.
+    """Return the error for an unknown name, with the closest known names.
 
     Parameters
     ----------
     what : str
-        What the name stands for, such as ``"predictor"``.
+        The kind of name, such as ``"predictor"``.
     given : object
-        What the user wrote.
+        The user's input.
     known : iterable of str
-        The names that would have been right.
+        The valid names.
 
     Examples
     --------
@@ -41,3 +41,8 @@ def unknown(what: str, given: object, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     return InputError(f"unknown {what} {given!r}; {hint}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message as one line, or its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

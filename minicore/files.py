@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes: a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that becomes ``path`` when the block ends well.
+    """Yield a temporary path in the same directory; rename it to ``path`` when the block succeeds.
 
-    Whatever goes wrong in the block, Ctrl-C and a full disk included, ``path`` is untouched and the
-    temporary file is removed.
+    If the block fails, including by Ctrl-C or a full disk, ``path`` is unchanged and the temporary file is
+    removed.
     """
-    import tempfile  # it costs 20 ms of an import
+    import tempfile  # lazy: takes 20 ms
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         umask = os.umask(0)
         os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp makes 0600; the finished file is an ordinary one
+        part.chmod(0o666 & ~umask)  # mkstemp creates 0600; the result gets ordinary permissions
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
