@@ -55,42 +55,60 @@ def run(args: argparse.Namespace) -> int:
 
 
 def report_lines(found: dict[str, Any]) -> list[str]:
-    """Return a table of means by prompt length, and one of the fits."""
+    """Return a table of means by prompt length, and what the fits achieve."""
+    fits = {name: fit for name, fit in found.items() if isinstance(fit, dict)}
     return [
         "means over passages:",
-        *format_table(["prompt tokens", "score", "recall"], length_rows(found["rows"])),
+        *length_lines(found["rows"]),
         "",
         f"test of recall >= {found['wanted']}, fitted on {found['n_fit']} prompts, tested on "
         f"{found['n_held_out']} others:",
-        *format_table(
-            ["fitted on", "RMSE", "correlation", "correct", "weights (constant first)"], fit_rows(found)
-        ),
+        *fit_lines(fits),
         f"always giving the more frequent answer is correct for {found['always']:.1%}",
+        *shifted_lines(fits, found["n_shifted"]),
     ]
 
 
-def length_rows(rows: list[dict[str, Any]]) -> list[list[str]]:
+def length_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Return the mean score and recall for each prompt length."""
-    table = []
+    cells = []
     for n in sorted({row["n"] for row in rows}):
         here = [row for row in rows if row["n"] == n]
         means = (sum(row[key] for row in here) / len(here) for key in ("score", "recall"))
-        table.append([str(n), *(f"{mean:.3f}" for mean in means)])
-    return table
+        cells.append([str(n), *(f"{mean:.3f}" for mean in means)])
+    return format_table(["prompt tokens", "score", "recall"], cells)
 
 
-def fit_rows(found: dict[str, Any]) -> list[list[str]]:
-    """Return a row for each fit, and one for its prompts with a recent change of topic."""
-    table = []
-    for name, fit in found.items():
-        if not isinstance(fit, dict):
-            continue
-        weights = " ".join(f"{weight:.4f}" for weight in fit["weights"])
-        table.append(
-            [name, f"{fit['rmse']:.4f}", f"{fit['correlation']:.3f}", f"{fit['accuracy']:.1%}", weights]
-        )
-        if fit["rmse_shifted"] is not None:
-            label = f"... {found['n_shifted']} prompts with a new topic"
-            bias = f"bias {fit['bias_shifted']:+.4f}"
-            table.append([label, f"{fit['rmse_shifted']:.4f}", "", f"{fit['accuracy_shifted']:.1%}", bias])
-    return table
+def fit_lines(fits: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a row for each fit."""
+    cells = [
+        [
+            name,
+            f"{fit['rmse']:.4f}",
+            f"{fit['correlation']:.3f}",
+            f"{fit['accuracy']:.1%}",
+            " ".join(f"{weight:.4f}" for weight in fit["weights"]),
+        ]
+        for name, fit in fits.items()
+    ]
+    return format_table(["fitted on", "RMSE", "correlation", "correct", "weights (constant first)"], cells)
+
+
+def shifted_lines(fits: dict[str, dict[str, Any]], n_shifted: int) -> list[str]:
+    """Return a row for each fit, on tested prompts whose second half changes the topic, if there are any."""
+    if not n_shifted:
+        return []
+    cells = [
+        [
+            name,
+            f"{fit['rmse_shifted']:.4f}",
+            f"{fit['bias_shifted']:+.4f}",
+            f"{fit['accuracy_shifted']:.1%}",
+        ]
+        for name, fit in fits.items()
+    ]
+    return [
+        "",
+        f"{n_shifted} of the tested prompts, those with a change of topic in the second half:",
+        *format_table(["fitted on", "RMSE", "bias", "correct"], cells),
+    ]

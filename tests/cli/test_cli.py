@@ -16,11 +16,11 @@ import pytest
 
 import minicore
 from minicore import cli
-from minicore.cli import compare, generate
+from minicore.cli import compare, eval_stability, generate
 from minicore.errors import InputError
 from minicore.evaluation.agreement import agreement
 from minicore.formatting import format_bytes
-from tests.helpers import GOLDEN, run_minicore
+from tests.helpers import GOLDEN, ROOT, run_minicore
 
 CHECKPOINT = GOLDEN / "llama-chat"
 PROMPT = "a bird sang"
@@ -300,6 +300,21 @@ def test_columns_fit_and_lose_no_word():
 def test_narrow_output_is_stacked(width):
     shown = compare.side_by_side(["left", "right"], ["a\nb", "c"], width)
     assert shown == "--- left\na\nb\n\n--- right\nc"
+
+
+# --- eval stability ---
+
+
+def test_stability_is_calibrated_as_the_table_says(run_cli):
+    argv = ["eval", "stability", ROOT / "tutorials" / "data" / "long.jsonl", "--passages", 4]
+    code, out, _ = run_cli(*argv, "--json")
+    assert code == 0
+    printed = json.loads(out)
+    assert len(printed["rows"]) == 4 * 5 and printed["n_fit"] == printed["n_held_out"] == 10
+    code, out, _ = run_cli(*argv)
+    assert code == 0 and out.splitlines() == eval_stability.report_lines(printed)
+    fit = next(line for line in out.splitlines() if line.startswith("score and length"))
+    assert f"{printed['score and length']['rmse']:.4f}" in fit
 
 
 # --- info, pull, help ---
