@@ -1,7 +1,7 @@
-"""The maths of a transformer in plain NumPy: what every faster path is held to.
+"""The maths of a transformer in plain NumPy: the reference for all faster implementations.
 
-Free functions, shapes on the def line. Arrays are float32 unless said otherwise; weights may be
-bfloat16, which every function that takes them reads as the float32 of the same value.
+Arrays are float32 unless stated otherwise. Weights may also be bfloat16 or quantized; functions that take
+weights compute with their float32 values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minicore.quantization import fake_quantize as fake_quantize  # for callers 
 
 Array = np.ndarray
 
-TILE = 1 << 20  # numbers that are widened at a time: 4 MB, which caches hold
+TILE = 1 << 20  # elements that are converted to float32 at a time: 4 MB, which fits in caches
 
 
 def to_float32(w: Array | QuantizedMatrix) -> Array:  # any shape -> the same
@@ -38,7 +38,7 @@ def to_float32(w: Array | QuantizedMatrix) -> Array:  # any shape -> the same
 
 def linear(x: Array, w: Array | QuantizedMatrix, b: Array | None = None) -> Array:
     # (n, d_in), (d_out, d_in) -> (n, d_out)
-    """Return ``x @ w.T + b``; x is rounded first where w is in a format whose products are integers.
+    """Return ``x @ w.T + b``. For a quantized w, x is quantized first, as in the integer kernels.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def linear(x: Array, w: Array | QuantizedMatrix, b: Array | None = None) -> Arra
 
 def linears(x: Array, weights: Sequence[tuple[Array | QuantizedMatrix, Array | None]]) -> list[Array]:
     # (n, d_in), (d_out, d_in) and (d_out,) each -> (n, d_out) each
-    """Return :func:`linear` of one x with several matrices.
+    """Return :func:`linear` of x with each of several matrices and biases.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def linears(x: Array, weights: Sequence[tuple[Array | QuantizedMatrix, Array | N
 
 
 def weighted_rows(a: Array, w: Array | QuantizedMatrix) -> Array:  # (n, m), (m, d) -> (n, d)
-    """Return ``a @ w``: the sum of w's rows, each times its weight.
+    """Return ``a @ w``: the weighted sum of w's rows.
 
     Examples
     --------
@@ -80,7 +80,9 @@ def weighted_rows(a: Array, w: Array | QuantizedMatrix) -> Array:  # (n, m), (m,
 
 
 def tiles(w: Array | QuantizedMatrix, first: int, last: int) -> Iterator[slice]:
-    """Yield rows first to last of float32 at once, else few at a time, so that no second copy is made.
+    """Yield slices of the rows from first to last: one if w is float32, else tiles of TILE elements.
+
+    Converting tile by tile avoids a float32 copy of the whole matrix.
 
     Examples
     --------
@@ -96,7 +98,7 @@ def tiles(w: Array | QuantizedMatrix, first: int, last: int) -> Iterator[slice]:
 
 
 def rms_norm(x: Array, w: Array, eps: float) -> Array:  # (n, d), (d,) -> (n, d)
-    """Scale each row to a root mean square of one, then by ``w`` (Zhang & Sennrich, 1910.07467).
+    """Scale each row to root mean square 1, then multiply by ``w`` (Zhang & Sennrich, 1910.07467).
 
     Examples
     --------
@@ -107,7 +109,7 @@ def rms_norm(x: Array, w: Array, eps: float) -> Array:  # (n, d), (d,) -> (n, d)
 
 
 def layer_norm(x: Array, w: Array, b: Array, eps: float) -> Array:  # (n, d), (d,), (d,) -> (n, d)
-    """Shift and scale each row to mean zero and variance one, then by ``w`` and ``b`` (1607.06450).
+    """Normalize each row to mean 0 and variance 1, then multiply by ``w`` and add ``b`` (1607.06450).
 
     Examples
     --------
@@ -120,7 +122,7 @@ def layer_norm(x: Array, w: Array, b: Array, eps: float) -> Array:  # (n, d), (d
 
 
 def softmax(x: Array) -> Array:  # (..., n) -> (..., n)
-    """Return exp(x) over its sum along the last axis; the largest entry is subtracted first.
+    """Return exp(x) divided by its sum along the last axis. The maximum is subtracted first.
 
     Examples
     --------
@@ -132,7 +134,7 @@ def softmax(x: Array) -> Array:  # (..., n) -> (..., n)
 
 
 def log_softmax(x: Array) -> Array:  # (..., n) -> (..., n)
-    """Return the logarithm of :func:`softmax` without taking it of a rounded zero.
+    """Return the logarithm of :func:`softmax`, accurate also where the softmax rounds to 0.
 
     Examples
     --------
@@ -144,7 +146,7 @@ def log_softmax(x: Array) -> Array:  # (..., n) -> (..., n)
 
 
 def relu(x: Array) -> Array:  # any shape -> the same
-    """Return x where positive, else 0; NaN stays NaN.
+    """Return max(x, 0); NaN stays NaN.
 
     Examples
     --------
@@ -186,7 +188,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def rope_frequencies(cfg: ModelConfig) -> Array:  # -> (d_head // 2,)
-    """Return the angle a position advances by in each rotary pair, radians (RoFormer, 2104.09864).
+    """Return the rotation of each rotary pair per position, in radians (RoFormer, 2104.09864).
 
     Examples
     --------
@@ -202,7 +204,7 @@ def rope_frequencies(cfg: ModelConfig) -> Array:  # -> (d_head // 2,)
 def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads, d_head), (n,) -> like x
     """Rotate the pairs (j, j + d_head // 2) of each head by position times frequency.
 
-    Angles are float32 products, as Transformers computes them, so that long contexts agree too.
+    Angles are computed in float32, as in Transformers, so that results agree for long contexts too.
 
     Examples
     --------
@@ -218,14 +220,14 @@ def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads,
 
 def attention_pattern(q: Array, k: Array) -> tuple[Array, Array]:
     # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) -> (n_heads, n_q, n_kv) twice
-    """Return masked scores and their softmax; the queries are the last n_q of the n_kv positions.
+    """Return causally masked scores and their softmax. The queries are the last n_q of n_kv positions.
 
-    Under grouped-query attention n_heads // n_kv_heads neighbouring query heads read one key head.
+    In grouped-query attention, n_heads // n_kv_heads adjacent query heads share a key head.
 
     Examples
     --------
     >>> q, k = np.zeros((2, 1, 4), np.float32), np.ones((1, 2, 4), np.float32)
-    >>> attention_pattern(q, k)[1][0]  # the first of two positions sees itself alone
+    >>> attention_pattern(q, k)[1][0]  # the first position sees only itself
     array([[1. , 0. ],
            [0.5, 0.5]], dtype=float32)
     """
@@ -241,7 +243,7 @@ def attention_pattern(q: Array, k: Array) -> tuple[Array, Array]:
 
 def attend(pattern: Array, v: Array) -> Array:
     # (n_heads, n_q, n_kv), (n_kv_heads, n_kv, d_head) -> (n_q, n_heads, d_head)
-    """Return the pattern's mixture of the values.
+    """Return the values averaged with the pattern's weights.
 
     Examples
     --------
@@ -256,7 +258,7 @@ def attend(pattern: Array, v: Array) -> Array:
 
 def attention(q: Array, k: Array, v: Array) -> Array:
     # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) twice -> (n_q, n_heads, d_head)
-    """Return each query's mixture of the values.
+    """Return causal scaled dot-product attention (1706.03762, eq. 1).
 
     Examples
     --------

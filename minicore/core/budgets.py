@@ -1,4 +1,4 @@
-"""From scores to sets: how many neurons each layer keeps."""
+"""Budgets: how many neurons each layer keeps, and the sets that follow from scores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ Beta = float | str | Sequence[float]
 
 
 def layer_betas(beta: Beta, n: int) -> list[float]:
-    """Return the fraction kept in each of n layers: a constant, a range ``"0.2:0.6"``, or one a layer.
+    """Return the fraction kept in each of n layers.
 
-    A range runs evenly from the first restricted layer to the last.
+    Parameters
+    ----------
+    beta : float, str or sequence of float
+        One fraction for all layers, a range ``"0.2:0.6"`` that is interpolated linearly from the first
+        restricted layer to the last, or one fraction per layer.
+    n : int
+        Number of restricted layers.
 
     Raises
     ------
     InputError
-        If a fraction is not in (0, 1], or there are not n of them.
+        If a fraction is not in (0, 1], or a sequence does not have n of them.
 
     Examples
     --------
@@ -43,36 +49,37 @@ def layer_betas(beta: Beta, n: int) -> list[float]:
         return [check_fraction("beta", beta)] * n
     betas = [check_fraction("beta", one) for one in beta]
     if len(betas) != n:
-        raise InputError(f"beta has {len(betas)} values, expected one for each of the {n} layers restricted")
+        raise InputError(f"beta has {len(betas)} values, expected one for each of the {n} restricted layers")
     return betas
 
 
 def plain(beta: Beta) -> float | str | list[float]:
-    """Return beta as JSON can hold it."""
+    """Return beta as a JSON value."""
     return beta if isinstance(beta, str) else np.asarray(beta, float).tolist()
 
 
 def uniform(scores: Mapping[int, Array], betas: Sequence[float]) -> dict[int, Array]:
-    """Keep each layer's own floor(beta * n_neurons) neurons, as the paper does."""
+    """Keep the top floor(beta * n_neurons) neurons of each layer, as the paper does."""
     return {layer: core_from_scores(s, beta) for (layer, s), beta in zip(scores.items(), betas, strict=True)}
 
 
 def share(scores: Mapping[int, Array], betas: Sequence[float]) -> dict[int, Array]:
-    """Keep as many neurons in all as `uniform` would, where they capture most.
+    """Keep as many neurons in total as `uniform`, distributed over layers by their share of the scores.
 
-    Say that dropping neurons costs a layer the share of its scores that they held, and that the layers'
-    costs add up. With x_ln in {0, 1} for neuron n of layer l and s_ln its share (a layer's shares add up
-    to 1), we maximise the sum of x_ln * s_ln under the budget sum of x_ln = B. All neurons cost the same,
-    so the best choice is the B largest shares of all layers together: a layer whose scores lie on few
-    neurons gives up places to one whose scores are spread out. Equal shares: the lower layer first, then
-    the lower index.
+    The share s_ln of neuron n in layer l is its score over the sum of the layer's scores. Assume that
+    dropping neurons costs a layer their shares, and that costs add up over layers. Then the best set of B
+    neurons maximizes the sum of the kept shares, and all neurons have the same weight in the budget, so it
+    consists of the B largest shares of all layers. A layer with few high scores keeps fewer neurons than a
+    layer whose scores are spread out. Of equal shares the lower layer is kept first, then the lower index.
     """
     for layer, s in scores.items():
         if np.isnan(s).any():
-            raise InputError(f"scores of layer {layer} hold NaN, first at neuron {int(np.isnan(s).argmax())}")
+            raise InputError(
+                f"scores of layer {layer} contain NaN, first at neuron {int(np.isnan(s).argmax())}"
+            )
     pooled = np.stack([s / (s.sum() or 1) for s in scores.values()]).astype(np.float64)
-    places = sum(math.floor(beta * pooled.shape[1]) for beta in betas)
-    best = np.argsort(-pooled, axis=None, kind="stable")[:places]
+    budget = sum(math.floor(beta * pooled.shape[1]) for beta in betas)
+    best = np.argsort(-pooled, axis=None, kind="stable")[:budget]
     kept = np.zeros(pooled.size, bool)
     kept[best] = pooled.ravel()[best] > 0
     return {

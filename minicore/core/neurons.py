@@ -1,7 +1,7 @@
-"""Core neurons of a token and of a sentence, and the set that decoding uses (CoreInfer, sec. 3.1).
+"""Core neurons of a token and of a sentence, and the core set of a model (CoreInfer, 2410.18311 sec. 3.1).
 
-Throughout, ``a`` is what multiplies ``w_out``: ``act(gate) * up`` in gated families, ``act(in)``
-otherwise. alpha and beta are fractions that are KEPT.
+``a`` is the vector that multiplies ``w_out``: ``act(gate) * up`` in gated families, ``act(in)`` in others.
+alpha and beta are fractions KEPT.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = np.ndarray
 
 
 def check_fraction(name: str, value: float) -> float:
-    """Return ``value`` if it is in (0, 1], else raise InputError that names it."""
+    """Return ``value`` as a float if it is in (0, 1], else raise InputError."""
     if not isinstance(value, int | float | np.number) or not 0 < value <= 1:
         raise InputError(f"{name} is {value!r}, expected a fraction kept, above 0 and at most 1")
     return float(value)
@@ -35,13 +35,13 @@ def token_core(a: Array, alpha: float) -> Array:  # (n_tokens, n_neurons) -> boo
     a : (n_tokens, n_neurons) float array
         FFN activations.
     alpha : float
-        Fraction of a token's positive activations that is kept, in (0, 1].
+        Fraction of a token's positive activations to keep, in (0, 1].
 
     Returns
     -------
     (n_tokens, n_neurons) bool array
-        True for the k = floor(alpha * n_positive) largest positive entries of a row, at least one
-        where one is positive. Among equal values the lower index wins.
+        True for the k = floor(alpha * n_positive) largest positive entries of each row; k is at least 1 if
+        the row has a positive entry. Of equal values the lower index is kept.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def token_core(a: Array, alpha: float) -> Array:  # (n_tokens, n_neurons) -> boo
     if a.ndim != 2:
         raise InputError(f"activations have shape {a.shape}, expected (n_tokens, n_neurons)")
     if np.isnan(a).any():
-        raise InputError(f"activations hold NaN, first in token {int(np.isnan(a).any(axis=1).argmax())}")
+        raise InputError(f"activations contain NaN, first in token {int(np.isnan(a).any(axis=1).argmax())}")
     n_positive = (a > 0).sum(axis=1)
     k = np.floor(alpha * n_positive).astype(np.int64)
     k[(k == 0) & (n_positive > 0)] = 1
@@ -66,25 +66,25 @@ def token_core(a: Array, alpha: float) -> Array:  # (n_tokens, n_neurons) -> boo
 
 
 def top_mask(a: Array, k: Array) -> Array:  # (n_tokens, n_neurons), (n_tokens,) -> bool (n_tokens, n_neurons)
-    """Mark the k[t] largest entries of each row t, the lower index first among equal ones."""
+    """Mark the k[t] largest entries of each row t; of equal entries the lower index first."""
     if a.shape[1] == 0:
         return np.zeros(a.shape, bool)
-    rising = np.sort(a, axis=1)
-    cut = rising[np.arange(len(a)), np.minimum(a.shape[1] - k, a.shape[1] - 1)][:, None]  # the k-th largest
-    kept = a > cut
-    tied = (a == cut) & (k > 0)[:, None]
-    places = k - kept.sum(axis=1)  # what is left for entries that equal the cut
-    crowded = np.flatnonzero(tied.sum(axis=1) > places)  # few rows: most have one entry at the cut
-    tied[crowded] &= np.cumsum(tied[crowded], axis=1) <= places[crowded, None]
+    ascending = np.sort(a, axis=1)
+    kth_largest = ascending[np.arange(len(a)), np.minimum(a.shape[1] - k, a.shape[1] - 1)][:, None]
+    kept = a > kth_largest
+    tied = (a == kth_largest) & (k > 0)[:, None]
+    n_left = k - kept.sum(axis=1)  # how many of the tied entries are kept
+    excess = np.flatnonzero(tied.sum(axis=1) > n_left)  # few rows: most have no tie
+    tied[excess] &= np.cumsum(tied[excess], axis=1) <= n_left[excess, None]
     kept |= tied
     kept[k == 0] = False
     return kept
 
 
 def core_from_scores(scores: Array, beta: float) -> Array:  # (n_neurons,) -> int32 (n_core,)
-    """Return the floor(beta * n_neurons) neurons of highest positive score, ids ascending.
+    """Return the floor(beta * n_neurons) neurons with the highest positive scores, ids ascending.
 
-    Equal scores: the lower index first. With token counts as scores this is eq. 2.
+    Of equal scores the lower index is kept. With token counts as scores this is eq. 2.
 
     Examples
     --------
@@ -96,13 +96,13 @@ def core_from_scores(scores: Array, beta: float) -> Array:  # (n_neurons,) -> in
     if scores.ndim != 1:
         raise InputError(f"scores have shape {scores.shape}, expected (n_neurons,)")
     if np.isnan(scores).any():
-        raise InputError(f"scores hold NaN, first at neuron {int(np.isnan(scores).argmax())}")
+        raise InputError(f"scores contain NaN, first at neuron {int(np.isnan(scores).argmax())}")
     best = np.argsort(-scores, kind="stable")[: math.floor(beta * len(scores))]
     return np.sort(best[scores[best] > 0]).astype(np.int32)
 
 
 def sentence_core(a: Array, alpha: float, beta: float) -> Array:  # (n_tokens, n_neurons) -> int32 (n_core,)
-    """Return a sentence's core neurons: those in most of its tokens' cores (eqs. 2 and 3).
+    """Return a sentence's core neurons: those that are core neurons of most of its tokens (eqs. 2 and 3).
 
     Parameters
     ----------
@@ -114,8 +114,8 @@ def sentence_core(a: Array, alpha: float, beta: float) -> Array:  # (n_tokens, n
     Returns
     -------
     (n_core,) int32 array
-        Ids, ascending: at most floor(beta * n_neurons) neurons that are core for some token, those
-        of more tokens first, the lower index first among equal counts.
+        Ids, ascending: the floor(beta * n_neurons) neurons that are core for the most tokens, without
+        neurons that are core for no token. Of equal counts the lower index is kept.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def sentence_core(a: Array, alpha: float, beta: float) -> Array:  # (n_tokens, n
 
 
 def jaccard(a: Array, b: Array) -> float:  # (n_a,), (n_b,) -> in [0, 1]
-    """Return shared over involved neurons of two lists of distinct ids; 1 for two empty ones.
+    """Return intersection over union of two arrays of distinct ids; 1 if both are empty.
 
     Examples
     --------
@@ -139,26 +139,26 @@ def jaccard(a: Array, b: Array) -> float:  # (n_a,), (n_b,) -> in [0, 1]
     0.5
     """
     shared = np.intersect1d(a, b, assume_unique=True).size
-    involved = len(a) + len(b) - shared
-    return shared / involved if involved else 1.0
+    union = len(a) + len(b) - shared
+    return shared / union if union else 1.0
 
 
-def _share(a: Array, b: Array, whole: int) -> float:
-    return np.intersect1d(a, b, assume_unique=True).size / whole if whole else 1.0
+def _shared_fraction(a: Array, b: Array, size: int) -> float:
+    return np.intersect1d(a, b, assume_unique=True).size / size if size else 1.0
 
 
 @dataclass(frozen=True)
 class CoreSet:
-    """The neurons that decoding keeps: layer -> ascending ids. A layer not listed stays dense.
+    """The neurons that decoding keeps, per layer. Layers that are not listed stay dense.
 
     Attributes
     ----------
     neurons : dict of int to int32 array
-        Ids of each restricted layer, strictly ascending.
+        Ids of the neurons of each restricted layer, strictly ascending.
     n_neurons, n_layers : int
-        FFN width and number of layers of the model it belongs to.
+        FFN width and number of layers of the model.
     settings : dict
-        How it was made: predictor, alpha, beta, number of prompt tokens ... (JSON values).
+        How the set was made: predictor, alpha, beta, number of prompt tokens and so on (JSON values).
 
     Examples
     --------
@@ -183,7 +183,7 @@ class CoreSet:
             if not 0 <= layer < self.n_layers:
                 raise InputError(f"core set: layer {layer} is not one of 0 to {self.n_layers - 1}")
             if ids.ndim != 1 or (np.diff(ids) <= 0).any():
-                raise InputError(f"core set: ids of layer {layer} are not one strictly ascending list")
+                raise InputError(f"core set: ids of layer {layer} are not in strictly ascending order")
             if len(ids) and not 0 <= ids[0] <= ids[-1] < self.n_neurons:
                 raise InputError(f"core set: ids of layer {layer} are not within 0 to {self.n_neurons - 1}")
             clean[layer] = ids
@@ -208,15 +208,15 @@ class CoreSet:
 
     @property
     def fraction(self) -> float:
-        """Share of the model's FFN neurons that decoding uses; layers not listed count as whole."""
+        """Fraction of the model's FFN neurons that decoding uses; dense layers count in full."""
         kept = sum(len(ids) for ids in self.neurons.values())
         dense = (self.n_layers - len(self.neurons)) * self.n_neurons
         return (kept + dense) / (self.n_layers * self.n_neurons)
 
     def jaccard(self, other: CoreSet) -> float:
-        """Return shared over involved neurons, the mean over the layers that both list (sec. 3.2).
+        """Return the Jaccard similarity, averaged over the layers that both sets restrict (sec. 3.2).
 
-        Two empty lists count as the same (1). Raises InputError for sets of different models or with no
+        Two empty layers have similarity 1. Raises InputError for sets of different models, or if they have no
         layer in common.
 
         Examples
@@ -228,9 +228,9 @@ class CoreSet:
         return self._mean(other, jaccard)
 
     def overlap(self, other: CoreSet) -> float:
-        """Return shared neurons over the smaller set's, the mean over the layers that both list.
+        """Return shared neurons over the smaller set's (overlap coefficient), averaged over shared layers.
 
-        1 says that one holds the other; an empty set is held by any. Raises as :meth:`jaccard`.
+        It is 1 if one set contains the other. Raises InputError as :meth:`jaccard` does.
 
         Examples
         --------
@@ -238,12 +238,13 @@ class CoreSet:
         >>> one.overlap(other)
         1.0
         """
-        return self._mean(other, lambda a, b: _share(a, b, min(len(a), len(b))))
+        return self._mean(other, lambda a, b: _shared_fraction(a, b, min(len(a), len(b))))
 
     def recall(self, target: CoreSet) -> float:
-        """Return the share of the target's neurons that this set holds, the mean over the shared layers.
+        """Return the fraction of the target's neurons that this set contains, averaged over shared layers.
 
-        The quality of a prediction against C_alpha^beta([s, g]) (sec. 4.1). Raises as :meth:`jaccard`.
+        This measures a prediction against C_alpha^beta([s, g]) (sec. 4.1). Raises InputError as
+        :meth:`jaccard` does.
 
         Examples
         --------
@@ -251,21 +252,21 @@ class CoreSet:
         >>> predicted.recall(wanted)
         0.5
         """
-        return self._mean(target, lambda a, b: _share(a, b, len(b)))
+        return self._mean(target, lambda a, b: _shared_fraction(a, b, len(b)))
 
     def _mean(self, other: CoreSet, measure: Callable[[Array, Array], float]) -> float:
         self._same_model(other)
         layers = [i for i in self if i in other.neurons]
         if not layers:
-            raise InputError("core sets that share no layer cannot be compared")
+            raise InputError("core sets without a common layer cannot be compared")
         return float(np.mean([measure(self.neurons[i], other.neurons[i]) for i in layers]))
 
     def _same_model(self, other: CoreSet) -> None:
         if (self.n_layers, self.n_neurons) != (other.n_layers, other.n_neurons):
-            raise InputError(f"core sets of different models: {self!r} and {other!r}")
+            raise InputError(f"core sets belong to different models: {self!r} and {other!r}")
 
     def union(self, other: CoreSet) -> CoreSet:
-        """Return the neurons in either; a layer that one leaves dense is dense.
+        """Return the neurons in either set. A layer that is dense in one set is dense in the result.
 
         Examples
         --------
@@ -279,7 +280,7 @@ class CoreSet:
         return CoreSet(both, self.n_neurons, self.n_layers, {"union": [self.settings, other.settings]})
 
     def intersection(self, other: CoreSet) -> CoreSet:
-        """Return the neurons in both; where one leaves a layer dense, the other's.
+        """Return the neurons in both sets. A layer that is dense in one set is taken from the other.
 
         Examples
         --------
@@ -296,7 +297,7 @@ class CoreSet:
     __or__, __and__ = union, intersection
 
     def save(self, path: str | Path) -> None:
-        """Write the set to a safetensors file, settings as its metadata; whole or not at all.
+        """Write the set to a safetensors file, atomically, with the settings as metadata.
 
         Examples
         --------
@@ -319,7 +320,7 @@ class CoreSet:
 
     @classmethod
     def load(cls, path: str | Path) -> CoreSet:
-        """Read what :meth:`save` wrote; anything else raises InputError.
+        """Read a file that :meth:`save` wrote; raise InputError for any other file.
 
         Examples
         --------
@@ -343,12 +344,12 @@ class CoreSet:
 
 
 def parse_layers(layers: str | slice | range | list[int] | None, n_layers: int) -> list[int]:
-    """Return the layers a user means: None is all, ``"6:27"`` is that Python slice, a list is itself.
+    """Return the selected layers: None is all of them, ``"6:27"`` a Python slice, a list itself.
 
     Raises
     ------
     InputError
-        If the text is no slice, a layer is out of range, or nothing is selected.
+        If a string is not a slice, a layer is out of range, or nothing is selected.
 
     Examples
     --------

@@ -1,9 +1,9 @@
-"""Ways of choosing a sentence's neurons while its prompt is read: a few lines each, one table.
+"""Predictors: ways to choose a sentence's neurons while its prompt is read. A few lines each, in one table.
 
-A predictor gives every neuron of a layer a score; decoding keeps the neurons that score highest. Or it sets
-a limit by which every token chooses for itself. What scores and limits are made of is either summed up over
-the prompt (a statistic, see recording.py) or handed in (norms of the model's weights, clusters of other
-texts). Both come as arrays by name, and no model is seen here.
+A predictor gives every neuron of a layer a score, and decoding keeps the neurons with the highest scores. Or
+it sets a limit by which every token selects its own neurons. Scores and limits are computed from statistics
+of the prompt (see recording.py) and from arrays that the caller provides (norms of weights, clusters of other
+texts). Both are arrays by name; no model is needed here.
 """
 
 from __future__ import annotations
@@ -27,118 +27,121 @@ Array = np.ndarray
 Arrays = Mapping[str, Array]
 
 
-# --- scores: one layer's arrays by name -> (n_neurons,), higher is kept first, 0 never ---
+# --- scores: one layer's arrays by name -> (n_neurons,); the highest are kept, 0 never ---
 
 
 def stability(of: Arrays) -> Array:
-    """The prompt's own sentence-wise core: f_alpha (CoreInfer, 2410.18311 sec. 4.1)."""
+    """f_alpha of the prompt: its own sentence-wise core (CoreInfer, 2410.18311 sec. 4.1)."""
     return of["counts"]
 
 
 def magnitude(of: Arrays) -> Array:
-    """CoreInfer with a token's core taken by |a|: a large negative activation counts as well."""
+    """CoreInfer with token cores by |a|, so that large negative activations count too."""
     return of["magnitude_counts"]
 
 
 def coreinfer_code(of: Arrays) -> Array:
-    """The authors' decode path: every token's core has floor(alpha * mean number of positives) neurons."""
+    """The authors' code: every token's core has floor(alpha * mean number of positives) neurons."""
     n_tokens, n_positive = of["positives"]
     k = math.floor(float(of["alpha"]) * (n_positive / n_tokens)) if n_tokens else 0
     return of["rank_counts"][:, :k].sum(axis=1, dtype=np.int64)
 
 
 def griffin(of: Arrays) -> Array:
-    """The norm over tokens of a / ||a||, squared, which ranks alike (GRIFFIN, 2404.01365 eq. 6)."""
+    """The squared norm over tokens of a / ||a||; squaring keeps the ranking (GRIFFIN, 2404.01365 eq. 6)."""
     return of["relative_energy"]
 
 
 def griffin_weighted(of: Arrays) -> Array:
-    """GRIFFIN times the norm of the neuron's output row: what it adds to the residual stream."""
+    """GRIFFIN times the norm of the neuron's output row: its contribution to the residual stream."""
     return of["relative_energy"] * np.square(of["w_out_norm"])
 
 
 def static(of: Arrays) -> Array:
-    """One hot set for every prompt: how often other texts had the neuron (PowerInfer, 2312.12456 sec. 4)."""
+    """The neuron's frequency in other texts: one set for all prompts (PowerInfer, 2312.12456 sec. 4)."""
     return of["frequency"]
 
 
 def similarity(of: Arrays) -> Array:
-    """How often texts of the prompt's own cluster had the neuron (2410.18311 sec. 4.1)."""
+    """The neuron's frequency in the texts of the prompt's cluster (2410.18311 sec. 4.1)."""
     return of["cluster_frequency"]
 
 
 def weight_norm(of: Arrays) -> Array:
-    """The product of the norms of the neuron's rows: no text at all (magnitude pruning, 1506.02626)."""
+    """The product of the norms of the neuron's rows, without any text (magnitude pruning, 1506.02626)."""
     return of["weight_norm"]
 
 
 def random(of: Arrays) -> Array:
-    """Chance."""
+    """Random scores, as a baseline."""
     return of["random"]
 
 
-# --- limits: by which a token chooses for itself; one layer's arrays, fraction kept, n_neurons -> number ---
+# --- limits of token rules: one layer's arrays, fraction kept, n_neurons -> number ---
 
 
 def top_k(of: Arrays, beta: float, n_neurons: int) -> float:
-    """Each token's own largest |a|, known only once all are computed: the bound of every other choice."""
+    """k for each token's own largest |a|. They need all activations: an upper bound for every prediction."""
     return math.floor(beta * n_neurons)
 
 
 def gate_threshold(of: Arrays, beta: float, n_neurons: int) -> float:
-    """The quantile that at most a share beta of the recorded gates is above (CATS, 2404.08763 sec. 4.2)."""
-    passing = np.cumsum(of["gate_bins"][::-1])[::-1]  # gates in this bin or a higher one
-    first = int(np.argmax(passing <= beta * passing[0]))  # the last bin has none: infinity is refused
+    """The quantile that a fraction beta of the recorded gates exceeds (CATS, 2404.08763 sec. 4.2)."""
+    passing = np.cumsum(of["gate_bins"][::-1])[::-1]  # gates in this bin or higher ones
+    first = int(np.argmax(passing <= beta * passing[0]))  # the last bin is empty: infinity is refused
     edge = np.array(first << GATE_SHIFT, np.uint32).view(np.float32)
     return float(np.nextafter(edge, np.float32(-1))) if first else -1.0
 
 
 def exact_zero(of: Arrays, beta: float, n_neurons: int) -> float:
-    """Leave out what is zero anyway: exact, and of use where the activation is ReLU (Deja Vu, 2310.17157)."""
+    """Skip zero activations only: exact, and useful if the activation is ReLU (Deja Vu, 2310.17157)."""
     return 0.0
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A row of the table.
+    """A row of the table of predictors.
 
     Attributes
     ----------
     scores : callable or None
-        From a layer's arrays by name to (n_neurons,) scores; None keeps every neuron.
+        From a layer's arrays by name to scores (n_neurons,); None keeps every neuron.
     records : tuple of str
-        The statistics of the prompt that it reads.
+        The statistics of the prompt that it uses.
     given : tuple of str
-        The arrays that it reads besides, handed in by whoever has the model.
-    whole : bool
-        It records prompt and continuation, not the prompt alone.
+        Further arrays that it uses; the caller provides them.
+    needs_continuation : bool
+        Whether it records the continuation as well as the prompt.
     kind, limit : str, callable or None
-        For a choice by each token: its kind (see :class:`TokenRule`) and the limit for a layer.
-    tests : bool
-        It tests the prompt for stability and then does as another row.
+        For a token rule: its kind (see :class:`TokenRule`), and the function that computes a layer's limit.
+    checks_stability : bool
+        Whether it tests the prompt's stability and then acts as another predictor.
     window, refresh : int or None
-        Its tokens, the last ones, and after how many generated ones it looks again, unless said otherwise.
+        Defaults for the number of most recent tokens that it uses, and for the number of generated tokens
+        after which it predicts again.
     """
 
     scores: Callable[[Arrays], Array] | None = None
     records: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
-    whole: bool = False
+    needs_continuation: bool = False
     kind: str | None = None
     limit: Callable[[Arrays, float, int], float] | None = None
-    tests: bool = False
+    checks_stability: bool = False
     window: int | None = None
     refresh: int | None = None
 
     @property
     def dense(self) -> bool:
-        """Whether it never restricts anything."""
-        return self.scores is None and self.limit is None and not self.tests
+        """Whether it never restricts a layer."""
+        return self.scores is None and self.limit is None and not self.checks_stability
 
     def inside(self, other: Predictor) -> Predictor:
-        """Return the choice by each token within the other's set."""
+        """Return the predictor that applies this token rule inside the other's core set."""
         if self.limit is None or other.scores is None or other.limit is not None:
-            raise InputError("a mixed predictor is a set's name, +, and a token rule's, such as griffin+gate")
+            raise InputError(
+                "a mixed predictor is a set's name, +, and a token rule's name, such as griffin+gate"
+            )
         return replace(other, kind=self.kind, limit=self.limit, records=other.records + self.records)
 
 
@@ -151,17 +154,17 @@ PREDICTORS: dict[str, Predictor] = {
     "griffin": Predictor(griffin, ("relative_energy",)),
     "griffin-weighted": Predictor(griffin_weighted, ("relative_energy",), ("w_out_norm",)),
     "sliding": Predictor(stability, ("counts",), window=256, refresh=64),
-    # the continuation's as well, which no prediction has
-    "oracle": Predictor(stability, ("counts",), whole=True),  # the target: C_alpha^beta([s, g])
-    "oracle-griffin": Predictor(griffin, ("relative_energy",), whole=True),
+    # activations of prompt and continuation, which no real prediction has
+    "oracle": Predictor(stability, ("counts",), needs_continuation=True),  # the target: C_alpha^beta([s, g])
+    "oracle-griffin": Predictor(griffin, ("relative_energy",), needs_continuation=True),
     # other texts
     "similarity": Predictor(similarity, (), ("cluster_frequency",)),
-    "auto": Predictor(records=("counts",), tests=True),
+    "auto": Predictor(records=("counts",), checks_stability=True),
     "static": Predictor(static, (), ("frequency",)),
     # no text
     "weight-norm": Predictor(weight_norm, (), ("weight_norm",)),
     "random": Predictor(random, (), ("random",)),
-    # each token for itself
+    # token rules
     "topk": Predictor(kind="top", limit=top_k),
     "gate": Predictor(records=("gate_bins",), kind="gate", limit=gate_threshold),
     "relu": Predictor(kind="gate", limit=exact_zero),
@@ -169,12 +172,12 @@ PREDICTORS: dict[str, Predictor] = {
 
 
 def find_predictor(name: str) -> Predictor:
-    """Return the table's row, or of ``SET+RULE`` the token rule's inside the set's.
+    """Return a predictor by its name; ``SET+RULE`` is a token rule inside a core set.
 
     Raises
     ------
     InputError
-        For a name that is not in the table, with the nearest ones that are, or two that do not go together.
+        If a name is unknown, or the two names cannot be combined.
 
     Examples
     --------
@@ -283,7 +286,7 @@ class Recorder:
         self.start(None)
 
     def _check_clusters(self, clusters: Clusters | None, embedding: Array | None) -> Clusters | None:
-        reads = self.row.tests or "cluster_frequency" in self.row.given
+        reads = self.row.checks_stability or "cluster_frequency" in self.row.given
         if clusters is None or not (reads or "frequency" in self.row.given):
             if "cluster_frequency" in self.row.given:
                 raise InputError(
@@ -318,7 +321,7 @@ class Recorder:
     @property
     def _assigns(self) -> bool:
         """Whether the prompt's own set says which cluster it belongs to."""
-        reads = self.row.tests or "cluster_frequency" in self.row.given
+        reads = self.row.checks_stability or "cluster_frequency" in self.row.given
         return reads and self.clusters is not None and self.clusters.layer is not None
 
     def start(self, n_tokens: int | None) -> None:
@@ -333,7 +336,7 @@ class Recorder:
         self.n_tokens = n_tokens
         self.__dict__.pop("recording", None)  # not to hold both at once
         first = max(n_tokens - self.window, 0) if n_tokens and self.window else 0
-        marks = growth_marks(n_tokens) if n_tokens and self.row.tests else []
+        marks = growth_marks(n_tokens) if n_tokens and self.row.checks_stability else []
         self.recording = Recording(records, layers, self.n_neurons, self.alpha, first, marks)
 
     def update(self, layer: int, a: Array, reads: str = "post") -> None:  # (n_tokens, n_neurons)
@@ -381,7 +384,7 @@ class Recorder:
 
         Another beta or budget than the recorder's own may be asked for: one prefill serves them all.
         """
-        self.used = self._resolve() if self.row.tests else self.predictor
+        self.used = self._resolve() if self.row.checks_stability else self.predictor
         row = find_predictor(self.used)
         if row.dense:
             return None

@@ -1,4 +1,4 @@
-"""Choosing neurons anew for every token: the choice itself as data, and what it does to activations."""
+"""Token rules: every token selects its own neurons. The rule as data, and its effect on activations."""
 
 from __future__ import annotations
 
@@ -12,48 +12,49 @@ from minicore.errors import InputError, unknown
 
 Array = np.ndarray
 
-# what a layer's limit is called among the parameters of a restricted block
+# the name of a layer's limit among the parameters of a restricted block
 TOP, GATE = "mlp.top_k", "mlp.gate_threshold"
 KINDS = {"top": TOP, "gate": GATE}
 
 
 def keep_top(a: Array, k: int) -> Array:  # (n_tokens, n_neurons) -> the same
-    """Return a with all but each token's k largest |a| set to zero; NaN stays NaN.
+    """Return a with all but the k largest |a| of each token set to zero; NaN stays NaN.
 
-    Among equal magnitudes the lower index is kept. What a token could at best do with k neurons of its
-    own choice, were it known before they are computed.
+    Of equal magnitudes the lower index is kept. This is the best that a token can do with k neurons; it needs
+    all activations first, so it bounds every prediction.
     """
-    size = np.abs(a)
-    kept = top_mask(size, np.full(len(a), min(k, a.shape[1]))) | np.isnan(a)
+    magnitude = np.abs(a)
+    kept = top_mask(magnitude, np.full(len(a), min(k, a.shape[1]))) | np.isnan(a)
     return np.where(kept, a, np.zeros_like(a))
 
 
 def keep_open(a: Array, gate: Array, threshold: float) -> Array:  # (n_tokens, n_neurons) twice -> the same
-    """Return a where the activated gate is larger in magnitude than the threshold, else zero.
+    """Return a where the magnitude of the activated gate exceeds the threshold, else zero.
 
-    CATS (2404.08763, eq. 4): the gate is computed for every neuron, the up and down rows are read for
-    those that pass. A threshold of 0 drops what is zero anyway (exact ReLU skipping), a negative one
-    nothing. A gate that is NaN passes, so that NaN survives.
+    CATS (2404.08763, eq. 4): the gate is computed for every neuron, and only the neurons that pass read their
+    up and down rows. Threshold 0 drops only zeros (exact for ReLU), a negative threshold drops nothing. A NaN
+    gate passes, so that NaN is not lost.
     """
     return np.where(np.abs(gate) <= threshold, np.zeros_like(a), a)
 
 
 @dataclass(frozen=True)
 class TokenRule:
-    """How every token chooses its neurons, in place of or inside a core set.
+    """A rule by which every token selects its neurons, from all neurons or from a core set.
 
     Attributes
     ----------
     kind : str
-        ``top``: the limit k largest |a|; ``gate``: activated gates larger in magnitude than the limit.
+        ``top`` keeps the k largest |a|, where k is the limit. ``gate`` keeps neurons whose activated gate
+        exceeds the limit in magnitude.
     limits : dict of int to number
-        Each restricted layer's limit. A layer not listed stays as it is.
+        The limit of each restricted layer. Layers that are not listed are unchanged.
     n_neurons, n_layers : int
-        FFN width and number of layers of the model it belongs to.
+        FFN width and number of layers of the model.
     core : CoreSet or None
-        Where tokens choose from; None is all neurons.
+        The neurons that tokens select from; None is all neurons.
     settings : dict
-        How it was made (JSON values).
+        How the rule was made (JSON values).
 
     Examples
     --------
@@ -76,9 +77,11 @@ class TokenRule:
             if not 0 <= layer < self.n_layers:
                 raise InputError(f"token rule: layer {layer} is not one of 0 to {self.n_layers - 1}")
             if np.isnan(limit) or (self.kind == "top" and not 0 <= limit <= self.n_neurons):
-                raise InputError(f"token rule: the limit {limit} of layer {layer} is not one of {self.kind}")
+                raise InputError(
+                    f"token rule: {limit} is not a valid limit of kind {self.kind} for layer {layer}"
+                )
         if self.core and (self.core.n_layers, self.core.n_neurons) != (self.n_layers, self.n_neurons):
-            raise InputError(f"token rule: {self.core!r} is another model's")
+            raise InputError(f"token rule: {self.core!r} belongs to another model")
 
     def __repr__(self) -> str:
         how = ", ".join(f"{key}={value}" for key, value in self.settings.items() if value is not None)
@@ -87,11 +90,11 @@ class TokenRule:
 
     @property
     def neurons(self) -> dict[int, Array]:
-        """Ids of the neurons that tokens choose from, for layers where these are not all."""
+        """Ids of the neurons that tokens select from, for the layers that ``core`` restricts."""
         return self.core.neurons if self.core else {}
 
     def parameters(self, layer: int) -> dict[str, Array]:
-        """Return what a restricted block holds besides its weights, by name.
+        """Return the limit of a layer as a named parameter of its block, empty if the layer has none.
 
         Examples
         --------
@@ -105,4 +108,4 @@ class TokenRule:
         return {KINDS[self.kind]: np.array(self.limits[layer], dtype)}
 
 
-Selection = CoreSet | TokenRule
+Selection = CoreSet | TokenRule  # what a predictor returns and decoding follows

@@ -1,8 +1,8 @@
-"""Similarity-guided prediction: clusters of texts by meaning, and the neurons frequent within each.
+"""Similarity-guided prediction: clusters of texts by meaning, and the neurons that are frequent in each.
 
-Texts of close meaning have close core neurons (2410.18311 secs. 3.2, 4.1). A training set is clustered, by
-its labels or by k-means; a new prompt is assigned to the nearest cluster, and decodes with the top gamma of
-the neurons that most often are core neurons of that cluster's texts.
+Texts of similar meaning have similar core neurons (2410.18311 secs. 3.2, 4.1). A training set is clustered
+by its labels or by k-means. A new prompt is assigned to the nearest cluster, and decoding keeps the top gamma
+of the neurons that are core neurons of that cluster's texts most often.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minicore.files import atomic_write
 
 Array = np.ndarray
 
-FEWEST, MOST = 4, 24  # clusters the elbow rule tries (the paper: at least 4)
+MIN_CLUSTERS, MAX_CLUSTERS = 4, 24  # tried by the elbow rule (the paper: at least 4)
 
 
 def core_vector(ids: Array, n_neurons: int) -> Array:  # (n_core,) -> (n_neurons,) float32
@@ -32,13 +32,13 @@ def core_vector(ids: Array, n_neurons: int) -> Array:  # (n_core,) -> (n_neurons
 
 
 def unit(vectors: Array) -> Array:  # (..., d) -> the same
-    """Scale vectors to length 1, so that distance is similarity of direction; zeros stay."""
+    """Scale vectors to length 1; zero vectors stay zero."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(length > 0, length, 1)
 
 
 def elbow(inertia: Sequence[float]) -> int:  # (n,) -> index
-    """Return where a falling curve bends: its point farthest below the line from its first to its last."""
+    """Return the elbow of a falling curve: its point farthest below the line between its ends."""
     y = np.asarray(inertia, float)
     if len(y) < 3:
         return 0
@@ -47,12 +47,12 @@ def elbow(inertia: Sequence[float]) -> int:  # (n,) -> index
 
 
 def kmeans(vectors: Array, k: int | None = None, seed: int = 0) -> Array:  # (n, d) -> int (n,)
-    """Return each vector's cluster, 0 to k - 1; k of None is where the inertia of 4, 5, ... clusters bends.
+    """Return the cluster of each vector, 0 to k - 1. If k is None, the elbow of the inertia gives it.
 
     Raises
     ------
     InputError
-        If there are fewer distinct vectors than clusters, or scikit-learn is not there.
+        If there are fewer distinct vectors than clusters, or scikit-learn is not installed.
 
     Examples
     --------
@@ -63,14 +63,16 @@ def kmeans(vectors: Array, k: int | None = None, seed: int = 0) -> Array:  # (n,
     try:
         from sklearn.cluster import KMeans
     except ImportError:
-        raise InputError("k-means needs scikit-learn: pip install scikit-learn, or give labels") from None
-    distinct = len(np.unique(vectors, axis=0))
-    fewest = FEWEST if k is None else k
-    if not 1 <= fewest <= distinct:
         raise InputError(
-            f"{distinct} distinct texts cannot make {fewest} clusters, expected more texts or a smaller k"
+            "k-means needs scikit-learn, expected `pip install scikit-learn`, or labels"
+        ) from None
+    distinct = len(np.unique(vectors, axis=0))
+    needed = MIN_CLUSTERS if k is None else k
+    if not 1 <= needed <= distinct:
+        raise InputError(
+            f"{distinct} distinct texts cannot make {needed} clusters, expected more texts or a smaller k"
         )
-    tried = range(FEWEST, min(MOST, distinct) + 1) if k is None else [k]
+    tried = range(MIN_CLUSTERS, min(MAX_CLUSTERS, distinct) + 1) if k is None else [k]
     fits = [KMeans(n_clusters, n_init=4, random_state=seed).fit(vectors) for n_clusters in tried]
     best = fits[elbow([fit.inertia_ for fit in fits])]
     return best.labels_.astype(np.int64)
@@ -78,24 +80,24 @@ def kmeans(vectors: Array, k: int | None = None, seed: int = 0) -> Array:  # (n,
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """Clusters of texts, each with how many of its texts have each neuron in their core.
+    """Clusters of texts, with the frequency of every core neuron in each cluster.
 
     Attributes
     ----------
     counts : (n_clusters, n_layers, n_neurons) int32 array
-        Texts of the cluster whose core set of the layer holds the neuron.
+        Number of the cluster's texts whose core set of the layer contains the neuron.
     sizes : (n_clusters,) int32 array
-        Texts of each cluster.
+        Number of texts in each cluster.
     centroids : (n_clusters, d) float32 array
-        Means of the texts' vectors, each of length 1.
+        Means of the texts' vectors, which have length 1.
     layer : int or None
-        The layer whose core sets are the vectors; None if the vectors are embeddings from elsewhere.
+        The layer whose core sets are the vectors; None if the vectors are other embeddings.
     names : list of str
-        What the clusters are called.
+        Names of the clusters.
     fingerprint : str
-        Of the model they were fitted on.
+        Fingerprint of the model they were fitted on.
     settings : dict
-        How: predictor, alpha, beta of the texts' core sets (JSON values).
+        How the texts' core sets were made: predictor, alpha, beta (JSON values).
 
     Examples
     --------
@@ -123,13 +125,13 @@ class Clusters:
     def __post_init__(self) -> None:
         k = len(self.names)
         if self.counts.ndim != 3 or self.centroids.ndim != 2 or self.sizes.ndim != 1:
-            raise InputError("clusters: expected counts of 3, centroids of 2 and sizes of 1 dimension")
+            raise InputError("clusters: expected counts with 3, centroids with 2 and sizes with 1 dimension")
         if not k == len(self.counts) == len(self.centroids) == len(self.sizes) or not k:
-            raise InputError("clusters: names, counts, centroids and sizes are not of one length")
+            raise InputError("clusters: names, counts, centroids and sizes have different lengths, or none")
         if self.layer is not None and not (
             0 <= self.layer < self.n_layers and self.centroids.shape[1] == self.n_neurons
         ):
-            raise InputError(f"clusters: layer {self.layer} or the centroids do not fit the counts")
+            raise InputError(f"clusters: layer {self.layer} or the centroids do not match the counts")
 
     def __repr__(self) -> str:
         by = "embeddings" if self.layer is None else f"layer {self.layer}"
@@ -140,7 +142,7 @@ class Clusters:
 
     @property
     def n_layers(self) -> int:
-        """Layers of the model."""
+        """Number of layers of the model."""
         return self.counts.shape[1]
 
     @property
@@ -149,7 +151,7 @@ class Clusters:
         return self.counts.shape[2]
 
     def assign(self, vector: Array) -> int:  # (d,) -> cluster
-        """Return the cluster of the centroid nearest to a text's vector; of equal ones the first.
+        """Return the cluster whose centroid is nearest to a text's vector; of equal ones the first.
 
         Examples
         --------
@@ -159,12 +161,12 @@ class Clusters:
         1
         """
         if vector.shape != self.centroids.shape[1:] or not np.isfinite(vector).all():
-            want = self.centroids.shape[1:]
-            raise InputError(f"a text's vector has shape {vector.shape}, expected {want} finite numbers")
+            expected = self.centroids.shape[1:]
+            raise InputError(f"a text's vector has shape {vector.shape}, expected {expected} finite numbers")
         return int(np.argmin(np.square(self.centroids - unit(vector)).sum(axis=1)))
 
     def frequency(self, cluster: int | None = None) -> Array:  # -> (n_layers, n_neurons)
-        """Return how many texts of a cluster have each neuron; None is all clusters together.
+        """Return the number of texts of a cluster, or of all clusters, that have each neuron.
 
         Examples
         --------
@@ -176,7 +178,7 @@ class Clusters:
         return self.counts.sum(axis=0) if cluster is None else self.counts[cluster]
 
     def core(self, cluster: int, gamma: float, layers: Sequence[int]) -> CoreSet:
-        """Return a cluster's decode set: the top gamma of its neurons by frequency, per layer.
+        """Return a cluster's core set: the top gamma of the neurons of each layer by frequency.
 
         Examples
         --------
@@ -190,7 +192,7 @@ class Clusters:
         return CoreSet(neurons, self.n_neurons, self.n_layers, settings)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the clusters to a safetensors file; whole or not at all.
+        """Write the clusters to a safetensors file, atomically.
 
         Examples
         --------
@@ -218,7 +220,7 @@ class Clusters:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Clusters:
-        """Read what :meth:`save` wrote; anything else raises InputError.
+        """Read a file that :meth:`save` wrote; raise InputError for any other file.
 
         Examples
         --------
@@ -250,24 +252,24 @@ def fit(
     seed: int = 0,
     settings: dict[str, Any] | None = None,
 ) -> Clusters:
-    """Cluster texts and count their core neurons in each cluster.
+    """Cluster texts, and count the core neurons in each cluster.
 
     Parameters
     ----------
-    sets : (n_texts, n_layers, ceil(n_neurons / 8)) uint8 array, or bool with n_neurons last
-        The texts' core sets; uint8 is as ``np.packbits`` makes it, with n_neurons in ``settings``.
+    sets : (n_texts, n_layers, n_neurons) bool array, or (n_texts, n_layers, ceil(n_neurons / 8)) uint8
+        The texts' core sets. uint8 is the result of ``np.packbits``, with n_neurons in ``settings``.
     fingerprint : str
-        Of the model.
+        Fingerprint of the model.
     labels : sequence of str or None
-        A cluster for each text, from the data set; None clusters by k-means.
+        The cluster of each text, from the data set; None clusters by k-means.
     layer : int or None
-        Layer whose sets are the texts' vectors; None is :func:`default_layer`.
+        The layer whose sets are the texts' vectors; None is :func:`default_layer`.
     embeddings : (n_texts, d) array or None
-        Vectors from elsewhere, in place of core sets.
+        Vectors to use in place of core sets.
     k : int or None
-        Number of clusters of k-means; None is chosen by the elbow rule, at least 4.
+        Number of clusters for k-means; None applies the elbow rule, with at least 4.
     seed : int
-        For k-means.
+        Random seed of k-means.
 
     Raises
     ------
@@ -286,33 +288,50 @@ def fit(
     settings = dict(settings or {})
     n_neurons = int(settings["n_neurons"]) if sets.dtype == np.uint8 else sets.shape[2]
     if embeddings is not None:
-        vectors, layer = np.asarray(embeddings, np.float32), None
-        if vectors.ndim != 2 or len(vectors) != n_texts or not np.isfinite(vectors).all():
-            raise InputError(f"embeddings have shape {vectors.shape}, expected ({n_texts}, d) finite numbers")
+        vectors, layer = _checked_embeddings(embeddings, n_texts), None
     else:
         layer = default_layer(n_layers) if layer is None else layer
         if not 0 <= layer < n_layers:
             raise InputError(f"layer {layer} is out of range, the model has layers 0 to {n_layers - 1}")
         vectors = unpack(sets[:, layer], n_neurons).astype(np.float32)
     vectors = unit(vectors)
-    if labels is None:
-        member = kmeans(vectors, k, seed)
-        names = [str(i) for i in range(int(member.max()) + 1)]
-    else:
-        if len(labels) != n_texts:
-            raise InputError(f"there are {len(labels)} labels for {n_texts} texts")
-        names = sorted({str(label) for label in labels})
-        member = np.array([names.index(str(label)) for label in labels])
+    member, names = _members(vectors, labels, k, seed)
     counts = np.zeros((len(names), n_layers, n_neurons), np.int32)
     for text, cluster in zip(sets, member, strict=True):
         counts[cluster] += unpack(text, n_neurons)
-    centroids = np.stack([vectors[member == i].mean(axis=0) for i in range(len(names))])
-    sizes = np.bincount(member, minlength=len(names)).astype(np.int32)
-    return Clusters(counts, sizes, centroids, layer, names, fingerprint, settings)
+    return Clusters(
+        counts=counts,
+        sizes=np.bincount(member, minlength=len(names)).astype(np.int32),
+        centroids=np.stack([vectors[member == i].mean(axis=0) for i in range(len(names))]),
+        layer=layer,
+        names=names,
+        fingerprint=fingerprint,
+        settings=settings,
+    )
+
+
+def _checked_embeddings(embeddings: Array, n_texts: int) -> Array:
+    vectors = np.asarray(embeddings, np.float32)
+    if vectors.ndim != 2 or len(vectors) != n_texts or not np.isfinite(vectors).all():
+        raise InputError(f"embeddings have shape {vectors.shape}, expected ({n_texts}, d) finite numbers")
+    return vectors
+
+
+def _members(
+    vectors: Array, labels: Sequence[str] | None, k: int | None, seed: int
+) -> tuple[Array, list[str]]:
+    """Return each text's cluster and the clusters' names."""
+    if labels is None:
+        member = kmeans(vectors, k, seed)
+        return member, [str(i) for i in range(int(member.max()) + 1)]
+    if len(labels) != len(vectors):
+        raise InputError(f"there are {len(labels)} labels for {len(vectors)} texts, expected one per text")
+    names = sorted({str(label) for label in labels})
+    return np.array([names.index(str(label)) for label in labels]), names
 
 
 def default_layer(n_layers: int) -> int:
-    """Return the layer that texts are clustered by: the paper's 25 of 32, at the same depth.
+    """Return the layer to cluster texts by: at the depth of the paper's layer 25 of 32.
 
     Examples
     --------
@@ -323,5 +342,5 @@ def default_layer(n_layers: int) -> int:
 
 
 def unpack(sets: Array, n_neurons: int) -> Array:  # (..., n_bytes) uint8 or (..., n_neurons) bool -> bool
-    """Return core sets as masks."""
+    """Return core sets as boolean masks."""
     return np.unpackbits(sets, axis=-1, count=n_neurons) if sets.dtype == np.uint8 else sets

@@ -1,24 +1,24 @@
-"""How settled a sentence's core is: sets of growing prefixes, and a test on the prompt alone.
+"""Stability of a sentence's core set: the sets of growing prefixes, and a test that needs only the prompt.
 
-The paper observes that core sets settle as a text grows (2410.18311 secs. 3.2 and 4.1) and gives no number
-to tell a settled one. The test here predicts the recall of the prompt's set against C_alpha^beta([s, g]),
-the set of prompt and continuation, from how alike the sets of the prompt's last growth steps are, and from
-its length.
+The paper observes that core sets settle as a text grows (2410.18311 secs. 3.2 and 4.1), but gives no numeric
+test. The test here predicts the recall of the prompt's set against C_alpha^beta([s, g]), the set of prompt
+and continuation. It uses the similarity of the sets of three growing prefixes of the prompt, and the prompt's
+length.
 
-The constants are calibrated on SmolLM2-135M-Instruct (Q4_1 file, float32, all 30 layers, alpha 0.4): 96
-passages of novels, WikiText-2, SciTLDR abstracts and lists of questions with answers and of German sentences
-with English ones (150,000 characters of each), prompts of 16 to 256 tokens, continuations of 128; half of
-the passages begin with another passage's text. The commands are
+The constants are calibrated on SmolLM2-135M-Instruct (Q4_1 file, float32, all 30 layers, alpha 0.4). The
+texts are novels, WikiText-2, SciTLDR abstracts, questions with answers, and German sentences with English
+translations (150,000 characters of each). There are 96 passages with prompts of 16 to 256 tokens and
+continuations of 128 tokens; half of them start with the text of another passage. The commands are
 
     python scripts/stability_texts.py DATA -o TEXTS
     minicore eval stability TEXTS/{novel,wiki,nq,tr,sci}.txt -m smollm2-135m --passages 96
 
-and the second fits half of the passages. On the other half (240 prompts) the recall told is off by 0.026
-(root mean square), and whether it reaches 0.8 is told right for 92% of the prompts; for half of them it
-does. The length alone does nearly as well (0.027, 90%), the similarity alone worse (0.040, 89%): recall is
-mostly a matter of how long the prompt is, and among prompts of one length similarity tells the better ones
-from the worse (correlation with recall 0.26 at 16 tokens, 0.58 at 64, 0.74 at 256). Another model, alpha or
-length of continuation asks for another calibration.
+The second command fits the constants on half of the passages. On the other half (240 prompts) the error of
+the predicted recall is 0.026 (root mean square), and the test is right for 92% of the prompts about whether
+recall reaches 0.8, which it does for half of them. Length alone is nearly as good (0.027, 90%), similarity
+alone is worse (0.040, 89%): recall depends mostly on the length of the prompt. Among prompts of one length,
+similarity separates good ones from bad ones (correlation with recall 0.26 at 16 tokens, 0.58 at 64, 0.74 at
+256). Another model, alpha or length of continuation needs another calibration.
 """
 
 from __future__ import annotations
@@ -33,25 +33,22 @@ from minicore.errors import InputError
 
 Array = np.ndarray
 
-GROWTH = (0.5, 0.75, 1.0)  # the shares of the prompt whose sets the test compares
-SHORTEST = 8  # tokens; with fewer a growth step is one token or none
-TEST_BETA = 0.4  # of the sets the test compares, whatever beta decodes
-WANTED = 0.8  # recall of C([s, g]) that a set must be expected to have to count as stable
-CONSTANT, SCORE, DOUBLING = (
-    0.007,
-    0.660,
-    0.0459,
-)  # recall = CONSTANT + SCORE * similarity + DOUBLING * log2(n)
+GROWTH = (0.5, 0.75, 1.0)  # the test compares the sets of these fractions of the prompt
+SHORTEST = 8  # tokens; in shorter prompts the prefixes differ by at most one token
+TEST_BETA = 0.4  # beta of the sets that the test compares, independent of the beta of decoding
+WANTED = 0.8  # the predicted recall from which on a set counts as stable
+# recall = CONSTANT + SCORE * similarity + DOUBLING * log2(n_tokens)
+CONSTANT, SCORE, DOUBLING = 0.007, 0.660, 0.0459
 
 
 def prefix_counts(a: Array, alpha: float, lengths: Sequence[int]) -> Array:
     # (n_tokens, n_neurons) -> (n_lengths, n_neurons) int64
-    """Return f_alpha (eq. 3) of every prefix of the lengths given, ascending, in one pass over the tokens.
+    """Return f_alpha (eq. 3) of prefixes of the given lengths, in one pass over the tokens.
 
     Raises
     ------
     InputError
-        If the lengths do not ascend or are not within 0 to n_tokens; as :func:`token_core`.
+        If the lengths are not ascending or not within 0 to n_tokens, and as :func:`token_core`.
 
     Examples
     --------
@@ -61,7 +58,7 @@ def prefix_counts(a: Array, alpha: float, lengths: Sequence[int]) -> Array:
     """
     lengths = list(lengths)
     if not all(0 <= one <= other for one, other in zip([0, *lengths], [*lengths, len(a)], strict=True)):
-        raise InputError(f"lengths are {lengths}, expected ascending ones within 0 to {len(a)}")
+        raise InputError(f"lengths are {lengths}, expected ascending lengths within 0 to {len(a)}")
     core, counts = token_core(a, alpha), np.zeros((len(lengths), a.shape[1]), np.int64)
     running, start = np.zeros(a.shape[1], np.int64), 0
     for row, end in zip(counts, lengths, strict=True):
@@ -72,7 +69,7 @@ def prefix_counts(a: Array, alpha: float, lengths: Sequence[int]) -> Array:
 
 def prefix_cores(a: Array, alpha: float, beta: float, lengths: Sequence[int]) -> list[Array]:
     # (n_tokens, n_neurons) -> n_lengths of int32 (n_core,)
-    """Return the sentence-wise core of every prefix; each equals ``sentence_core(a[:length], ...)``.
+    """Return the core set of each prefix: ``sentence_core(a[:length], alpha, beta)``.
 
     Examples
     --------
@@ -84,7 +81,7 @@ def prefix_cores(a: Array, alpha: float, beta: float, lengths: Sequence[int]) ->
 
 def stability_curve(a: Array, alpha: float, beta: float, lengths: Sequence[int]) -> Array:
     # (n_tokens, n_neurons) -> (n_lengths - 1,) float64
-    """Return the similarity of each prefix's core set to its extension's, the next longer one (fig. 3b).
+    """Return the Jaccard similarity of each prefix's core set and the next longer prefix's (fig. 3b).
 
     Examples
     --------
@@ -97,7 +94,7 @@ def stability_curve(a: Array, alpha: float, beta: float, lengths: Sequence[int])
 
 
 def growth_marks(n_tokens: int) -> list[int]:
-    """Return the prefix lengths whose sets :func:`is_stable` compares; none for too short a prompt.
+    """Return the lengths of the prefixes that :func:`is_stable` compares; none if the prompt is too short.
 
     Examples
     --------
@@ -108,9 +105,9 @@ def growth_marks(n_tokens: int) -> list[int]:
 
 
 def similarity(counts: Sequence[Array]) -> float:  # n_steps of (n_layers, n_neurons) -> in [0, 1]
-    """Return the mean Jaccard similarity of consecutive growth steps' core sets, over steps and layers.
+    """Return the mean Jaccard similarity of the core sets of consecutive prefixes, over prefixes and layers.
 
-    ``counts`` are f_alpha of the growing prefixes, shortest first; the sets are of ``TEST_BETA``.
+    ``counts`` are f_alpha of the growing prefixes, shortest first. Their sets keep ``TEST_BETA``.
 
     Examples
     --------
@@ -118,18 +115,22 @@ def similarity(counts: Sequence[Array]) -> float:  # n_steps of (n_layers, n_neu
     >>> similarity([one, two])  # 0 and 1, then 0 and 2
     0.3333333333333333
     """
-    sets = [[core_from_scores(layer, TEST_BETA) for layer in step] for step in counts]
-    steps = zip(sets, sets[1:], strict=False)
-    return float(np.mean([[jaccard(*pair) for pair in zip(*step, strict=True)] for step in steps]))
+    sets = [[core_from_scores(layer, TEST_BETA) for layer in prefix] for prefix in counts]
+    pairs = [
+        (one, other)
+        for shorter, longer in zip(sets, sets[1:], strict=False)
+        for one, other in zip(shorter, longer, strict=True)
+    ]
+    return float(np.mean([jaccard(one, other) for one, other in pairs]))
 
 
 def is_stable(counts: Sequence[Array], n_tokens: int, wanted: float = WANTED) -> Verdict:
-    """Say from a prompt alone whether its core set will still hold for the continuation.
+    """Predict from the prompt whether its core set will be right for the continuation.
 
     Parameters
     ----------
     counts : sequence of (n_layers, n_neurons) array
-        f_alpha of the prefixes of :func:`growth_marks` lengths, shortest first; none if there are none.
+        f_alpha of the prefixes with the lengths of :func:`growth_marks`, shortest first; may be empty.
     n_tokens : int
         Length of the prompt.
     wanted : float
@@ -139,7 +140,7 @@ def is_stable(counts: Sequence[Array], n_tokens: int, wanted: float = WANTED) ->
     --------
     >>> settled = [np.array([[9, 8, 0, 0, 0]])] * 3
     >>> print(is_stable(settled, n_tokens=256))
-    settled: similarity of the last growth steps 1.000, expected recall 1.00, wanted 0.80
+    stable: similarity of growing prefixes 1.000, predicted recall 1.00, required 0.80
     """
     check_fraction("wanted recall", wanted)
     if not len(counts):
@@ -151,19 +152,18 @@ def is_stable(counts: Sequence[Array], n_tokens: int, wanted: float = WANTED) ->
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the stability test says of a prompt.
+    """The result of the stability test.
 
     Attributes
     ----------
     stable : bool
-        Whether ``recall`` reaches what was asked for.
+        Whether ``recall`` reaches ``wanted``.
     score : float
-        Mean Jaccard similarity of the sets of consecutive growth steps, over steps and layers; NaN for a
-        prompt too short to tell.
+        Mean Jaccard similarity of the sets of consecutive prefixes; NaN if the prompt is too short.
     recall : float
-        The recall against C_alpha^beta([s, g]) to expect of the prompt's set, from the calibration.
+        Predicted recall of the prompt's set against C_alpha^beta([s, g]).
     wanted : float
-        The recall asked for.
+        The required recall.
     """
 
     stable: bool
@@ -176,9 +176,9 @@ class Verdict:
 
     def __str__(self) -> str:
         if np.isnan(self.score):
-            return f"the prompt has fewer than {SHORTEST} tokens, too few to tell whether its set is settled"
-        settled = "settled" if self.stable else "not settled"
+            return f"the prompt has fewer than {SHORTEST} tokens, too few to test its stability"
+        stable = "stable" if self.stable else "not stable"
         return (
-            f"{settled}: similarity of the last growth steps {self.score:.3f}, expected recall "
-            f"{self.recall:.2f}, wanted {self.wanted:.2f}"
+            f"{stable}: similarity of growing prefixes {self.score:.3f}, predicted recall "
+            f"{self.recall:.2f}, required {self.wanted:.2f}"
         )

@@ -92,7 +92,7 @@ def is_stable(
     --------
     >>> import minicore as mc
     >>> print(is_stable(mc.load("minicore-opt-core"), [5, 6, 7]))
-    the prompt has fewer than 8 tokens, too few to tell whether its set is settled
+    the prompt has fewer than 8 tokens, too few to test its stability
     """
     recorder = make_recorder(model, "auto", alpha, layers=layers, wanted=wanted)
     ids = encode_prompt(model, list(ids))
@@ -300,8 +300,8 @@ def predict(
     (True, 'stability', True)
     """
     recorder = make_recorder(model, predictor, alpha, beta, layers, **choosing)
-    if recorder.row.whole != (continuation is not None):
-        needs = "needs" if recorder.row.whole else "does not read"
+    if recorder.row.needs_continuation != (continuation is not None):
+        needs = "needs" if recorder.row.needs_continuation else "does not read"
         raise InputError(f"predictor {predictor} {needs} the continuation, the ids that follow the prompt")
     ids = encode_prompt(model, [*ids, *(continuation or ())])
     if recorder.recording.names and not recorder.fixed:

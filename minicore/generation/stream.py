@@ -160,7 +160,7 @@ def stream(
     recorder = make_recorder(model, name, alpha, beta, layers, seed=seed, **choosing)
     refresh = recorder.row.refresh if refresh is None else refresh
     check_refresh(recorder, refresh)
-    if continuation is not None and not recorder.row.whole:
+    if continuation is not None and not recorder.row.needs_continuation:
         raise InputError(f"predictor {name} does not read the continuation, oracle does")
     sampler = Sampler(temperature, top_k, top_p, np.random.default_rng(seed))
     stops = [stop] if isinstance(stop, str) else list(stop or [])
@@ -217,7 +217,12 @@ def check_refresh(recorder: Recorder, refresh: int | None) -> None:
         return
     if not isinstance(refresh, int | np.integer) or refresh < 1:
         raise InputError(f"refresh is {refresh!r}, expected 1 or more tokens")
-    if not recorder.row.records or recorder.row.tests or recorder.row.whole or recorder.fixed:
+    if (
+        not recorder.row.records
+        or recorder.row.checks_stability
+        or recorder.row.needs_continuation
+        or recorder.fixed
+    ):
         raise InputError(f"predictor {recorder.predictor} reads no prompt that could be read again")
 
 
@@ -431,7 +436,7 @@ class Stream:
 
     def _foresee(self) -> None:
         """Let an oracle read prompt and continuation, decoding densely first if no continuation is given."""
-        if not self.recorder.row.whole or self.recorder.fixed:
+        if not self.recorder.row.needs_continuation or self.recorder.fixed:
             return
         began, config = time.perf_counter(), self.model.config
         if self.continuation is None:

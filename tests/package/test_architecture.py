@@ -64,7 +64,6 @@ KNOWN_SPLATS = {
     "backends/cpu/plain_rows.py": 1,
     "backends/cuda/decoder.py": 3,
     "backends/cuda/prefill.py": 2,
-    "core/stability.py": 1,
     "evaluation/tasks/run.py": 2,
     "generation/stream.py": 2,
     "reproduce/settling.py": 1,

@@ -168,7 +168,7 @@ def test_core_sets_of_different_models_do_not_compare():
     a, b = mc.CoreSet({0: np.array([1])}, 4, 2), mc.CoreSet({0: np.array([1])}, 5, 2)
     with pytest.raises(mc.InputError, match="different models"):
         a.jaccard(b)
-    with pytest.raises(mc.InputError, match="share no layer"):
+    with pytest.raises(mc.InputError, match="without a common layer"):
         a.jaccard(mc.CoreSet({1: np.array([1])}, 4, 2))
 
 

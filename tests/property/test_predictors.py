@@ -30,7 +30,9 @@ smooth = hnp.arrays(np.float32, shapes, elements=st.floats(-3, 3, width=32))
 activations = st.one_of(tied, smooth)
 
 READS_PROMPT = [
-    name for name, row in PREDICTORS.items() if row.records and row.scores and not (row.whole or row.refresh)
+    name
+    for name, row in PREDICTORS.items()
+    if row.records and row.scores and not (row.needs_continuation or row.refresh)
 ]
 
 
@@ -364,7 +366,7 @@ def test_backends_agree_and_a_masked_forward_is_the_decoding(model, name):
     ids, new = prompt(model), prompt(model, 6, seed=1)
     options = {"clusters": clusters_of(model)} if name in ("similarity", "static", "auto") else {}
     options |= {"token_beta": 0.3} if "+" in name else {}
-    options |= {"continuation": new} if find_predictor(name).whole else {}
+    options |= {"continuation": new} if find_predictor(name).needs_continuation else {}
     selection = mc.predict(model, ids, name, beta=0.5, seed=1, **options)
     numpy, used = steps(model, ids, new, selection, "numpy")
     cpu, used_cpu = steps(model, ids, new, selection, "cpu")

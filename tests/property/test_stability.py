@@ -55,7 +55,7 @@ def test_growth_marks_ascend_to_the_whole_prompt(n_tokens):
 
 def test_prefix_lengths_that_cannot_be_are_refused():
     for lengths in ([2, 1], [-1], [4]):
-        with pytest.raises(mc.InputError, match="expected ascending ones within 0 to 3"):
+        with pytest.raises(mc.InputError, match="expected ascending lengths within 0 to 3"):
             prefix_counts(np.ones((3, 2)), 0.5, lengths)
 
 
@@ -74,11 +74,11 @@ def test_a_set_that_stays_is_more_stable_than_one_that_moves():
 
 def test_the_verdict_is_recall_against_what_is_wanted_and_says_so():
     verdict = is_stable(settled(), 512, wanted=0.8)
-    assert verdict.stable and "settled: similarity of the last growth steps 1.000" in str(verdict)
+    assert verdict.stable and "stable: similarity of growing prefixes 1.000" in str(verdict)
     strict = is_stable(settled(), 16, wanted=1.0)
-    assert not strict.stable and str(strict).startswith("not settled")
+    assert not strict.stable and str(strict).startswith("not stable")
     short = is_stable([], 5)
-    assert not short.stable and "too few to tell" in str(short)
+    assert not short.stable and "too few to test" in str(short)
     with pytest.raises(mc.InputError, match="wanted recall is 0"):
         is_stable(settled(), 512, wanted=0)
 
@@ -95,7 +95,7 @@ def prompt(model, n=24, seed=0):
 def test_auto_takes_a_stable_prompts_own_set(model):
     out = model.generate(prompt(model), predictor="auto", wanted=0.01, max_new_tokens=3)
     assert out.core == mc.predict(model, prompt(model), "stability")
-    assert out.stats["predictor_used"] == "stability" and out.stats["why"].startswith("settled")
+    assert out.stats["predictor_used"] == "stability" and out.stats["why"].startswith("stable")
     assert out.stats["predictor"] == "auto"
 
 
@@ -103,7 +103,7 @@ def test_auto_decodes_an_unstable_prompt_densely_without_clusters(model):
     out = model.generate(prompt(model), predictor="auto", wanted=1.0, max_new_tokens=3)
     assert out.core is None and out.stats["core_fraction"] == 1
     assert out.stats["predictor_used"] == "dense" and "without clusters dense" in out.stats["why"]
-    assert "not settled" in mc.predict(model, prompt(model), "auto", wanted=1.0).settings["why"]
+    assert "not stable" in mc.predict(model, prompt(model), "auto", wanted=1.0).settings["why"]
 
 
 def test_auto_asks_the_clusters_about_an_unstable_prompt(model):

@@ -190,7 +190,7 @@ class MinicoreLM(TemplateLM):
     ) -> dict[tuple[int, ...], Likelihood]:
         """Return each continuation's likelihood after the context, with the neurons that it predicts."""
         recorder = self.recorder()
-        if recorder.row.whole:
+        if recorder.row.needs_continuation:
             raise InputError(f"predictor {recorder.predictor} reads what is scored, which is no prediction")
         n = len(context)
         cache = self.model.new_cache(n + max(len(ids) for ids in continuations) - 1)
@@ -224,7 +224,7 @@ class MinicoreLM(TemplateLM):
     def roll(self, context: list[int], targets: list[int]) -> float:
         """Return the log-likelihood of the last ids of a window after its first ones."""
         recorder = self.recorder()
-        if recorder.row.whole or recorder.row.tests or recorder.window:
+        if recorder.row.needs_continuation or recorder.row.checks_stability or recorder.window:
             raise InputError(
                 f"predictor {recorder.predictor} needs to know where a prompt ends, and rolling has no prompt"
             )

@@ -70,7 +70,7 @@ class Setting:
     def source(self) -> str:
         """Which tokens the set is made from, one of SOURCES."""
         given = self.predictor.partition("@")[2]
-        return given or ("all" if find_predictor(self.name).whole else "prompt")
+        return given or ("all" if find_predictor(self.name).needs_continuation else "prompt")
 
 
 @dataclass(frozen=True)

@@ -123,13 +123,13 @@ def names_of(settings: Iterable[Setting]) -> list[str]:
 def shares(predictor: str) -> bool:
     """Say whether a predictor reads the prompt alone, and once."""
     row = find_predictor(predictor)
-    return not row.whole and row.refresh is None
+    return not row.needs_continuation and row.refresh is None
 
 
 def recorder_of(model: Model, job: Job, predictor: str) -> Recorder:
     """Return a predictor's recorder under a study's conditions."""
     how, row = job.how, find_predictor(predictor)
-    reads = row.tests or {"frequency", "cluster_frequency"} & set(row.given)
+    reads = row.checks_stability or {"frequency", "cluster_frequency"} & set(row.given)
     return make_recorder(
         model,
         predictor,
