@@ -13,7 +13,7 @@ from numba import cuda
 
 from minicore.backends.cuda.decoder import AT_ONCE, CudaDecoder
 from minicore.backends.cuda.graph import GraphStep
-from minicore.backends.cuda.kernels.decode import step as kernels
+from minicore.backends.cuda.kernels import decode as kernels
 from minicore.backends.cuda.kernels.intrinsics import SIMULATED
 from minicore.bench.run import Bed, Cpu, Meter, plain_or_none, ratios, spread
 from minicore.core.budgets import Beta

@@ -35,21 +35,7 @@ if not SIMULATED:  # which takes a minute a model
 N_READ, N_NEW = 9, 2
 
 if SIMULATED:
-    from numba.cuda.simulator.kernelapi import FakeCUDAShared
-    from numba.np.numpy_support import as_dtype
-
     sys.setswitchinterval(2e-5)  # a simulated block is threads that wait for one another
-    whole = FakeCUDAShared.array
-
-    def shared_array(self, shape, dtype):
-        """Return a block's array, one a line: numba's own may give two threads two of them."""
-        if shape == 0:
-            return whole(self, shape, dtype)
-        frame = sys._getframe(1)
-        empty = np.empty(shape, as_dtype(dtype))
-        return self._allocations.setdefault((frame.f_code.co_filename, frame.f_lineno), empty)
-
-    FakeCUDAShared.array = shared_array
 
 
 # --- on a GPU ---
@@ -461,7 +447,7 @@ def test_a_block_of_the_grid_fits_a_multiprocessor(n_neurons, int8, n_threads):
     """Four schedulers have 16,384 registers each, given out in eights to a thread, by whole warps."""
     pytest.importorskip("numba_cuda")
     from minicore.backends.cuda.decoder import threads_for
-    from minicore.backends.cuda.kernels.decode.step import registers_for
+    from minicore.backends.cuda.kernels.launch import registers_for
 
     config = replace(mc.load(GOLDEN / "llama-gqa").config, n_neurons=n_neurons)
     assert threads_for(config, 132, int8) == n_threads

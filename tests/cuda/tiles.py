@@ -1,7 +1,7 @@
-"""Run the GPU's prefill kernels with warps of 32 lanes, as tests/cuda/grid.py does the decode kernel.
+"""Run the prefill kernels with warps of 32 lanes (tests/cuda/warps.py).
 
-The tensor cores' instruction is done here as the PTX ISA lays its fragments out over a warp ("Matrix
-Fragments for mma.m16n8k16 with floating point type"), which is what the kernel's own places are held to.
+The tensor cores' instruction is computed here from the fragment layout in the PTX ISA ("Matrix Fragments for
+mma.m16n8k16 with floating point type"). The kernel's own layout is held to that.
 
 Usage: NUMBA_ENABLE_CUDASIM=1 python tests/cuda/tiles.py
 """
@@ -13,80 +13,57 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-import greenlet
-import grid  # first: it makes warps of 32 lanes
 import ml_dtypes
 import numpy as np
-from grid import Grid, passed, shuffled, where
 from numba.np.numpy_support import as_dtype
-
-from minicore import ops
-from minicore.backends.cuda.decoder import as_units
-from minicore.backends.cuda.kernels import intrinsics as device
-from minicore.backends.cuda.kernels.prefill import products as kernels
-from minicore.core.recording import add_counts, add_relative_energy
+from warps import LANES, Warps, all_wait, install, pass_barrier, shuffle, stack
 
 UNIT = 2.0**-24  # rounding of a float32
 
 
-class Tiles(Grid):
-    """What the prefill kernels see as ``cuda``, and who runs them."""
+class Tiles(Warps):
+    """Runs the blocks of a kernel one after the other."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shared = SimpleNamespace(array=self.array)
-        self.atomic = SimpleNamespace(add=lambda x, i, value: x.__setitem__(i, x[i] + value))
-
-    def array(self, n: int, dtype: Any) -> np.ndarray:
-        """Return a block's array, one a line of the kernel; it holds what looks wrong."""
-        empty = np.full(4 * n, 0x7FC0BEEF, np.uint32).view(as_dtype(dtype))[:n]
-        return self.now.arrays.setdefault(sys._getframe(1).f_lineno, empty)
+        self.shared = SimpleNamespace(array=self.shared_array)
 
     @property
     def blockIdx(self) -> SimpleNamespace:
         return SimpleNamespace(**dict(zip("zyx", self.now.block, strict=True)))
 
     def grid(self, n: int) -> int:
-        return self.now.block[2] * self.now.threads + self.now.thread
+        return self.now.block[2] * self.now.n_threads + self.now.thread
 
-    def jit(self, function: Any) -> Any:
-        return function
+    def shared_array(self, n: int, dtype: Any) -> np.ndarray:
+        """Return the block's array of this line of the kernel; its first values show up in results."""
+        empty = np.full(4 * n, 0x7FC0BEEF, np.uint32).view(as_dtype(dtype))[:n]
+        return self.now.arrays.setdefault(sys._getframe(1).f_lineno, empty)
 
     def mma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.wait("mma", where(), (a, b, c))
+        return self.wait("mma", stack(), (a, b, c))
 
-    def launch(self, kernel: Any, blocks: tuple[int, ...], threads: int, *args: Any) -> None:
+    def launch(self, kernel: Any, blocks: tuple[int, ...], n_threads: int, *args: Any) -> None:
         """Run a kernel, block after block, x fastest."""
-        kernel = getattr(kernel, "fn", kernel)
         for place in product(*(range(n) for n in reversed((*blocks, 1, 1)[:3]))):
-            self.main, arrays, block = greenlet.getcurrent(), {}, []
-            for thread in range(threads):
-                g = greenlet.greenlet(lambda: kernel(*args))
-                g.block, g.thread, g.threads, g.arrays, g.why, g.got = (
-                    place,
-                    thread,
-                    threads,
-                    arrays,
-                    ("turn",),
-                    None,
-                )
-                block.append(g)
-            while not all(g.dead for g in block):
-                moved = sum(self.turn(g) for g in block)
-                warps = [block[i : i + 32] for i in range(0, threads, 32)]
-                moved += sum(shuffled(warp) + multiplied(warp) for warp in warps) + passed(block)
-                assert moved, {g.why[:2] for g in block if not g.dead}
+            about = {"block": place, "n_threads": n_threads, "arrays": {}}
+            block = [self.thread(lambda: kernel(*args), thread=i, **about) for i in range(n_threads)]
+            warps = [block[i : i + LANES] for i in range(0, n_threads, LANES)]
+            while not all(thread.dead for thread in block):
+                progress = sum(self.resume(thread) for thread in block)
+                progress += sum(shuffle(warp) + multiply(warp) for warp in warps) + pass_barrier(block)
+                assert progress, {thread.reason[:2] for thread in block if not thread.dead}
 
 
-def multiplied(warp: list[Any]) -> bool:
-    """Multiply what the lanes of a warp hold, if all of them wait for that."""
-    if not all(not g.dead and g.why[0] == "mma" for g in warp):
+def multiply(warp: list[Any]) -> bool:
+    """Multiply the fragments of a warp's lanes if all of them wait for that."""
+    if not all_wait(warp, "mma"):
         return False
-    assert len({g.why[1] for g in warp}) == 1
+    assert len({thread.reason[1] for thread in warp}) == 1
     a, b, c = np.zeros((16, 16)), np.zeros((16, 8)), np.zeros((16, 8))
-    for lane, g in enumerate(warp):
+    for lane, thread in enumerate(warp):
         group, member = lane >> 2, lane & 3
-        words_a, words_b, sums = g.why[2]
+        words_a, words_b, sums = thread.reason[2]
         for i in range(8):
             row = group if i < 2 or 4 <= i < 6 else group + 8
             a[row, 2 * member + (i & 1) + (8 if i >= 4 else 0)] = bfloat16_of(words_a[i // 2], i & 1)
@@ -94,10 +71,10 @@ def multiplied(warp: list[Any]) -> bool:
             b[2 * member + (i & 1) + (8 if i >= 2 else 0), group] = bfloat16_of(words_b[i // 2], i & 1)
             c[group + (8 if i >= 2 else 0), 2 * member + (i & 1)] = sums[i]
     d = (a @ b + c).astype(np.float32)
-    for lane, g in enumerate(warp):
+    for lane, thread in enumerate(warp):
         group, member = lane >> 2, lane & 3
-        g.got = tuple(d[group + (8 if i >= 2 else 0), 2 * member + (i & 1)] for i in range(4))
-        g.why = ("turn",)
+        thread.result = tuple(d[group + (8 if i >= 2 else 0), 2 * member + (i & 1)] for i in range(4))
+        thread.reason = ("ready",)
     return True
 
 
@@ -107,8 +84,13 @@ def bfloat16_of(word: int, upper: int) -> float:
 
 
 tiles = Tiles()
-kernels.cuda = device.cuda = tiles
-kernels.mma = tiles.mma
+install(tiles, mma=tiles.mma)
+
+from minicore import ops  # noqa: E402
+from minicore.backends.cuda.decoder import as_units  # noqa: E402
+from minicore.backends.cuda.kernels import prefill as kernels  # noqa: E402
+from minicore.backends.cuda.kernels.prefill.tensor_cores import cut  # noqa: E402
+from minicore.core.recording import add_counts, add_relative_energy  # noqa: E402
 
 
 def check_product(kernel: Any, threads: int, n: int, k: int, m: int, bfloat16: bool, whole: bool) -> None:
@@ -139,7 +121,7 @@ def check_cut() -> None:
     x = np.concatenate([bits.view(np.float32), np.array([0, -0.0, 3.4e38, 1e-38, 1.9999999], np.float32)])
     x = x[np.isfinite(x) & ((np.abs(x) > 1e-30) | (x == 0))]  # below, the last part has too few bits left
     for u in x:
-        parts = [bfloat16_of(word, half) for half in (0, 1) for word in kernels.cut(u, -u)]
+        parts = [bfloat16_of(word, half) for half in (0, 1) for word in cut(u, -u)]
         assert sum(parts[:3]) == u and sum(parts[3:]) == -u
 
 
@@ -170,11 +152,11 @@ def check_rows() -> None:
 
 
 def main() -> None:
-    assert kernels.TILE == 64 and grid.device.LANES == 32
+    assert kernels.TILE == 64 and kernels.LANES == 32
     check_cut()
     for whole in (True, False):
-        check_product(kernels.tensor_product, 128, 70, 40, 72, True, whole)
-        check_product(kernels.tensor_product, 128, 3, 72, 9, True, whole)
+        check_product(kernels.make_tensor_product(), 128, 70, 40, 72, True, whole)
+        check_product(kernels.make_tensor_product(), 128, 3, 72, 9, True, whole)
     check_product(kernels.make_product(3), kernels.THREADS, 5, 21, 66, True, False)
     check_product(kernels.make_product(2), kernels.THREADS, 66, 18, 5, False, False)
     check_rows()

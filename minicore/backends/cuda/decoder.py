@@ -16,8 +16,8 @@ import numpy as np
 from minicore import ops
 from minicore.backends.cpu.step import constants
 from minicore.backends.cuda.graph import GraphStep
-from minicore.backends.cuda.kernels.decode import step as kernels
-from minicore.backends.cuda.kernels.intrinsics import configured
+from minicore.backends.cuda.kernels import decode as kernels
+from minicore.backends.cuda.kernels.launch import configured
 from minicore.backends.numpy import ReferenceDecoder
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from minicore.backends.cuda.kernels.decode import step as kernels
-from minicore.backends.cuda.kernels.decode.step import SIMULATED, Memory, Shape
-from minicore.backends.cuda.kernels.intrinsics import configured
+from minicore.backends.cuda.kernels import decode as kernels
+from minicore.backends.cuda.kernels.decode import SIMULATED, Memory, Shape
+from minicore.backends.cuda.kernels.launch import configured
 
 TOKENS = Memory._fields.index("tokens")
 N_ARRAYS = len(Memory._fields) - 1  # shared memory is no argument

@@ -11,8 +11,9 @@ import numpy as np
 from minicore import ops
 from minicore.backends.cpu.step import ACTIVATION_CODES
 from minicore.backends.cuda.decoder import allocate, on_device, weights_of
-from minicore.backends.cuda.kernels.decode import step as layout
-from minicore.backends.cuda.kernels.prefill import products as kernels
+from minicore.backends.cuda.kernels import prefill as kernels
+from minicore.backends.cuda.kernels.decode import shape as layout
+from minicore.backends.cuda.kernels.intrinsics import SIMULATED
 from minicore.core.recording import GATE_SHIFT, STATISTICS
 from minicore.errors import InputError
 from minicore.model import KVCache, Model, Tap
@@ -144,7 +145,7 @@ class Reader:
         self.bad = cuda.to_device(np.zeros(1, np.int32))
         self.buffers: dict[str, tuple[Any, Any]] = {}
         self.tensor_cores = False
-        if not layout.SIMULATED:
+        if not SIMULATED:
             capability = tuple(cuda.get_current_device().compute_capability)
             self.tensor_cores = self.weights.dtype == "bfloat16" and capability >= TENSOR_CORES
             self.read(np.zeros(1, np.int64), KVCache(cfg, 1))  # compiled outside anybody's timing

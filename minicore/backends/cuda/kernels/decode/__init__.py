@@ -1,1 +1,57 @@
-"""Kernels that decode."""
+"""Kernels that decode, and what the host must know of them."""
+
+from minicore.backends.cuda.kernels.decode.gather import compact
+from minicore.backends.cuda.kernels.decode.phases import (
+    ATTEND,
+    BEGIN,
+    BEST,
+    CHOOSE,
+    LAYER_PHASES,
+    NEURONS,
+    OUTPUTS,
+    PHASES,
+    PROJECT,
+    PROJECT_OUT,
+    make_phase,
+)
+from minicore.backends.cuda.kernels.decode.shape import (
+    B_GATE,
+    B_IN,
+    N_ROWS,
+    N_TURNS,
+    W_GATE,
+    W_IN,
+    W_OUT,
+    Shape,
+    row_chunks,
+)
+from minicore.backends.cuda.kernels.decode.sizes import Memory
+from minicore.backends.cuda.kernels.decode.step import make_step
+from minicore.backends.cuda.kernels.intrinsics import SIMULATED
+
+__all__ = [
+    "ATTEND",
+    "BEGIN",
+    "BEST",
+    "B_GATE",
+    "B_IN",
+    "CHOOSE",
+    "LAYER_PHASES",
+    "NEURONS",
+    "N_ROWS",
+    "N_TURNS",
+    "OUTPUTS",
+    "PHASES",
+    "PROJECT",
+    "PROJECT_OUT",
+    "SIMULATED",
+    "W_GATE",
+    "W_IN",
+    "W_OUT",
+    "Memory",
+    "Shape",
+    "compact",
+    "make_phase",
+    "make_step",
+    "row_chunks",
+]
