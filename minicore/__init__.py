@@ -11,7 +11,8 @@ from minicore.core.similarity import Clusters
 from minicore.errors import InputError
 from minicore.generation.prediction import is_stable, predict
 from minicore.generation.stream import Generation
-from minicore.model import KVCache, Model, load
+from minicore.kv_cache import KVCache
+from minicore.model import Model, load
 
 _moved.install()
 

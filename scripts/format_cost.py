@@ -11,15 +11,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 import minicore as mc
 from minicore import ops
-from minicore.backends import reader
+from minicore.backends import Backend
+from minicore.backends.cpu import prefill as compiled
+from minicore.backends.numpy import NumpyBackend
 from minicore.evaluation.texts import passages
-from minicore.model import KVCache, Model, forward, prefill
+from minicore.kv_cache import KVCache
 from minicore.quantization import fake_quantize
 
 Array = np.ndarray
@@ -48,16 +51,16 @@ WAYS = {
 }
 
 
-def with_products(model: Model, linear: Callable[..., Array]) -> None:
-    """Have a model take its products from another function."""
+def with_products(linear: Callable[..., Array]) -> Any:
+    """Return the compiled maths with matrix products taken from another function."""
     others = {"linear": linear, "linears": lambda x, weights: [linear(x, *w) for w in weights]}
-    model.ops = SimpleNamespace(**(vars(model.ops) | others))
+    return SimpleNamespace(**(vars(compiled) | others))
 
 
-def loss(model: Model, ids: Array, cache_dtype: str) -> float:
+def loss(backend: Backend, ids: Array, cache_dtype: str) -> float:
     """Return the mean negative log-likelihood of the last N of 2 N tokens."""
-    cache = KVCache(model.config, 2 * N, cache_dtype)
-    logits = [prefill(model, ids[:N], cache)[None], forward(model, ids[N:-1], cache)]
+    cache = KVCache(backend.model.config, 2 * N, cache_dtype)
+    logits = [backend.prefill(ids[:N], cache)[None], backend.forward(ids[N:-1], cache)]
     likely = ops.log_softmax(np.concatenate(logits))
     return float(-likely[np.arange(N), ids[N:]].mean())
 
@@ -65,11 +68,11 @@ def loss(model: Model, ids: Array, cache_dtype: str) -> float:
 def measure(name: str, texts: list[str], n_passages: int) -> dict[str, list[float]]:
     losses: dict[str, list[float]] = {}
     for way, (dtype, linear, cache_dtype) in WAYS.items():
-        model = reader(mc.load(name, dtype=dtype))
-        if linear:
-            with_products(model, linear)
+        model = mc.load(name, dtype=dtype)
+        maths = with_products(linear) if linear else compiled
+        backend = NumpyBackend(model, ops=maths)
         chosen, _ = passages(model, texts, 2 * N, n_passages)
-        losses[way] = [loss(model, p.ids, cache_dtype) for p in tqdm(chosen, desc=way, leave=False)]
+        losses[way] = [loss(backend, p.ids, cache_dtype) for p in tqdm(chosen, desc=way, leave=False)]
     return losses
 
 

@@ -8,6 +8,7 @@ With -o a stopped run goes on.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -17,13 +18,16 @@ from pathlib import Path
 import numpy as np
 
 import minicore as mc
-from minicore.backends import reader
+from minicore.backends import Backend, make_backend
+from minicore.backends.numpy import NumpyBackend
 from minicore.bootstrap import bootstrap
 from minicore.core.budgets import share, uniform
 from minicore.evaluation.quality import Conditions, Reading
 from minicore.evaluation.texts import passages
 from minicore.files import atomic_write
-from minicore.model import KVCache, Model, prefill
+from minicore.forward import prefill
+from minicore.kv_cache import KVCache
+from minicore.model import Model
 
 Array = np.ndarray
 HALF_LIFE = 64  # tokens, of the recent prompt's weight
@@ -59,8 +63,9 @@ class Trials:
     """A model, what other texts say about it, and the ways that choose sets."""
 
     def __init__(
-        self, model: Model, others: list[Array], conditions: Conditions, readings: list[Reading]
+        self, backend: Backend, others: list[Array], conditions: Conditions, readings: list[Reading]
     ) -> None:
+        self.backend, model = backend, backend.model
         self.model, self.n_layers, self.n = model, model.config.n_layers, model.config.n_neurons
         self.prior, self.mean = dict.fromkeys(range(self.n_layers), np.zeros(self.n)), np.zeros(1)
         for ids in others:
@@ -78,7 +83,7 @@ class Trials:
             for i in range(self.n_layers):
                 core = self.core(uniform({i: griffin[i]}, [0.5]))
                 dropped = 1 - griffin[i][core.neurons[i]].sum()
-                row[i] = reading.score(self.model.restrict(core))["kl"] / dropped
+                row[i] = reading.score(self.backend.restrict(core))["kl"] / dropped
         return cost.mean(axis=0)
 
     def core(self, neurons: dict[int, Array]) -> mc.CoreSet:
@@ -130,26 +135,26 @@ class Trials:
             "first two whole, prompt + other texts": self.dense_ends(both, beta, 2, 0),
         }
 
-    def compensated(self, core: mc.CoreSet, mean: Array) -> Model:
+    def compensated(self, core: mc.CoreSet, mean: Array) -> Backend:
         """Return the model restricted, each dropped neuron replaced by its mean activation."""
-        model = self.model.restrict(core)
+        blocks = [dict(block) for block in self.model.restrict(core).blocks]
         for i, ids in core.neurons.items():
             dropped = np.setdiff1d(np.arange(self.n), ids)
             bias = mean[i][dropped] @ self.model.blocks[i]["mlp.w_out"][dropped]
-            model.blocks[i] = model.blocks[i] | {"mlp.b_out": bias.astype(np.float32)}
-        return model
+            blocks[i]["mlp.b_out"] = bias.astype(np.float32)
+        return NumpyBackend(dataclasses.replace(self.model, blocks=blocks), ops=self.backend.ops)
 
     def measure(self, reading: Reading, beta: float) -> dict[str, dict[str, float]]:
         """Return the cost of every way on a passage."""
         p = Prompt(self.model, reading.passage.ids[: reading.conditions.prompt_tokens])
         sets = self.sets(p, beta)
-        rows = {name: reading.score(self.model.restrict(core)) for name, core in sets.items()}
+        rows = {name: reading.score(self.backend.restrict(core)) for name, core in sets.items()}
         both = (p.mean + self.mean) / 2
         rows["griffin, dropped ones at their mean"] = reading.score(self.compensated(sets["griffin"], p.mean))
         name = "prompt + other texts"
         rows[f"{name}, dropped ones at their mean"] = reading.score(self.compensated(sets[name], both))
         for name, tap in self.tokens(p, beta).items():
-            rows[name] = reading.score(self.model, tap)
+            rows[name] = reading.score(self.backend, tap)
         return rows
 
     def tokens(self, p: Prompt, beta: float) -> dict[str, Callable[[str, Array], None]]:
@@ -202,7 +207,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.passages < 1:
         parser.error(f"passages is {args.passages}, expected 1 or more")
-    model = reader(mc.load(args.model))
+    model = mc.load(args.model)
+    backend = make_backend(model)
     conditions = Conditions.of(model)
     measured, others = passages(
         model, [args.text], conditions.n_tokens, args.passages, conditions.fit_passages
@@ -214,9 +220,9 @@ def main() -> None:
             if any((row["passage"], row["beta"]) == (passage.name, beta) for row in done):
                 continue
             if trials is None:
-                two = [Reading(model, other, conditions, []) for other in others[:2]]
-                trials = Trials(model, [other.ids for other in others], conditions, two)
-            rows = trials.measure(Reading(model, passage, conditions, []), beta)
+                two = [Reading(backend, other, conditions, []) for other in others[:2]]
+                trials = Trials(backend, [other.ids for other in others], conditions, two)
+            rows = trials.measure(Reading(backend, passage, conditions, []), beta)
             done.append({"passage": passage.name, "beta": beta, "rows": rows})
             print(f"{passage.name}, beta {beta}", file=sys.stderr)
             if args.output:

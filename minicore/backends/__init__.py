@@ -1,40 +1,24 @@
-"""Decoders: one token in, logits out, on each backend; the reference is the specification of the others."""
+"""Backends: what reads prompts and decodes. The NumPy backend is the specification of the others.
+
+:class:`Backend` and :class:`Decoder` are the protocols that all of them implement.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from minicore.backends.protocol import Backend, Decoder, DecoderStats
 from minicore.core.rules import Selection
 from minicore.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from minicore.config import ModelConfig
-    from minicore.model import KVCache, Model
+    from minicore.kv_cache import KVCache
+    from minicore.model import Model
+
+__all__ = ["BACKENDS", "Backend", "Decoder", "DecoderStats", "check_backend", "make_backend", "make_decoder"]
 
 BACKENDS = ("numpy", "cpu", "cuda")
-
-
-class Decoder(Protocol):
-    """What generation sees of a backend."""
-
-    @property
-    def n_used(self) -> np.ndarray:  # (n_layers,) int64
-        """Neurons whose output rows were read, added up over the steps since the last :meth:`use`."""
-        ...
-
-    def use(self, core: Selection | None) -> None:
-        """Decode with this selection, behind what the kv cache holds, from now on; None is all neurons."""
-        ...
-
-    def flush(self) -> None:
-        """Make the kv cache hold what steps have read."""
-        ...
-
-    def step(self, token_id: int) -> np.ndarray:  # -> (n_vocab,) float32
-        """Read one token into the kv cache and return the logits after it."""
-        ...
 
 
 def check_backend(
@@ -59,20 +43,29 @@ def check_backend(
         raise unknown("backend", backend, (*BACKENDS, "auto"))
     if backend not in ("cuda", "auto"):
         return backend, None
-    from minicore.backends.cuda import availability as gpu
+    from minicore.backends.cuda import availability
 
-    why = gpu.trouble(dtype, config)
+    why = availability.trouble(dtype, config)
     if backend == "cuda" and why:
         raise InputError(f"backend cuda: {why}")
-    if backend == "cuda" or (gpu.ask().there and not why):
+    there = availability.ask().there
+    if backend == "cuda" or (there and not why):
         return "cuda", None
-    return "cpu", why if gpu.ask().there else None
+    return "cpu", why if there else None
 
 
-def reader(model: Model, backend: str = "auto", memory_limit: int | None = None) -> Model:
-    """Return the model as a backend reads prompts with it: compiled but for ``numpy``, on a GPU for ``cuda``.
+def make_backend(model: Model, backend: str = "auto", memory_limit: int | None = None) -> Backend:
+    """Return a model on a backend.
 
-    With a memory limit a GPU gets FFN weights layer by layer, and a mapped model gives them back.
+    Parameters
+    ----------
+    model : Model
+    backend : str
+        ``numpy`` (the reference), ``cpu`` (Numba), ``cuda`` (an NVIDIA GPU) or ``auto``.
+    memory_limit : int or None
+        Bytes. The process keeps to it while it decodes with the core neurons of a mapped model, whose FFN
+        weights are given back layer by layer. With ``cuda`` these are bytes on the GPU: FFN weights stay in
+        the host's memory but for the core neurons' rows.
 
     Raises
     ------
@@ -83,29 +76,27 @@ def reader(model: Model, backend: str = "auto", memory_limit: int | None = None)
     --------
     >>> import minicore as mc
     >>> model = mc.load("minicore-opt-core")
-    >>> reader(model, "numpy") is model
-    True
+    >>> make_backend(model, "numpy").prefill(model.check_ids([5, 6]), model.new_cache(2)).shape
+    (6144,)
     """
-    chosen = check_backend(backend, model.dtype, model.config)[0]
-    if chosen == "numpy":
-        return model if memory_limit is None else model.frugal()
-    from minicore.backends.cpu import prefill as ops
+    name, _ = check_backend(backend, model.dtype, model.config)
+    if name == "numpy":
+        from minicore.backends.numpy import NumpyBackend
 
-    ops.compile_all(model.dtype)
-    read = model.using(ops)
-    if chosen == "cuda":
-        from minicore.backends.cuda.prefill import Reader
+        return NumpyBackend(model, memory_limit)
+    if name == "cuda":
+        from minicore.backends.cuda.backend import CudaBackend
 
-        read.on_device = Reader(model, memory_limit)
-    elif memory_limit is not None:
-        return read.frugal()
-    return read
+        return CudaBackend(model, memory_limit)
+    from minicore.backends.cpu.backend import CpuBackend
+
+    return CpuBackend(model, memory_limit)
 
 
 def make_decoder(
     model: Model,
     cache: KVCache,
-    core: Selection | None = None,
+    selection: Selection | None = None,
     backend: str = "auto",
     memory_limit: int | None = None,
 ) -> Decoder:
@@ -116,18 +107,16 @@ def make_decoder(
     model : Model
     cache : KVCache
         Holds the prompt; :meth:`Decoder.step` appends to it.
-    core : CoreSet, TokenRule or None
-        Neurons to decode with, or how each token chooses its own; None is all.
-    backend : str
-        ``numpy`` (the reference), ``cpu`` (Numba), ``cuda`` (an NVIDIA GPU) or ``auto``.
-    memory_limit : int or None
-        Bytes that ``cuda`` may hold on the GPU: FFN weights then stay in the host's memory, but for the core
-        neurons' rows. Other backends hold what the model holds.
+    selection : CoreSet, TokenRule or None
+        Neurons to decode with, or how each token selects its own; None is all.
+    backend, memory_limit
+        As :func:`make_backend` takes them.
 
     Raises
     ------
     InputError
-        If the backend is unknown or cannot be used, the core set is another model's, or more is needed.
+        If the backend is unknown or cannot be used, the selection is another model's, or more memory is
+        needed than the limit allows.
 
     Examples
     --------
@@ -140,15 +129,4 @@ def make_decoder(
     >>> decoder.step(ids[0]).shape == (model.config.n_vocab,)
     True
     """
-    backend, _ = check_backend(backend, model.dtype, model.config)
-    if backend == "numpy":
-        from minicore.backends.numpy import ReferenceDecoder
-
-        return ReferenceDecoder(model, cache, core)
-    if backend == "cuda":
-        from minicore.backends.cuda.decoder import CudaDecoder
-
-        return CudaDecoder(model, cache, core, memory_limit=memory_limit)
-    from minicore.backends.cpu.decoder import CpuDecoder
-
-    return CpuDecoder(model, cache, core)
+    return make_backend(model, backend, memory_limit).decoder(cache, selection)

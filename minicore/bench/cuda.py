@@ -18,8 +18,9 @@ from minicore.backends.cuda.kernels.intrinsics import SIMULATED
 from minicore.bench.run import Bed, Cpu, Meter, plain_or_none, ratios, spread
 from minicore.core.budgets import Beta
 from minicore.core.rules import Selection
-from minicore.generation.stream import neurons_kept
-from minicore.model import PER_NEURON, KVCache, Model
+from minicore.generation.accounting import neurons_kept
+from minicore.kv_cache import KVCache
+from minicore.model import PER_NEURON, Model
 
 COPIED = 1 << 30  # bytes, far more than any cache holds
 COPIES = 5  # at a time
@@ -28,15 +29,19 @@ COPIES = 5  # at a time
 class Gpu(Cpu):
     """Where decoding is measured, and how: on a GPU, which chooses the tokens itself."""
 
-    compile_s = 0.0
+    compiled_in = 0.0
 
     def decoder(
         self, model: Model, cache: KVCache, selection: Selection | None, n_threads: int | None
     ) -> Any:
-        """Return a decoder; all say what the first one took to compile, whose kernel they share."""
+        """Return a decoder."""
         decoder = CudaDecoder(model, cache, selection)
-        self.compile_s = decoder.compile_s = max(self.compile_s, decoder.compile_s)
+        self.compiled_in = max(self.compiled_in, decoder.compile_s)
         return decoder
+
+    def compile_seconds(self, decoder: Any) -> float:
+        """Return what the first decoder took to compile: all of them share its kernel."""
+        return self.compiled_in
 
     def limited(self, n_threads: int | None) -> AbstractContextManager[None]:
         """Change nothing: a GPU has all its threads."""

@@ -25,16 +25,18 @@ from typing import Any
 
 import numpy as np
 
-from minicore.backends import check_backend, reader
+from minicore.backends import check_backend, make_backend
 from minicore.backends.cpu import bandwidth
 from minicore.backends.cpu import threads as team
 from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.core.budgets import Beta, plain
 from minicore.core.rules import Selection
 from minicore.errors import InputError, unknown
+from minicore.forward import forward
+from minicore.generation.accounting import bytes_per_token, neurons_kept
 from minicore.generation.prediction import Layers, make_recorder, record
-from minicore.generation.stream import bytes_per_token, neurons_kept
-from minicore.model import KVCache, Model, forward, load, prefill
+from minicore.kv_cache import KVCache
+from minicore.model import Model, load
 
 Array = np.ndarray
 Meter = Callable[[int | None], float]  # threads, None on a GPU -> bytes a second
@@ -160,6 +162,10 @@ class Cpu:
         """Return a decoder."""
         return CpuDecoder(model, cache, selection, n_threads=n_threads)
 
+    def compile_seconds(self, decoder: Any) -> float:
+        """Return what it took to get a decoder's machine code."""
+        return float(decoder.stats.compile_s)
+
     def limited(self, n_threads: int | None) -> AbstractContextManager[None]:
         """Keep to so many threads inside the block."""
         return team.limited(n_threads or team.default_threads())
@@ -214,7 +220,7 @@ class Bed:
 
     def __init__(self, source: str | PathLike[str], dtype: str, plan: Plan, progress: bool = False) -> None:
         self.model, self.plan = load(source, dtype, progress=progress), plan
-        self.place, self.reader = place_of(plan.backend), reader(self.model, plan.backend)
+        self.place, self.backend = place_of(plan.backend), make_backend(self.model, plan.backend)
         config, longest = self.model.config, max(plan.prompt_tokens, *plan.contexts)
         if longest + plan.new_tokens > config.n_ctx:
             raise InputError(
@@ -240,7 +246,7 @@ class Bed:
         for n in self.plan.threads:
             for context, cache in self.caches.items():
                 self.decoders[context, n] = self.place.decoder(self.model, cache, None, n)
-            yield n, self.decoders[self.plan.contexts[0], n].compile_s
+            yield n, self.place.compile_seconds(self.decoders[self.plan.contexts[0], n])
 
     def validate(self) -> Iterator[dict[str, Any]]:
         """Read and decode a few tokens with every setting and with the reference; yield how far they differ.
@@ -267,7 +273,7 @@ class Bed:
             for n_threads in self.plan.threads:
                 if beta is None:
                     with self.place.limited(n_threads):
-                        read = prefill(self.reader, ids, self.model.new_cache(2 * n))
+                        read = self.backend.prefill(ids, self.model.new_cache(2 * n))
                     yield self.checked("prefill", None, n_threads, read, expected[-1])
                 cache.length = n  # what follows is written anew
                 decoder = self.place.decoder(self.model, cache, selection, n_threads)
@@ -328,7 +334,7 @@ class Bed:
     def bytes_of(self, context: int, beta: Beta | None) -> dict[str, Any]:
         """Return what a token reads: weights, and keys and values at the middle of the tokens decoded."""
         decoder, selection = self.decoders[context, self.plan.threads[0]], self.selections[context, beta]
-        a_position = decoder.kv_bytes / self.caches[context].capacity
+        a_position = decoder.stats.kv_bytes / self.caches[context].capacity
         kv_bytes = round((context + (self.plan.new_tokens + 1) / 2) * a_position)
         weights = bytes_per_token(self.model, selection)
         kept = neurons_kept(self.model, selection).mean() / self.model.config.n_neurons
@@ -343,9 +349,9 @@ class Bed:
         """Read a prompt into an emptied cache and return the neurons chosen meanwhile, if there is a beta."""
         cache.length = 0
         if beta is None:
-            prefill(self.reader, np.asarray(ids), cache)
+            self.backend.prefill(np.asarray(ids), cache)
             return None
-        record(self.reader, ids, self.recorders[beta], cache)
+        record(self.backend, ids, self.recorders[beta], cache)
         return self.recorders[beta].core()
 
 

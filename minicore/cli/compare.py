@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from minicore.evaluation.agreement import agreement
 
     streams = both_streams(load_model(args), read_prompt(args.prompt), decoding_settings(args))
-    announce_compilation(streams[0].backend, streams[0].reading_backend())
+    announce_compilation(streams[0].options.backend, streams[0].prefill_backend())
     for stream in streams:
         for _ in with_progress(stream):
             pass

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the continuation as it comes, then a summary on standard error."""
     model = load_model(args)
     stream = model.stream(read_prompt(args.prompt), **decoding_settings(args))
-    announce_compilation(stream.backend, stream.reading_backend())
+    announce_compilation(stream.options.backend, stream.prefill_backend())
     code = 0
     try:
         for piece in with_progress(stream) if args.json else stream:

@@ -86,7 +86,7 @@ def with_progress(stream: Stream) -> Iterable[str]:
     return tqdm(
         stream,
         desc=stream.recorder.predictor,
-        total=stream.max_new_tokens,
+        total=stream.options.max_new_tokens,
         unit=" tokens",
         leave=False,
         disable=not show_progress(),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minicore.backends.numpy import NumpyBackend
 from minicore.core import similarity
 from minicore.core.neurons import CoreSet
 from minicore.core.similarity import Clusters
@@ -186,7 +187,7 @@ def core_bits(job: Job) -> Array:  # -> (n_layers, n_bytes) uint8
     model = borrow(job.model)
     ids, config = _first_tokens(model, job.text, job.max_tokens), model.config
     recorder = make_recorder(model, job.predictor, job.alpha, job.beta)
-    record(model, ids, recorder, model.new_cache(len(ids)))
+    record(NumpyBackend(model), ids, recorder, model.new_cache(len(ids)))
     core = recorder.core()
     assert isinstance(core, CoreSet)
     rows = [similarity.core_vector(core.neurons[layer], config.n_neurons) for layer in range(config.n_layers)]

@@ -12,9 +12,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from minicore.backends import reader
 from minicore.errors import InputError
-from minicore.evaluation.quality import Conditions, Row, Rows, Setting, grid, study, write_report
+from minicore.evaluation.quality import (
+    Conditions,
+    Row,
+    Rows,
+    Setting,
+    grid,
+    reading_backend,
+    study,
+    write_report,
+)
 from minicore.evaluation.texts import Passage, passages
 from minicore.model import Model
 
@@ -72,12 +80,13 @@ def search(
     token_beta: float | str | None = None,
     rounds: int = 6,
     progress: bool = False,
+    backend: str = "numpy",
 ) -> list[Row]:
     """Find each predictor's smallest beta within each loss; all of them advance one point a round.
 
     Parameters
     ----------
-    model, texts, predictors, conditions, others, rows, budget, token_beta, progress
+    model, texts, predictors, conditions, others, rows, budget, token_beta, progress, backend
         As for :func:`minicore.evaluation.quality.study` and ``grid``.
     losses : sequence of float
         Perplexity over dense, less one: 0.05 is five percent.
@@ -113,9 +122,8 @@ def search(
     of: dict[str, dict[float, Row]] = {name: {} for name in predictors}
     todo = [setting for name in predictors for setting in grid([name], FIRST, budget, token_beta)]
     for _ in range(rounds + 1):
-        for setting, row in zip(
-            todo, study(model, texts, todo, conditions, others, rows, progress=progress), strict=True
-        ):
+        measured = study(model, texts, todo, conditions, others, rows, progress=progress, backend=backend)
+        for setting, row in zip(todo, measured, strict=True):
             of[setting.predictor][float(setting.beta)] = row
         wanted = {
             (name, next_beta(_losses(of[name]), math.log1p(loss))) for name in predictors for loss in losses
@@ -127,7 +135,7 @@ def search(
         ]
         if not todo:
             break
-    dense = study(model, texts, [Setting("dense", 1.0)], conditions, others, rows)[0]
+    dense = study(model, texts, [Setting("dense", 1.0)], conditions, others, rows, backend=backend)[0]
     return [_found(name, of[name], loss, dense) for name in predictors for loss in losses]
 
 
@@ -171,7 +179,7 @@ def find(
     rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
     measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, where.seed)
     found = search(
-        reader(model, backend),
+        model,
         measured,
         predictors,
         losses,
@@ -182,5 +190,6 @@ def find(
         token_beta=token_beta,
         rounds=rounds,
         progress=progress,
+        backend=reading_backend(model, backend),
     )
     return write_report(rows, texts, measured, found, out)

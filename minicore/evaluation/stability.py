@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
+from minicore.backends import Backend
+from minicore.backends.numpy import NumpyBackend
 from minicore.core.neurons import core_from_scores
-from minicore.core.recording import Recording
 from minicore.core.stability import TEST_BETA, WANTED, growth_marks, similarity
+from minicore.core.statistics import Recording
 from minicore.errors import InputError
-from minicore.evaluation.quality import ignore
 from minicore.evaluation.texts import passages
-from minicore.model import Model, Tap, prefill
+from minicore.forward import Hook, join_hooks
+from minicore.model import Model
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -41,27 +45,28 @@ def with_shift(ids: Array, other: Array, rng: np.random.Generator) -> tuple[Arra
 
 
 def counts_at(
-    model: Model, ids: Array, layers: Sequence[int], alpha: float, lengths: Iterable[int], tap: Tap = ignore
+    backend: Backend,
+    ids: Array,
+    layers: Sequence[int],
+    alpha: float,
+    lengths: Iterable[int],
+    hooks: Mapping[str, Hook] | None = None,
 ) -> dict[int, Array]:  # -> length -> (n_layers, n_neurons) int64
-    """Return f_alpha (eq. 3) of prefixes of a text, which is read once; ``tap`` sees the pass as well."""
+    """Return f_alpha (eq. 3) of prefixes of a text, which is read once; ``hooks`` see the pass as well."""
+    model = backend.model
     recording = Recording(["counts"], layers, model.config.n_neurons, alpha, marks=sorted(set(lengths)))
-    layer_of = {f"blocks.{layer}.mlp.hook_post": layer for layer in layers}
-
-    def watch(name: str, value: Array) -> None:
-        tap(name, value)
-        if name in layer_of:
-            recording.update(layer_of[name], value)
-
-    prefill(model, ids, model.new_cache(len(ids)), watch)
+    counted = ((f"blocks.{layer}.mlp.hook_post", partial(recording.update, layer)) for layer in layers)
+    both = join_hooks(chain((hooks or {}).items(), counted))
+    backend.prefill(ids, model.new_cache(len(ids)), both)
     at = recording.at_mark
     return {mark: np.stack([at[mark][layer]["counts"] for layer in layers]) for mark in at}
 
 
-def read(model: Model, ids: Array, layers: Sequence[int], alpha: float, horizon: int) -> list[Row]:
+def read(backend: Backend, ids: Array, layers: Sequence[int], alpha: float, horizon: int) -> list[Row]:
     """Read one passage and return, for each prompt length, score and recall of the prompt's set."""
     lengths = [n for n in LENGTHS if n + horizon <= len(ids)]
     marks = {mark for n in lengths for mark in (*growth_marks(n), n, n + horizon)}
-    counts = counts_at(model, ids[: max(lengths) + horizon], layers, alpha, marks)
+    counts = counts_at(backend, ids[: max(lengths) + horizon], layers, alpha, marks)
     return [
         {
             "n": n,
@@ -108,6 +113,7 @@ def measure(
     """
     from tqdm import tqdm
 
+    backend = NumpyBackend(model)
     found, others = passages(model, paths, max(LENGTHS) + horizon, n_passages, n_passages // 2, seed)
     if len(found) < 4:
         raise InputError(f"{len(found)} passages of {max(LENGTHS) + horizon} tokens, expected at least 4")
@@ -121,7 +127,7 @@ def measure(
             ids, shift = with_shift(ids, others[i // 2 % len(others)].ids, rng)
         rows += [
             {"passage": i, "name": passage.name, "shift": shift} | row
-            for row in read(model, ids, layers, alpha, horizon)
+            for row in read(backend, ids, layers, alpha, horizon)
         ]
     return rows
 

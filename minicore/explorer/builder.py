@@ -10,16 +10,17 @@ import base64
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from minicore.backends import reader
+from minicore.backends import make_backend
 from minicore.core.neurons import check_fraction, parse_layers, token_core
 from minicore.errors import InputError
 from minicore.generation.prediction import Layers, encode_prompt
-from minicore.model import Model, prefill
+from minicore.model import Model
 
 Array = np.ndarray
 
@@ -120,13 +121,12 @@ def token_cores(model: Model, ids: Sequence[int], alpha: float, layers: Sequence
     # (n_tokens,) -> bool (n_layers, n_tokens, n_neurons)
     """Read a prompt densely and return every token's core in the layers asked for."""
     found: dict[int, list[Array]] = {layer: [] for layer in layers}
-    layer_of = {f"blocks.{layer}.mlp.hook_post": layer for layer in layers}
 
-    def tap(name: str, a: Array) -> None:
-        if name in layer_of:
-            found[layer_of[name]].append(token_core(a, alpha))
+    def add(layer: int, a: Array) -> None:
+        found[layer].append(token_core(a, alpha))
 
-    prefill(reader(model, backend), np.array(ids), model.new_cache(len(ids)), tap)
+    hooks = {f"blocks.{layer}.mlp.hook_post": partial(add, layer) for layer in layers}
+    make_backend(model, backend).prefill(np.array(ids), model.new_cache(len(ids)), hooks)
     return np.stack([np.concatenate(chunks) for chunks in found.values()])
 
 

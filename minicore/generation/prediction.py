@@ -1,4 +1,4 @@
-"""Predictors at work on a model: what they are handed, and the taps through which they watch prefill."""
+"""From a prompt to a selection: what predictors are given, and the hooks through which they record."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minicore import ops
-from minicore.backends import reader
+from minicore.backends import Backend, make_backend
+from minicore.backends.numpy import NumpyBackend
 from minicore.core.budgets import Beta
 from minicore.core.neurons import CoreSet, parse_layers
-from minicore.core.predictors import Recorder, find_predictor
+from minicore.core.predictors import find_predictor
+from minicore.core.recorder import Recorder
 from minicore.core.rules import Selection
 from minicore.core.similarity import Clusters
 from minicore.core.stability import WANTED, Verdict
 from minicore.errors import InputError
-from minicore.model import KVCache, Tap, prefill
+from minicore.forward import RecorderHooks, join_hooks
+from minicore.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from minicore.model import Model
@@ -96,7 +100,7 @@ def is_stable(
     """
     recorder = make_recorder(model, "auto", alpha, layers=layers, wanted=wanted)
     ids = encode_prompt(model, list(ids))
-    record(model, ids, recorder, model.new_cache(len(ids)))
+    record(NumpyBackend(model), ids, recorder, model.new_cache(len(ids)))
     return recorder.verdict()
 
 
@@ -177,7 +181,7 @@ def make_recorder(
     >>> import minicore as mc
     >>> model = mc.load("minicore-opt-core")
     >>> recorder, ids = make_recorder(model, "stability", beta=0.2), model.tokenizer.encode("The old house")
-    >>> _ = prefill(model, np.array(ids), model.new_cache(len(ids)), recorder_tap(recorder))
+    >>> _ = record(make_backend(model), ids, recorder, model.new_cache(len(ids)))
     >>> recorder.core().fraction <= 0.2
     True
     """
@@ -197,61 +201,38 @@ def make_recorder(
         embedding=embedding,
         window=window,
         wanted=wanted,
+        gated=config.gated,
         settings={"model": model.name, "fingerprint": fingerprint(model)},
     )
-    if not config.gated:
-        recorder.hooks = {"post": "mlp.hook_post", "gate": "mlp.hook_post"}
     if calibration is not None:
         texts = [calibration] if isinstance(calibration, str) else calibration
-        recorder.start(None)
+        backend, hooks = NumpyBackend(model), recorder_hooks(recorder)
         for text in texts:
             ids = encode_prompt(model, text)
-            prefill(model, np.array(ids), model.new_cache(len(ids)), recorder_tap(recorder))
-        recorder.fixed = True
+            backend.prefill(np.array(ids), model.new_cache(len(ids)), hooks)
+        recorder.fix()
     return recorder
 
 
-class RecorderTap:
-    """Hands a forward pass's FFN activations to recorders.
-
-    Attributes
-    ----------
-    watched : dict of str to list
-        The names of the tensors that recorders want, and who does.
-    """
-
-    def __init__(self, recorders: Sequence[Recorder]) -> None:
-        self.watched: dict[str, list[tuple[Recorder, int, str]]] = {}
-        for recorder in recorders:
-            for layer in recorder.recording.layers:
-                for reads in recorder.recording.reads:
-                    hook = f"blocks.{layer}.{recorder.hooks[reads]}"
-                    self.watched.setdefault(hook, []).append((recorder, layer, reads))
-
-    def __call__(self, name: str, value: Array) -> None:
-        for recorder, layer, reads in self.watched.get(name, ()):
-            recorder.update(layer, value, reads)
+def recorder_hooks(*recorders: Recorder) -> RecorderHooks:
+    """Return the hooks that hand a forward pass's FFN activations to recorders."""
+    return RecorderHooks(join_hooks(chain.from_iterable(recorder.hooks() for recorder in recorders)))
 
 
-def recorder_tap(*recorders: Recorder) -> Tap:
-    """Return the tap that hands a forward pass's FFN activations to recorders."""
-    return RecorderTap(recorders)
-
-
-def record(model: Model, ids: Sequence[int], recorder: Recorder, cache: KVCache) -> Array:  # -> (n_vocab,)
+def record(backend: Backend, ids: Sequence[int], recorder: Recorder, cache: KVCache) -> Array:
+    # -> (n_vocab,)
     """Prefill the cache while the recorder sees the FFN activations; return the last logits."""
-    return record_all(model, ids, [recorder], cache)
+    return record_all(backend, ids, [recorder], cache)
 
 
 def record_all(
-    model: Model, ids: Sequence[int], recorders: Sequence[Recorder], cache: KVCache
+    backend: Backend, ids: Sequence[int], recorders: Sequence[Recorder], cache: KVCache
 ) -> Array:  # -> (n_vocab,)
-    """Prefill the cache once for several recorders; those that have read what they shall are left alone."""
+    """Prefill the cache once for several recorders; fixed ones record nothing."""
     reading = [recorder for recorder in recorders if not recorder.fixed]
     for recorder in reading:
-        recorder.start(len(ids))
-        recorder.recording.adders |= getattr(model.ops, "ADDERS", {})  # compiled maths brings compiled sums
-    return prefill(model, np.asarray(ids), cache, recorder_tap(*reading))
+        recorder.start(len(ids), backend.adders)
+    return backend.prefill(np.asarray(ids), cache, recorder_hooks(*reading))
 
 
 def predict(
@@ -305,7 +286,7 @@ def predict(
         raise InputError(f"predictor {predictor} {needs} the continuation, the ids that follow the prompt")
     ids = encode_prompt(model, [*ids, *(continuation or ())])
     if recorder.recording.names and not recorder.fixed:
-        record(reader(model, backend), ids, recorder, model.new_cache(len(ids)))
+        record(make_backend(model, backend), ids, recorder, model.new_cache(len(ids)))
     selection = recorder.core()
     if selection is None:
         settings: dict[str, object] = {"predictor": recorder.used}

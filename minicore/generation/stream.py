@@ -8,20 +8,24 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicore.backends import Decoder, check_backend, make_decoder, reader
+from minicore.backends import Backend, Decoder, DecoderStats, make_backend
+from minicore.backends.memory_limit import resident_bytes
 from minicore.core.budgets import Beta, plain
 from minicore.core.neurons import CoreSet
-from minicore.core.predictors import Recorder
-from minicore.core.rules import Selection, TokenRule
+from minicore.core.recorder import Recorder
+from minicore.core.rules import Selection
 from minicore.errors import InputError
-from minicore.generation.prediction import Layers, encode_prompt, make_recorder, record, recorder_tap
+from minicore.generation.accounting import bytes_per_token, neurons_kept
+from minicore.generation.options import Options, check_options, with_recommended
+from minicore.generation.prediction import Layers, encode_prompt, make_recorder, record, recorder_hooks
 from minicore.generation.sampling import Sampler
-from minicore.model import PER_NEURON, KVCache, prefill
+from minicore.kv_cache import KVCache
 
 if TYPE_CHECKING:
     from minicore.model import Model
@@ -152,78 +156,32 @@ def stream(
     >>> "".join(pieces) == generate(model, "The old house stood", max_new_tokens=3, beta=0.2).text
     True
     """
-    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
-        raise InputError(f"max_new_tokens is {max_new_tokens!r}, expected 0 or more")
-    name, alpha, beta, layers = advised(model, predictor, alpha, beta, layers)
     if seed is not None and seed < 0:
         raise InputError(f"seed is {seed!r}, expected 0 or more")
+    name, alpha, beta, layers = with_recommended(model, predictor, alpha, beta, layers)
     recorder = make_recorder(model, name, alpha, beta, layers, seed=seed, **choosing)
-    refresh = recorder.row.refresh if refresh is None else refresh
-    check_refresh(recorder, refresh)
-    if continuation is not None and not recorder.row.needs_continuation:
-        raise InputError(f"predictor {name} does not read the continuation, oracle does")
-    sampler = Sampler(temperature, top_k, top_p, np.random.default_rng(seed))
-    stops = [stop] if isinstance(stop, str) else list(stop or [])
-    if any(not text for text in stops):
-        raise InputError("stop is an empty text, expected at least one character")
-    ids = encode_prompt(model, prompt, chat)
-    eos = () if ignore_eos else model.eos_ids
-    chosen, why = check_backend(backend, model.dtype, model.config)
-    return Stream(
-        *(model, ids, recorder, sampler, chosen, max_new_tokens, stops, eos),
-        why_backend=why,
+    options = check_options(
+        model,
+        recorder,
+        backend=backend,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        ignore_eos=ignore_eos,
         refresh=refresh,
-        continuation=None if continuation is None else model.check_ids(continuation).tolist(),
-        memory_limit=check_memory_limit(model, memory_limit, refresh, chosen),
+        continuation=continuation,
+        memory_limit=memory_limit,
     )
+    sampler = Sampler(temperature, top_k, top_p, np.random.default_rng(seed))
+    return Stream(model, encode_prompt(model, prompt, chat), recorder, sampler, options)
 
 
-def advised(
-    model: Model, predictor: str | None, alpha: float | None, beta: Beta | None, layers: Layers
-) -> tuple[str, float, Beta, Layers]:
-    """Return predictor, alpha, beta and layers, what was not said as the checkpoint recommends it.
+@dataclass(frozen=True)
+class Prefilled:
+    """A prompt that has been read already, and the neurons to decode with."""
 
-    A predictor that was named is not the recommended one, and the rest of the advice not for it.
-    """
-    advice = model.recommended if predictor is None else {}
-    return (
-        predictor or advice.get("predictor", "dense"),
-        advice.get("alpha", 0.4) if alpha is None else alpha,
-        advice.get("beta", 0.4) if beta is None else beta,
-        advice.get("layers") if layers is None else layers,
-    )
-
-
-def check_memory_limit(
-    model: Model, memory_limit: int | None, refresh: int | None, backend: str
-) -> int | None:
-    """Return the limit; raise InputError if decoding cannot be held to it."""
-    if memory_limit is None:
-        return None
-    if memory_limit < 1:
-        raise InputError(f"memory_limit is {memory_limit!r}, expected a number of bytes above 0")
-    if model.mapping is None and backend != "cuda":
-        raise InputError(
-            f"memory_limit needs a mapped model, expected {model.source} packed by `minicore pack`"
-        )
-    if refresh is not None:
-        raise InputError("memory_limit and refresh: rows outside the first core set are no longer held")
-    return memory_limit
-
-
-def check_refresh(recorder: Recorder, refresh: int | None) -> None:
-    """Raise InputError unless a predictor can choose anew after that many tokens."""
-    if refresh is None:
-        return
-    if not isinstance(refresh, int | np.integer) or refresh < 1:
-        raise InputError(f"refresh is {refresh!r}, expected 1 or more tokens")
-    if (
-        not recorder.row.records
-        or recorder.row.checks_stability
-        or recorder.row.needs_continuation
-        or recorder.fixed
-    ):
-        raise InputError(f"predictor {recorder.predictor} reads no prompt that could be read again")
+    cache: KVCache
+    logits: Array  # (n_vocab,)
+    selection: Selection | None
 
 
 class Stream:
@@ -239,25 +197,15 @@ class Stream:
         ids: list[int],
         recorder: Recorder,
         sampler: Sampler,
-        backend: str,
-        max_new_tokens: int,
-        stops: list[str],
-        eos: Sequence[int],
-        *,
-        refresh: int | None = None,
-        continuation: list[int] | None = None,
-        memory_limit: int | None = None,
-        why_backend: str | None = None,
+        options: Options,
+        prefilled: Prefilled | None = None,
     ) -> None:
         self.model, self.ids, self.recorder, self.sampler = model, ids, recorder, sampler
-        self.backend, self.why_backend, self.stops, self.eos = backend, why_backend, stops, frozenset(eos)
-        self.max_new_tokens, self.memory_limit = int(max_new_tokens), memory_limit
+        self.options, self.prefilled = options, prefilled
         self.token_ids: list[int] = []
         self.core: Selection | None = None
-        self.refresh, self.n_refreshed, self.continuation = refresh, 0, continuation
-        self.n_read = np.zeros(model.config.n_layers, np.int64)  # neurons that tokens chose, over n_steps
-        self.n_steps = 0
-        self.device_bytes: int | None = None
+        self.n_refreshed = 0
+        self.decoding: DecoderStats | None = None
         self.text, self.stop_reason = "", "interrupt"
         self.seconds = {"prefill_s": 0.0, "predict_s": 0.0, "compile_s": 0.0, "decode_s": 0.0}
         self._pieces = self._text_pieces()
@@ -299,7 +247,7 @@ class Stream:
                 self.stop_reason = "stop"
                 yield held[:at]
                 return
-            ready = len(held) - max((_overlap(held, stop) for stop in self.stops), default=0)
+            ready = len(held) - max((_overlap(held, stop) for stop in self.options.stops), default=0)
             if ready:
                 self.text += held[:ready]
                 yield held[:ready]
@@ -312,147 +260,134 @@ class Stream:
             yield held
 
     def _find_stop(self, text: str) -> int | None:
-        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
+        found = [at for at in (text.find(stop) for stop in self.options.stops) if at >= 0]
         return min(found, default=None)
 
     def _tokens(self) -> Iterator[int]:
-        """Yield new tokens: prefill, predict, then one decoder step each."""
-        n_ctx = self.model.config.n_ctx
+        """Yield new tokens: prefill, predict, then decode."""
+        options, n_ctx = self.options, self.model.config.n_ctx
         room = n_ctx - len(self.ids) + 1  # the last token generated need not be read
-        cache = self.model.new_cache(min(len(self.ids) + self.max_new_tokens, n_ctx))
+        most = min(options.max_new_tokens, room)
+        ended = "length" if most == options.max_new_tokens else "context"
+        cache = self.model.new_cache(min(len(self.ids) + options.max_new_tokens, n_ctx))
         logits = self._read(cache)
-        if self.max_new_tokens == 0:
-            self.stop_reason = "length"
+        if most == 0:
+            self.stop_reason = ended
             return
-        decoder: Decoder | None = None
-        while True:
-            token = self.sampler(logits)
-            if token in self.eos:
-                self.stop_reason = "eos"
-                return
-            self.token_ids.append(token)
-            yield token
-            if len(self.token_ids) == self.max_new_tokens:
-                self.stop_reason = "length"
-                return
-            if len(self.token_ids) == room:
-                self.stop_reason = "context"
-                return
-            if decoder is None:  # made when the first token, which is prefill's, is out
+        token = self.sampler(logits)  # the first token is prefill's
+        if not (yield from self._told(token)):
+            return
+        if most > 1:
+            yield from self._decode(cache, token, most)
+        if self.stop_reason != "eos":
+            self.stop_reason = ended
+
+    def _told(self, token: int) -> Generator[int, None, bool]:
+        """Yield a token unless it ends the text; return whether it did not."""
+        if token in self.options.eos_ids:
+            self.stop_reason = "eos"
+            return False
+        self.token_ids.append(token)
+        yield token
+        return True
+
+    def _decode(self, cache: KVCache, token: int, most: int) -> Iterator[int]:
+        """Yield the tokens after the first until the text ends or there are so many."""
+        began = time.perf_counter()
+        decoder = self._decoder(cache)
+        self.seconds["compile_s"] += time.perf_counter() - began
+        try:
+            tokens = self._picked(cache, decoder, token, most - len(self.token_ids))
+            while True:
                 began = time.perf_counter()
-                decoder = self._decoder(cache)
-                self.seconds["compile_s"] += time.perf_counter() - began
-                self.device_bytes = getattr(decoder, "device_bytes", None)
-                if self._device_chooses(decoder):
-                    yield from self._chosen_by(decoder, token, min(self.max_new_tokens, room))
+                picked = next(tokens, None)
+                self.seconds["decode_s"] += time.perf_counter() - began
+                if picked is None or not (yield from self._told(picked)):
                     return
-            began = time.perf_counter()
-            if self.refresh and len(self.token_ids) % self.refresh == 0:
-                logits = self._choose_anew(cache, decoder)
+        finally:
+            self.decoding = decoder.stats
+
+    def _picked(self, cache: KVCache, decoder: Decoder, token: int, n: int) -> Iterator[int]:
+        """Yield n tokens, from the decoder itself where it can run ahead, else by the sampler."""
+        plain = self.sampler.top_k is None and self.sampler.top_p is None
+        if decoder.runs_ahead and plain and not self.options.refresh:
+            seed = int(self.sampler.rng.integers(1 << 31))
+            yield from decoder.run(token, n, self.sampler.temperature, seed)
+            return
+        for _ in range(n):
+            if self.options.refresh and len(self.token_ids) % self.options.refresh == 0:
+                logits = self._select_again(cache, decoder)
             else:
-                logits = self._step(decoder, token)
-            self.seconds["decode_s"] += time.perf_counter() - began
+                logits = decoder.step(token)
+            token = self.sampler(logits)
+            yield token
 
     def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
-        """Read the prompt into the cache, choose the neurons and return the logits after the prompt."""
+        """Read the prompt into the cache, select the neurons and return the logits after the prompt."""
+        if self.prefilled:
+            cache.copy(self.prefilled.cache)
+            self.core = self.prefilled.selection
+            return self.prefilled.logits
         began = time.perf_counter()
-        self.reader = reader(self.model, self.reading_backend(), self.memory_limit)
+        backend = self._reads
         self.seconds["compile_s"] = time.perf_counter() - began
         self._foresee()
         began = time.perf_counter()
-        logits = record(self.reader, self.ids, self.recorder, cache)
+        logits = record(backend, self.ids, self.recorder, cache)
         self.seconds["prefill_s"] = time.perf_counter() - began
         began = time.perf_counter()
         self.core = self.recorder.core()
         self.seconds["predict_s"] += time.perf_counter() - began
         return logits
 
-    def reading_backend(self) -> str:
+    @cached_property
+    def _reads(self) -> Backend:
+        """The backend that reads prompts."""
+        return make_backend(self.model, self.prefill_backend(), self.options.memory_limit)
+
+    def prefill_backend(self) -> str:
         """Return the backend that reads the prompt: a short one does not wait for Numba."""
         work = len(self.ids) * self.model.weights_bytes
-        short = work < SHORT and self.model.dtype == "float32" and self.memory_limit is None
-        return "numpy" if short and self.backend == "cpu" else self.backend
-
-    def _device_chooses(self, decoder: Any) -> bool:
-        """Say whether tokens can be chosen where the logits are, so that nobody waits for this process."""
-        plain_draw = self.sampler.top_k is None and self.sampler.top_p is None
-        return self.backend == "cuda" and not decoder.reference and plain_draw and not self.refresh
-
-    def _chosen_by(self, decoder: Any, token: int, most: int) -> Iterator[int]:
-        """Yield the tokens that a device chooses itself, until the end or until there are so many."""
-        seed = int(self.sampler.rng.integers(1 << 31))
-        began = time.perf_counter()
-        try:
-            for chosen in decoder.run(token, most - len(self.token_ids), self.sampler.temperature, seed):
-                self.seconds["decode_s"] += time.perf_counter() - began
-                if chosen in self.eos:
-                    self.stop_reason = "eos"
-                    return
-                self.token_ids.append(chosen)
-                yield chosen
-                began = time.perf_counter()
-            self.stop_reason = "length" if most == self.max_new_tokens else "context"
-        finally:
-            self.n_read, self.n_steps = decoder.n_used, decoder.n_steps
+        short = work < SHORT and self.model.dtype == "float32" and self.options.memory_limit is None
+        return "numpy" if short and self.options.backend == "cpu" else self.options.backend
 
     def _decoder(self, cache: KVCache) -> Decoder:
-        """Return the decoder: over row lists, or over copies of the core rows if memory is limited."""
-        if self.memory_limit is None:
-            return make_decoder(self.model, cache, self.core, self.backend)
-        if not isinstance(self.core, CoreSet):
+        """Return the decoder, of the backend that read the prompt where that is the one to decode with."""
+        limit, name = self.options.memory_limit, self.options.backend
+        if limit is not None and not isinstance(self.core, CoreSet):
             raise InputError(f"memory_limit needs a core set, and {self.recorder.predictor} chose none")
-        if self.backend == "cuda":
-            self.reader.on_device.buffers.clear()  # the prompt is read
-            return make_decoder(self.model, cache, self.core, self.backend, self.memory_limit)
-        narrow, held = self.reader.restrict(self.core), resident_bytes()
-        if held > self.memory_limit:
-            raise InputError(
-                f"memory_limit is {self.memory_limit} bytes, but {held} are held with "
-                f"{self.core.fraction:.0%} of the neurons; expected a higher limit or a smaller beta"
-            )
-        return make_decoder(narrow, cache, None, self.backend)
+        same = self.prefill_backend() == name
+        backend = self._reads if same else make_backend(self.model, name, limit)
+        return backend.decoder(cache, self.core)
 
-    def _step(self, decoder: Decoder, token: int) -> Array:  # -> (n_vocab,)
-        before = decoder.n_used.copy()
-        logits = decoder.step(token)
-        self.n_read, self.n_steps = self.n_read + decoder.n_used - before, self.n_steps + 1
-        return logits
-
-    def _choose_anew(self, cache: KVCache, decoder: Decoder) -> Array:  # -> (n_vocab,)
+    def _select_again(self, cache: KVCache, decoder: Decoder) -> Array:  # -> (n_vocab,)
         """Read the last tokens densely, the new one among them, and decode with what they predict."""
         ids, window = self.ids + self.token_ids, self.recorder.window
         decoder.flush()
-        if window is None:  # add to what is recorded the tokens that were read sparsely
-            cache.length = len(ids) - min(self.refresh or 1, len(self.token_ids))
+        if window is None:  # add the tokens that were read sparsely to what is recorded
+            cache.length = len(ids) - min(self.options.refresh or 1, len(self.token_ids))
         else:
             cache.length = max(len(ids) - window, 0)
             self.recorder.start(None)
-        tap = recorder_tap(self.recorder)
-        logits = prefill(self.reader, np.array(ids[cache.length :]), cache, tap)
+        logits = self._reads.prefill(np.array(ids[cache.length :]), cache, recorder_hooks(self.recorder))
         self.core = self.recorder.core()
         decoder.use(self.core)
         self.n_refreshed += 1
         return logits
 
     def _foresee(self) -> None:
-        """Let an oracle read prompt and continuation, decoding densely first if no continuation is given."""
+        """Let an oracle read prompt and continuation, decoding densely first if none is given."""
         if not self.recorder.row.needs_continuation or self.recorder.fixed:
             return
-        began, config = time.perf_counter(), self.model.config
-        if self.continuation is None:
+        began, continuation = time.perf_counter(), self.options.continuation
+        if continuation is None:
             dense = make_recorder(self.model, "dense")
-            sampler = copy.deepcopy(self.sampler)
-            self.continuation = (
-                Stream(
-                    *(self.model, self.ids, dense, sampler, self.backend, self.max_new_tokens, self.stops),
-                    tuple(self.eos),
-                )
-                .run()
-                .token_ids
-            )
-        whole = (self.ids + self.continuation)[: config.n_ctx]
-        record(self.reader, whole, self.recorder, self.model.new_cache(len(whole)))
-        self.recorder.fixed = True
+            options = replace(self.options, refresh=None, memory_limit=None)
+            run = Stream(self.model, self.ids, dense, copy.deepcopy(self.sampler), options).run()
+            continuation = tuple(run.token_ids)
+        whole = [*self.ids, *continuation][: self.model.config.n_ctx]
+        record(self._reads, whole, self.recorder, self.model.new_cache(len(whole)))
+        self.recorder.fix()
         self.seconds["predict_s"] = time.perf_counter() - began
 
     @property
@@ -463,11 +398,13 @@ class Stream:
     def _stats(self) -> dict[str, Any]:
         model, recorder, n_new = self.model, self.recorder, len(self.token_ids)
         dense = recorder.row.dense
-        kept = neurons_kept(model, self.core, self.n_read / self.n_steps if self.n_steps else None)
+        done = self.decoding
+        read = done.neurons_read / done.n_steps if done and done.n_steps else None
+        kept = neurons_kept(model, self.core, read)
         return {
             "model": model.name,
-            "backend": self.backend,
-            "why_backend": self.why_backend,
+            "backend": self.options.backend,
+            "why_backend": self.options.why_backend,
             "dtype": model.dtype,
             "predictor": recorder.predictor,
             "predictor_used": recorder.used,
@@ -484,7 +421,7 @@ class Stream:
             "decode_tokens_per_s": _rate(max(n_new - 1, 0), self.seconds["decode_s"]),
             "weights_bytes": model.weights_bytes,
             "resident_bytes": resident_bytes(),
-            "device_bytes": self.device_bytes,
+            "device_bytes": done.device_bytes if done else None,
             "bytes_per_token": bytes_per_token(model, self.core, kept),
             "stop_reason": self.stop_reason,
         }
@@ -497,52 +434,3 @@ def _rate(n: int, seconds: float) -> float:
 def _overlap(text: str, stop: str) -> int:
     """Return how many last characters of text could be the first ones of stop."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def neurons_kept(model: Model, core: Selection | None, n_used: Array | None = None) -> Array:
-    # (n_layers,) or None -> (n_layers,)
-    """Return how many neurons' output rows a decoded token reads in each layer.
-
-    ``n_used`` are the means that a decoder counted, for layers where each token chooses for itself; without
-    them these count as all that may be chosen from.
-    """
-    n_neurons = model.config.n_neurons
-    kept = np.full(model.config.n_layers, n_neurons, float)
-    for layer, ids in core.neurons.items() if core else ():
-        kept[layer] = len(ids)
-    for layer, limit in core.limits.items() if isinstance(core, TokenRule) else ():
-        most = min(kept[layer], limit) if isinstance(core, TokenRule) and core.kind == "top" else kept[layer]
-        kept[layer] = most if n_used is None else n_used[layer]
-    return kept
-
-
-def bytes_per_token(model: Model, core: Selection | None, kept: Array | None = None) -> int:
-    """Return the bytes of weights that one decoded token reads; of the embedding that is one row.
-
-    Where each token chooses for itself, the rows that the choice is made from are read for all neurons of
-    the set: the gate's (``w_in`` in families without one), and for the k largest ``w_in`` too.
-    """
-    kept = neurons_kept(model, core) if kept is None else kept
-    read = float(model.head.nbytes + model.params["embed"][0].nbytes)
-    for layer, block in enumerate(model.blocks):
-        among = len(core.neurons[layer]) if core and layer in core.neurons else model.config.n_neurons
-        first = _read_first(core, layer, model.config.gated)
-        for name, w in block.items():
-            n_rows = (among if name in first else kept[layer]) if name in PER_NEURON else len(w)
-            read += w.nbytes // len(w) * n_rows
-    return round(read)
-
-
-def _read_first(core: Selection | None, layer: int, gated: bool) -> tuple[str, ...]:
-    """Return the matrices a token reads before it has chosen."""
-    if not isinstance(core, TokenRule) or layer not in core.limits:
-        return ()
-    inputs = ("mlp.w_in", "mlp.b_in")
-    return (("mlp.w_gate", "mlp.b_gate") if gated else inputs) + (inputs if core.kind == "top" else ())
-
-
-def resident_bytes() -> int:
-    """Return the bytes of memory this process holds."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

@@ -110,7 +110,7 @@ def write_on(material: Material, ids: np.ndarray, n: int, how: dict[str, Any]) -
     return {
         "ids": out.token_ids,
         "pieces": [stream.push(token) for token in out.token_ids],
-        "nats": nats(material.model, np.concatenate([ids, out.token_ids]))[-len(out.token_ids) :].tolist(),
+        "nats": nats(material.backend, np.concatenate([ids, out.token_ids]))[-len(out.token_ids) :].tolist(),
         "distinct": len(set(words)) / max(len(words), 1),
     }
 

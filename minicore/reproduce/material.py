@@ -15,15 +15,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minicore import ops
-from minicore.backends import reader
+from minicore.backends import Backend, make_backend
 from minicore.core.neurons import core_from_scores
 from minicore.core.similarity import Clusters, default_layer, fit, unit
 from minicore.errors import InputError
 from minicore.evaluation.clusters import read_labelled
-from minicore.evaluation.quality import Conditions, Row, Setting, ignore, study
+from minicore.evaluation.quality import Conditions, Row, Setting, study
 from minicore.evaluation.texts import Passage, read_text
+from minicore.forward import Hooks
 from minicore.generation.prediction import fingerprint
-from minicore.model import Model, forward
+from minicore.model import Model
 from minicore.reproduce.sts import in_core, read_batch
 
 Array = np.ndarray
@@ -125,7 +126,8 @@ class Material:
         if seed < 0:
             raise InputError(f"seed is {seed}, expected 0 or more")
         self.documents = read_documents(model, sample_files() if texts is None else texts)
-        self.model, self.pairs, self.seed = reader(model), [Path(path) for path in pairs], seed
+        self.model, self.backend = model, make_backend(model)
+        self.pairs, self.seed = [Path(path) for path in pairs], seed
         self.progress = progress and sys.stderr.isatty()
 
     @property
@@ -203,7 +205,7 @@ class Material:
         layers, parts = range(self.model.config.n_layers), np.split(order, range(8, len(order), 8))
         found = np.empty((len(order), len(layers), self.model.config.n_neurons), np.float32)
         for part in self.bar(parts, "labelled texts"):
-            found[part] = read_batch(self.model, [self.labelled[i].ids for i in part], ALPHA, list(layers))
+            found[part] = read_batch(self.backend, [self.labelled[i].ids for i in part], ALPHA, list(layers))
         return found
 
     def cores(self, layer: int, beta: float = BETA) -> Array:  # -> (n_labelled, n_neurons) bool
@@ -250,7 +252,15 @@ class Material:
             )
             passages = [Passage(document.name, document.ids) for document in documents]
             settings = [Setting(predictor, beta) for predictor in predictors for beta in betas]
-            return study(self.model, passages, settings, conditions, (), None, n_generated, self.progress)
+            return study(
+                self.model,
+                passages,
+                settings,
+                conditions,
+                n_generated=n_generated,
+                progress=self.progress,
+                backend="cpu",
+            )
 
     def fit(self, without: Sequence[str]) -> Clusters:
         """Return clusters by topic of the labelled documents, but for those named."""
@@ -263,7 +273,9 @@ class Material:
         return fit(sets, fingerprint(self.model), labels=self.labels[kept].tolist(), settings=settings)
 
 
-def nats(model: Model, ids: Array, tap: Callable[[str, Array], None] = ignore) -> Array:  # (n,) -> (n - 1,)
+def nats(
+    backend: Backend, ids: Array, hooks: Hooks | Callable[[str, Array], None] | None = None
+) -> Array:  # (n,) -> (n - 1,)
     """Return what each token after the first costs the model, -log p."""
-    logits = ops.log_softmax(forward(model, ids[:-1], model.new_cache(len(ids)), tap))
+    logits = ops.log_softmax(backend.forward(ids[:-1], backend.model.new_cache(len(ids)), hooks))
     return -logits[np.arange(len(ids) - 1), ids[1:]]

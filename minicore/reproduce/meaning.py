@@ -213,7 +213,7 @@ def table1(
         raise InputError("two files of pairs have the same name, expected different ones")
     layers = list(range(material.model.config.n_layers))
     sentences = [text for pairs in sets for text in (*pairs.first, *pairs.second)]
-    frequency = sts.read_sentences(material.model, sentences, ALPHA, layers, material.progress)
+    frequency = sts.read_sentences(material.backend, sentences, ALPHA, layers, material.progress)
     nowhere = np.zeros((len(layers), material.model.config.n_neurons))
     alike = {pairs.name: sts.similarities(pairs, frequency, betas, nowhere) for pairs in sets}
     measures = [measure for measure in alike[sets[0].name] if measure.startswith("jaccard")]

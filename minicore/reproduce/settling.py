@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from minicore.backends import Backend
 from minicore.bootstrap import bootstrap, exp_mean, spearman
 from minicore.core.neurons import core_from_scores, jaccard, token_core
 from minicore.evaluation.stability import counts_at
 from minicore.formatting import format_ratio
-from minicore.generation.prediction import make_recorder, recorder_tap
-from minicore.model import Model
+from minicore.generation.prediction import make_recorder, recorder_hooks
 from minicore.reproduce.material import ALPHA, BETA, Document, Material, nats
 from minicore.reproduce.verdict import judge, percent
 
@@ -42,7 +42,7 @@ def fig2(
     documents = material.long(n_tokens, n_texts)
     table: list[dict[str, Any]] = []
     by_text = [
-        read_restricted(material.model, one, alphas, betas) for one in material.bar(documents, "texts")
+        read_restricted(material.backend, one, alphas, betas) for one in material.bar(documents, "texts")
     ]
     for kind, kept in by_text[0]:
         more = np.array([costs[kind, kept].mean() for costs in by_text])
@@ -71,12 +71,12 @@ def fig2(
 
 
 def read_restricted(
-    model: Model, document: Document, alphas: Sequence[float], betas: Sequence[float]
+    backend: Backend, document: Document, alphas: Sequence[float], betas: Sequence[float]
 ) -> dict[tuple[str, float], Array]:  # -> (what is kept, fraction) -> (n_tokens - 1,)
     """Return the nats lost when every token keeps its own core, or that of the whole text."""
-    recorder = make_recorder(model, "stability", ALPHA)
+    recorder = make_recorder(backend.model, "stability", ALPHA)
     recorder.start(len(document.ids) - 1)
-    dense = nats(model, document.ids, recorder_tap(recorder))
+    dense = nats(backend, document.ids, recorder_hooks(recorder))
     lost = {}
     for alpha in alphas:
 
@@ -84,9 +84,9 @@ def read_restricted(
             if name.endswith("mlp.hook_post"):
                 a[~token_core(a, alpha)] = 0
 
-        lost["alpha", alpha] = nats(model, document.ids, keep_core) - dense
+        lost["alpha", alpha] = nats(backend, document.ids, keep_core) - dense
     for beta in betas:
-        lost["beta", beta] = nats(model.restrict(recorder.core(beta)), document.ids) - dense
+        lost["beta", beta] = nats(backend.restrict(recorder.core(beta)), document.ids) - dense
     return lost
 
 
@@ -97,12 +97,12 @@ def token_sets(material: Material, n_texts: int, tokens_each: int) -> tuple[dict
     documents = material.long(tokens_each + 8, n_texts)
     cores: list[Array] = []
 
-    def tap(name: str, a: Array) -> None:
-        if name == f"blocks.{material.layer}.mlp.hook_post":
-            cores.append(token_core(a, ALPHA)[-tokens_each:])
+    def add(a: Array) -> None:
+        cores.append(token_core(a, ALPHA)[-tokens_each:])
 
+    hooks = {f"blocks.{material.layer}.mlp.hook_post": add}
     for document in documents:
-        counts_at(material.model, document.ids, [material.layer], ALPHA, [], tap)
+        counts_at(material.backend, document.ids, [material.layer], ALPHA, [], hooks)
     sets = np.concatenate(cores).astype(np.float32)
     sets /= np.sqrt(np.maximum(sets.sum(axis=1, keepdims=True), 1))
     text = np.repeat(np.arange(len(documents)), tokens_each)
@@ -283,11 +283,10 @@ def read_growing(
     for document in material.bar(documents, "texts"):
         chunks: list[Array] = []
 
-        def tap(name: str, x: Array, chunks: list[Array] = chunks) -> None:
-            if name == hook:
-                chunks.append(x.copy())
+        def add(x: Array, chunks: list[Array] = chunks) -> None:
+            chunks.append(x.copy())
 
-        counts.append(counts_at(material.model, document.ids, list(layers), ALPHA, wanted, tap))
+        counts.append(counts_at(material.backend, document.ids, list(layers), ALPHA, wanted, {hook: add}))
         running = np.cumsum(np.concatenate(chunks)[1:], axis=0, dtype=np.float64)
         vectors.append({n: running[n - 2] / (n - 1) for n in wanted if n > 1})
     centre = {n: np.mean([one[n] for one in vectors], axis=0) for n in vectors[0]}

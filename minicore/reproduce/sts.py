@@ -11,20 +11,21 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minicore.backends import reader
+from minicore.backends import Backend, make_backend
 from minicore.bootstrap import bootstrap, rhos, spearman
 from minicore.core.neurons import check_fraction, core_from_scores, parse_layers, token_core
 from minicore.errors import InputError
-from minicore.evaluation.quality import ignore
 from minicore.evaluation.texts import read_text
 from minicore.files import atomic_write
-from minicore.model import Model, attention, embed, ffn, norm
+from minicore.forward import ForwardPass
+from minicore.model import Model
 
 Array = np.ndarray
 
@@ -89,11 +90,12 @@ def read_pairs(path: str | PathLike[str], most: int | None = None) -> Pairs:
 
 
 def read_sentences(
-    model: Model, sentences: Sequence[str], alpha: float, layers: Sequence[int], progress: bool = False
+    backend: Backend, sentences: Sequence[str], alpha: float, layers: Sequence[int], progress: bool = False
 ) -> dict[str, Array]:  # sentence -> (n_layers, n_neurons) float32
     """Return how often each neuron is in a token's core, as a share of the sentence's tokens (eq. 3)."""
     from tqdm import tqdm
 
+    model = backend.model
     if model.tokenizer is None:
         raise InputError(f"{model.source} has no tokenizer, so sentences cannot be read with it")
     frequency: dict[str, Array] = {}
@@ -102,38 +104,38 @@ def read_sentences(
         for start in range(0, len(distinct), BATCH):
             batch = distinct[start : start + BATCH]
             ids = [model.check_ids(model.tokenizer.encode(text)[: model.config.n_ctx]) for text in batch]
-            frequency |= zip(batch, read_batch(model, ids, alpha, layers), strict=True)
+            frequency |= zip(batch, read_batch(backend, ids, alpha, layers), strict=True)
             bar.update(len(batch))
     return frequency
 
 
-def read_batch(model: Model, batch: Sequence[Array], alpha: float, layers: Sequence[int]) -> Array:
+def read_batch(backend: Backend, batch: Sequence[Array], alpha: float, layers: Sequence[int]) -> Array:
     # (n_tokens of each,) -> (n_texts, n_layers, n_neurons) float32
     """Read short texts together: each attends to itself alone, the FFNs' weights are read once for all."""
-    config, n_tokens = model.config, [len(ids) for ids in batch]
+    model, config, n_tokens = backend.model, backend.model.config, [len(ids) for ids in batch]
     starts = np.cumsum([0, *n_tokens[:-1]])
     texts = [slice(start, start + n) for start, n in zip(starts, n_tokens, strict=True)]
     positions = np.concatenate([np.arange(n) for n in n_tokens])
     caches = [model.new_cache(n) for n in n_tokens]
     frequency = np.empty((len(batch), len(layers), config.n_neurons), np.float32)
 
-    def tap(name: str, a: Array) -> None:
-        layer = int(name.split(".")[1])
-        if name.endswith("mlp.hook_post") and layer in layers:
-            counts = np.add.reduceat(token_core(a, alpha), starts, axis=0, dtype=np.float32)
-            frequency[:, layers.index(layer)] = counts / np.array(n_tokens)[:, None]
+    def count(column: int, a: Array) -> None:
+        counts = np.add.reduceat(token_core(a, alpha), starts, axis=0, dtype=np.float32)
+        frequency[:, column] = counts / np.array(n_tokens)[:, None]
 
-    x = embed(model, np.concatenate(batch), positions, ignore)
+    hooks = {f"blocks.{layer}.mlp.hook_post": partial(count, column) for column, layer in enumerate(layers)}
+    run = ForwardPass(model, hooks, backend.ops)
+    x = run.embed(np.concatenate(batch), positions)
     for layer in range(max(layers) + 1):
         p = model.blocks[layer]
-        normed = norm(model, x, p["ln1.w"], p.get("ln1.b"))
+        normed = run.norm(x, p["ln1.w"], p.get("ln1.b"))
         x = x + np.concatenate(
             [
-                attention(model, layer, normed[text], positions[text], cache, ignore)
+                run.attention(layer, normed[text], positions[text], cache)
                 for text, cache in zip(texts, caches, strict=True)
             ]
         )
-        x = x + ffn(model, layer, norm(model, x, p["ln2.w"], p.get("ln2.b")), tap)
+        x = x + run.ffn(layer, run.norm(x, p["ln2.w"], p.get("ln2.b")))
     return frequency
 
 
@@ -265,7 +267,7 @@ def study(
     if len({pairs.name for pairs in sets}) < len(sets):
         raise InputError("two files of pairs have the same name, expected different ones")
     sentences = [text for pairs in sets for text in (*pairs.first, *pairs.second)]
-    frequency = read_sentences(reader(model), sentences, alpha, chosen_layers, progress)
+    frequency = read_sentences(make_backend(model), sentences, alpha, chosen_layers, progress)
     seen = {text for pairs in sets[:-1] for text in (*pairs.first, *pairs.second)}
     centre = np.mean([frequency[text] for text in seen], axis=0)  # of the test file nothing is known
     alike = [similarities(pairs, frequency, betas, centre) for pairs in sets]

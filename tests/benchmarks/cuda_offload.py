@@ -20,8 +20,8 @@ import time
 import numpy as np
 from cuda_speed import OPT, core_set
 
-from minicore.checkpoint import Checkpoint
-from minicore.model import KVCache, Model
+from minicore.kv_cache import KVCache
+from minicore.model import Model, split_blocks
 
 
 def random_model() -> Model:
@@ -38,7 +38,7 @@ def random_model() -> Model:
         flat = w.reshape(-1).view(np.uint16)
         for at in range(0, flat.size, block.size):
             flat[at : at + block.size] = block.view(np.uint16)[: flat.size - at]
-    return Model(Checkpoint(OPT, params, None, None, None, (), {}, "random", None, "BF16"), None)
+    return Model(config=OPT, params=params, blocks=split_blocks(params, OPT.n_layers), file_dtype="BF16")
 
 
 def minicore(limit: int, n: int) -> float:
@@ -64,8 +64,9 @@ def minicore(limit: int, n: int) -> float:
         for _ in decoder.run(5, n):
             pass
         rates.append(n / (time.perf_counter() - began))
+    held = decoder.stats.device_bytes / 1e9
     print(
-        f"minicore, core 0.4: {sorted(rates[1:])[1]:.1f} tokens/s; {decoder.device_bytes / 1e9:.2f} GB in "
+        f"minicore, core 0.4: {sorted(rates[1:])[1]:.1f} tokens/s; {held:.2f} GB in "
         f"arrays, {taken / 1e9:.2f} GB taken on the device; ready in {made_s:.1f} s "
         f"({decoder.compile_s:.1f} of it compiling), another core set in {gathered_s:.2f} s",
         flush=True,

@@ -22,9 +22,10 @@ import numpy as np
 
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet
-from minicore.core.predictors import Recorder
-from minicore.generation.prediction import RecorderTap
-from minicore.model import KVCache, Model
+from minicore.core.recorder import Recorder
+from minicore.generation.prediction import recorder_hooks
+from minicore.kv_cache import KVCache
+from minicore.model import Model, split_blocks
 
 SMOL = ModelConfig(
     *("llama", 30, 576, 9, 3, 64, 1536, 49152, 8192, "rmsnorm", 1e-5, "silu", True, "rope"), rope_theta=1e5
@@ -68,15 +69,8 @@ def drawn(config: ModelConfig, dtype: str) -> Model:
         draw[1024, 256](bits)
         return bits
 
-    model = object.__new__(Model)
-    model.config, model.on_device = config, None
-    model.params = {name: Drawn(shape, dtype) for name, shape in config.shapes().items()}
-    model.blocks = [{} for _ in range(config.n_layers)]
-    for name, w in model.params.items():
-        if name.startswith("blocks."):
-            _, layer, short = name.split(".", 2)
-            model.blocks[int(layer)][short] = w
-    model.head = model.params["embed"]
+    params = {name: Drawn(shape, dtype) for name, shape in config.shapes().items()}
+    model = Model(config=config, params=params, blocks=split_blocks(params, config.n_layers))
     with mock.patch.object(decoder.Arena, "filled", filled):
         weights = decoder.weights_of(model)
         assert weights.fixed.size and weights.ffn.size  # filled when first asked for
@@ -132,17 +126,16 @@ def seconds_a_token(decoder, context: int, n: int) -> list[float]:
 
 def seconds_a_prompt(model: Model, recorder: Recorder | None) -> list[float]:
     """Return seconds of reading a prompt, of every round but a first."""
-    from minicore.backends.cuda.prefill import Reader
+    from minicore.backends.cuda.prefill import CudaPrefill
 
-    reading, seconds, ids = Reader(model), [], np.arange(PROMPT) % model.config.n_vocab
+    reading, seconds, ids = CudaPrefill(model), [], np.arange(PROMPT) % model.config.n_vocab
     for _ in range(ROUNDS + 1):
-        cache, tap, watched = KVCache(model.config, PROMPT), None, {}
+        cache, hooks = KVCache(model.config, PROMPT), {}
         if recorder:
             recorder.start(PROMPT)
-            tap = RecorderTap([recorder])
-            watched = tap.watched
+            hooks = recorder_hooks(recorder)
         began = time.perf_counter()
-        reading.read(ids, cache, tap, watched)
+        reading.read(ids, cache, hooks)
         seconds.append(time.perf_counter() - began)
     return seconds[1:]
 

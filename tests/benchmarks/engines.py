@@ -7,6 +7,7 @@ where greedy needs none. Only minicore is imported for sure; the others raise Im
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -43,8 +44,7 @@ class Minicore:
     def __init__(self, files: dict[str, str], n_threads: int, n_ctx: int, dtype: str) -> None:
         import minicore
 
-        self.model = minicore.load(files["Q4_1"], dtype=dtype)
-        self.model.tokenizer = None
+        self.model = dataclasses.replace(minicore.load(files["Q4_1"], dtype=dtype), tokenizer=None)
         self.stats: dict[str, Any] = {}
 
     def run(self, ids: list[int], n_new: int, **settings: Any) -> Run:

@@ -23,13 +23,13 @@ from minicore.backends.cpu import attention, step
 from minicore.backends.cpu import intrinsics as machine
 from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.backends.cpu.rows import input_size, prepare, stored
-from minicore.backends.numpy import ReferenceDecoder
+from minicore.backends.numpy import NumpyDecoder
 from minicore.bench.run import BOUNDS, relative_error
 from minicore.checkpoint import Checkpoint
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE
-from minicore.generation.stream import bytes_per_token
+from minicore.generation.accounting import bytes_per_token
 from minicore.model import Model
 from minicore.quantization import QuantizedMatrix, fake_quantize, quantize_int8
 
@@ -307,7 +307,7 @@ def models() -> dict[str, Model]:
         about |= {"recommended": {}, "name": f"drawn {format}", "source": Path(), "file_dtype": "drawn"}
         return Checkpoint(config, weights, **about)
 
-    return {format: Model(checkpoint(format), None) for format in FORMATS}
+    return {format: Model.of(checkpoint(format), None) for format in FORMATS}
 
 
 @pytest.mark.parametrize("way", [*(f"numba {n}" for n in THREADS), "numpy"])
@@ -329,7 +329,7 @@ def test_step(benchmark, reading, models, format, rows, way):
         selection = mc.predict(model, prompt, "gate", beta=0.4)
         assert GATE in selection.parameters(0)
     tokens = np.random.default_rng(9).integers(0, model.config.n_vocab, 4).tolist()
-    reference = ReferenceDecoder(model, model.new_cache(128), selection)
+    reference = NumpyDecoder(model, model.new_cache(128), selection)
     if way == "numpy":
         reading(lambda: reference.step(tokens[0]), bytes_per_token(model, selection))
         return

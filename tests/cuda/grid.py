@@ -96,8 +96,10 @@ exchange.complete, exchange.settle = complete, lambda: None
 from minicore.backends.cuda import decoder  # noqa: E402
 from minicore.backends.cuda.kernels import decode as kernels  # noqa: E402
 from minicore.backends.cuda.kernels.decode import attention, shape  # noqa: E402
-from minicore.backends.numpy import ReferenceDecoder  # noqa: E402
-from minicore.model import KVCache, load, prefill  # noqa: E402
+from minicore.backends.numpy import NumpyDecoder  # noqa: E402
+from minicore.forward import prefill  # noqa: E402
+from minicore.kv_cache import KVCache  # noqa: E402
+from minicore.model import load  # noqa: E402
 
 attention.SPLIT = shape.SPLIT = 32
 
@@ -122,7 +124,7 @@ def main(checkpoints: list[str]) -> None:
         caches = [KVCache(model.config, len(ids)) for _ in range(2)]
         for cache in caches:
             prefill(model, ids[:n_read], cache)
-        reference = ReferenceDecoder(model, caches[0], None)
+        reference = NumpyDecoder(model, caches[0], None)
         got = GridDecoder(model, caches[1], None, BLOCKS, THREADS)
         for token in ids[n_read:]:
             expected = reference.step(int(token))

@@ -15,17 +15,19 @@ import pytest
 
 import minicore as mc
 from minicore import ops
-from minicore.backends import check_backend, make_decoder, reader
+from minicore.backends import check_backend, make_backend, make_decoder
 from minicore.backends.cuda import availability as gpu
+from minicore.backends.numpy import NumpyBackend
 from minicore.bench import run as bench
 from minicore.cli import main
 from minicore.cli.bench import report_lines
 from minicore.core.neurons import CoreSet
-from minicore.core.recording import GATE_SHIFT, STATISTICS, Recording
 from minicore.core.rules import TokenRule
+from minicore.core.statistics import GATE_SHIFT, STATISTICS, Recording
 from minicore.errors import InputError
+from minicore.forward import prefill
 from minicore.generation.prediction import make_recorder, record
-from minicore.model import KVCache, prefill
+from minicore.kv_cache import KVCache
 from tests.helpers import GOLDEN, ROOT
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
@@ -90,7 +92,7 @@ def test_decoding_is_the_references(model):
     decoder = make_decoder(model, cache, None, "cuda")
     for selection in selections(model.config):
         reference = make_decoder(model, prefilled(model, ids[:N_READ]), selection, "numpy")
-        cache.length = N_READ
+        cache.length, before = N_READ, decoder.stats
         decoder.use(selection)
         for token in ids[N_READ:]:
             near(model, decoder.step(int(token)), reference.step(int(token)))
@@ -99,7 +101,8 @@ def test_decoding_is_the_references(model):
         near(model, cache.v, reference.cache.v)
         # tanh-GELU rounds a tiny activation to zero on one of them alone, and int8 an input the other way
         if model.config.activation != "gelu_tanh" and model.dtype != "int8":
-            np.testing.assert_array_equal(decoder.n_used, reference.n_used)
+            read = decoder.stats.neurons_read - before.neurons_read
+            np.testing.assert_array_equal(read, reference.stats.neurons_read)
 
 
 @pytest.mark.cuda
@@ -140,7 +143,7 @@ def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
             np.testing.assert_array_equal(*logits)  # the same sums in the same order, but ...
         near(model, *logits)  # a GPU's compiler fuses other multiplications with additions in another kernel
         assert tokens[:2] == tokens[2:]
-        np.testing.assert_array_equal(whole.n_used, graph.n_used)
+        np.testing.assert_array_equal(whole.stats.neurons_read, graph.stats.neurons_read)
 
 
 @pytest.mark.cuda
@@ -149,7 +152,8 @@ def test_bench_measures_a_gpu(model, monkeypatch):
         pytest.skip("once is enough")
     if SIMULATED:
         monkeypatch.setattr(bench, "N_CHECKED", 2)
-        monkeypatch.setattr(bench, "reader", lambda model, backend: model)  # simulated tiles take minutes
+        # simulated tiles take minutes
+        monkeypatch.setattr(bench, "make_backend", lambda model, backend: NumpyBackend(model))
         monkeypatch.setattr(
             "minicore.bench.cuda.AT_ONCE", 1
         )  # tokens ahead of the phases: nothing to hide here
@@ -210,10 +214,10 @@ def test_prompts_are_read_as_the_reference_reads_them(model, chunk, monkeypatch)
     ids = np.random.default_rng(0).integers(0, model.config.n_vocab, N_READ + 1)
     caches = [new_cache(model, N_READ + 1) for _ in range(2)]
     expected = prefill(model, ids[:-1], caches[0])
-    near(model, prefill(reader(model, "cuda"), ids[:-1], caches[1]), expected)
-    assert caches[1].device.newer
+    near(model, make_backend(model, "cuda").prefill(ids[:-1], caches[1]), expected)
+    assert caches[1].storage.on_device_only
     decoder = make_decoder(model, caches[1], None, "cuda")
-    assert caches[1].device.newer  # not copied back and forth
+    assert caches[1].storage.on_device_only  # not copied back and forth
     near(model, decoder.step(int(ids[-1])), make_decoder(model, caches[0], None, "numpy").step(int(ids[-1])))
     near(model, caches[1].k, caches[0].k)
     near(model, caches[1].v, caches[0].v)
@@ -231,7 +235,7 @@ def test_a_core_set_is_chosen_from_what_the_device_counted(model, settings):
     for predictor in predictors[: 2 if SIMULATED and settings else None]:  # what is read: a, and the gates
         recorders = [make_recorder(model, predictor, 0.4, 0.3, **settings) for _ in range(2)]
         for recorder, backend in zip(recorders, ("numpy", "cuda"), strict=True):
-            record(reader(model, backend), ids, recorder, KVCache(model.config, N_READ))
+            record(make_backend(model, backend), ids, recorder, KVCache(model.config, N_READ))
         expected, got = (recorder.recording.totals for recorder in recorders)
         for layer, totals in expected.items():
             for name, total in totals.items():
@@ -295,14 +299,15 @@ def test_memory_limit_holds_the_core_rows_alone(model):
         1:3
     ]:  # of the first set's other layers the FFNs are whole on the device
         reference = make_decoder(model, prefilled(model, ids[:N_READ]), core, "numpy")
-        needed = CudaDecoder(model, prefilled(model, ids[:N_READ]), core, memory_limit=1 << 40).device_bytes
+        needed = CudaDecoder(model, prefilled(model, ids[:N_READ]), core, memory_limit=1 << 40)
+        needed = needed.stats.device_bytes
         got = CudaDecoder(model, prefilled(model, ids[:N_READ]), core, memory_limit=needed)
         for token in ids[N_READ:]:
             near(model, got.step(int(token)), reference.step(int(token)))
-        assert got.device_bytes == needed == got.bytes_needed(core)
+        assert got.stats.device_bytes == needed == got.bytes_needed(core)
         with pytest.raises(InputError, match=f"memory_limit is {needed - 1} bytes, but {needed} are needed"):
             CudaDecoder(model, prefilled(model, ids[:N_READ]), core, memory_limit=needed - 1)
-    assert whole.device_bytes == whole.bytes_needed(None)
+    assert whole.stats.device_bytes == whole.bytes_needed(None)
 
 
 @pytest.mark.cuda

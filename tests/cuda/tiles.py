@@ -90,7 +90,7 @@ from minicore import ops  # noqa: E402
 from minicore.backends.cuda.decoder import as_units  # noqa: E402
 from minicore.backends.cuda.kernels import prefill as kernels  # noqa: E402
 from minicore.backends.cuda.kernels.prefill.tensor_cores import cut  # noqa: E402
-from minicore.core.recording import add_counts, add_relative_energy  # noqa: E402
+from minicore.core.statistics import add_counts, add_relative_energy  # noqa: E402
 
 
 def check_product(kernel: Any, threads: int, n: int, k: int, m: int, bfloat16: bool, whole: bool) -> None:

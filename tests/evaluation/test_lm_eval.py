@@ -124,7 +124,8 @@ def test_a_dense_likelihood_is_that_of_one_forward_pass():
 def test_a_likelihood_is_scored_by_what_the_context_predicts(predictor):
     """As decoding the continuation token by token with the context's choice."""
     from minicore.backends import make_decoder
-    from minicore.model import KVCache, prefill
+    from minicore.forward import prefill
+    from minicore.kv_cache import KVCache
 
     more = {"token_beta": 0.5} if "+" in predictor else {}
     model = lm(predictor=predictor, beta=0.3, backend="numpy", **more)
@@ -176,7 +177,8 @@ def test_a_dense_rolling_likelihood_is_that_of_its_windows():
 def test_a_rolling_likelihood_chooses_anew_from_all_before():
     model = lm(predictor="griffin", beta=0.3, backend="numpy", hold=6)
     ids = model.tok_encode("a bird sang in the tree and the cat heard it")[:20]
-    from minicore.model import KVCache, forward, prefill
+    from minicore.forward import forward, prefill
+    from minicore.kv_cache import KVCache
 
     front, whole = [model.prefix_token_id], [model.prefix_token_id, *ids]
     logits = []

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 import minicore as mc
 from minicore import cli, ops
-from minicore.backends import reader
+from minicore.backends.numpy import NumpyBackend
 from minicore.bootstrap import bootstrap, ranks, spearman
 from minicore.cli import eval_frontier, eval_quality, eval_sts
 from minicore.errors import InputError
@@ -63,7 +63,7 @@ def draw(model: mc.Model, n: int, n_tokens: int = 22, seed: int = 0) -> list[Pas
 
 
 def read(model: mc.Model, *predictors: str, **other) -> Reading:
-    return Reading(model, draw(model, 1)[0], conditions(model, **other), predictors)
+    return Reading(NumpyBackend(model), draw(model, 1)[0], conditions(model, **other), predictors)
 
 
 @pytest.fixture
@@ -108,7 +108,8 @@ def test_every_neuron_kept_is_dense(model):
 def test_a_set_is_measured_as_decoding_with_it_step_by_step(model):
     """The one pass over the continuation gives what a decoder gives, fed the same tokens."""
     from minicore.backends import make_decoder
-    from minicore.model import KVCache, prefill
+    from minicore.forward import prefill
+    from minicore.kv_cache import KVCache
 
     passage, setting = draw(model, 1)[0], Setting("griffin", 0.4)
     reading = read(model, "griffin")
@@ -187,7 +188,8 @@ def test_common_prefix_counts_tokens_until_they_part(chat):
     reading = read(chat, "random")
     setting, n = Setting("random", 0.2), 8
     dense, core = (
-        reading._generate(chat.restrict(selection), n) for selection in (None, reading.choose(setting))
+        reading._generate(NumpyBackend(chat.restrict(selection)), n)
+        for selection in (None, reading.choose(setting))
     )
     same = next((i for i in range(n) if dense[i] != core[i]), n)
     assert reading.measure(setting, n)["common_prefix"] == same
@@ -202,8 +204,10 @@ def test_common_prefix_counts_tokens_until_they_part(chat):
 def test_hot_sets_come_from_other_texts_alone(chat):
     fit, measured = draw(chat, 3, seed=7), draw(chat, 1)
     settings = grid(["griffin@others", "static"], [0.3])
-    others, frequency = quality.read_others(chat, fit, settings, conditions(chat))
-    reading = Reading(chat, measured[0], conditions(chat), ["griffin@others", "static"], others, frequency)
+    others, frequency = quality.read_others(NumpyBackend(chat), fit, settings, conditions(chat))
+    reading = Reading(
+        NumpyBackend(chat), measured[0], conditions(chat), ["griffin@others", "static"], others, frequency
+    )
     counts = sum(
         mc.token_core(chat.run_with_cache(p.ids)[1]["blocks.0.mlp.hook_post"], 0.4).sum(axis=0) for p in fit
     )
@@ -230,9 +234,8 @@ def test_summary_is_of_the_rows(chat):
 def test_two_processes_measure_the_same(chat, tmp_path):
     texts, others = draw(chat, 3), draw(chat, 2, seed=9)
     settings, where = grid(EVERY, [0.3]), conditions(chat)
-    model = reader(chat)
-    one = study(model, texts, settings, where, others)
-    assert study(model, texts, settings, where, others, workers=Where(2)) == one
+    one = study(chat, texts, settings, where, others, backend="cpu")
+    assert study(chat, texts, settings, where, others, workers=Where(2), backend="cpu") == one
 
 
 def test_a_stopped_study_goes_on_with_the_same_rows(chat, tmp_path, monkeypatch):
@@ -486,7 +489,7 @@ def pair_files(tmp_path) -> list[Path]:
 def test_frequencies_are_those_of_each_tokens_core(model):
     """Texts read together are what each is on its own."""
     batch = [passage.ids[:n] for passage, n in zip(draw(model, 4), (1, 7, 22, 3), strict=True)]
-    together = sts.read_batch(model, batch, 0.4, [0, 1])
+    together = sts.read_batch(NumpyBackend(model), batch, 0.4, [0, 1])
     for ids, frequency in zip(batch, together, strict=True):
         _, seen = model.run_with_cache(ids, "*.mlp.hook_post")
         for layer in (0, 1):

@@ -11,6 +11,7 @@ from PIL import Image
 
 import minicore
 from minicore import InputError, cli, sentence_core
+from minicore.backends.numpy import NumpyBackend
 from minicore.cli import reproduce_page as page
 from minicore.core.neurons import jaccard
 from minicore.evaluation.sweep import Where
@@ -222,10 +223,10 @@ def test_keeping_everything_costs_nothing(made):
 
 def test_a_text_is_read_with_its_own_set(material):
     document, model = material.long(24, 3)[0], material.model
-    lost = settling.read_restricted(model, document, [], [0.4])["beta", 0.4]
+    lost = settling.read_restricted(NumpyBackend(model), document, [], [0.4])["beta", 0.4]
     core = minicore.predict(model, document.ids[:-1].tolist(), "stability", 0.4, 0.4)
-    narrow = nats(model.restrict(core), document.ids)
-    np.testing.assert_allclose(lost, narrow - nats(model, document.ids), atol=1e-3)
+    narrow = nats(NumpyBackend(model.restrict(core)), document.ids)
+    np.testing.assert_allclose(lost, narrow - nats(NumpyBackend(model), document.ids), atol=1e-3)
     assert np.abs(lost).max() > 0.01
 
 

@@ -13,7 +13,8 @@ import pytest
 import minicore as mc
 from minicore.backends import make_decoder
 from minicore.backends.cuda import availability as gpu
-from minicore.model import KVCache, forward, prefill
+from minicore.forward import forward, prefill
+from minicore.kv_cache import KVCache
 from tests.helpers import GOLDEN
 
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
@@ -139,7 +140,7 @@ def test_backends_agree(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_prefill_in_chunks_equals_the_full_forward(name, chunk, monkeypatch):
     golden, model = golden_of(name), model_of(name)
-    monkeypatch.setattr("minicore.model.PREFILL_CHUNK", chunk)
+    monkeypatch.setattr("minicore.forward.CHUNK", chunk)
     np.testing.assert_allclose(model.forward(golden["ids"]), golden["logits"], **TOLERANCE)
     cache = KVCache(model.config, len(golden["ids"]))
     np.testing.assert_allclose(prefill(model, golden["ids"], cache), golden["logits"][-1], **TOLERANCE)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicore as mc
-from minicore.backends import make_decoder, reader
+from minicore.backends import make_backend, make_decoder
 from minicore.core.neurons import core_from_scores, sentence_core, token_core
-from minicore.model import prefill
+from minicore.forward import prefill
 from tests.helpers import SHARED
 
 Array = np.ndarray
@@ -174,7 +174,7 @@ def test_logits_on_a_gpu(model, name):
     prompt, theirs = prompt_of(name), arrays_of(name)
     caches = [model.new_cache(len(prompt["ids"]) + 1) for _ in range(2)]
     prefill(model, np.array(prompt["ids"]), caches[0])
-    logits = prefill(reader(model, "cuda"), np.array(prompt["ids"]), caches[1])
+    logits = make_backend(model, "cuda").prefill(np.array(prompt["ids"]), caches[1])
     assert np.abs(logits - theirs["last_logits"]).max() <= 2e-3
     expected, got = (
         make_decoder(model, cache, backend=backend).step(prompt["greedy_ids"][0])

@@ -49,14 +49,12 @@ KNOWN_PLOTS = {
 KNOWN_CYCLES = {frozenset({"bench.cuda", "bench.run"})}
 KNOWN_LONG = {
     "backends/cuda/decoder.py",
-    "backends/cuda/prefill_kernels.py",
-    "backends/cuda/step.py",
+    "backends/cuda/kernels/prefill/products.py",
+    "backends/cuda/kernels/decode/step.py",
     "bench/run.py",
     "evaluation/quality/measurement.py",
-    "generation/stream.py",
-    "model.py",
 }
-KNOWN_COPIES = {"bench/run.py": 1, "core/predictors.py": 1, "model.py": 6}
+KNOWN_COPIES = {"bench/run.py": 1}
 KNOWN_SPLATS = {
     "backends/cpu/attention.py": 1,
     "backends/cpu/decoder.py": 1,
@@ -64,8 +62,7 @@ KNOWN_SPLATS = {
     "backends/cpu/plain_rows.py": 1,
     "backends/cuda/decoder.py": 3,
     "backends/cuda/prefill.py": 2,
-    "evaluation/tasks/run.py": 2,
-    "generation/stream.py": 2,
+    "evaluation/tasks/run.py": 1,
     "reproduce/settling.py": 1,
 }
 

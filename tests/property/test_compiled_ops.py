@@ -1,14 +1,16 @@
 """The compiled maths of prompts against the NumPy maths it stands in for."""
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import minicore as mc
 from minicore import ops
-from minicore.backends import reader
+from minicore.backends import make_backend
 from minicore.backends.cpu import prefill as compiled
-from minicore.model import KVCache, hook_names, prefill
+from minicore.model import KVCache, hook_names
 from minicore.quantization import QuantizedMatrix, fake_quantize
 from tests.helpers import GOLDEN
 
@@ -110,16 +112,8 @@ def read(model, backend, ids, hook=None, names=()):
     """Return the logits after a prompt, and its cache; the hook sees the tensors of these names."""
     # beside bfloat16 weights, whose products need no rounding, a float32 cache, so that nothing is rounded
     cache = KVCache(model.config, len(ids)) if model.dtype == "bfloat16" else model.new_cache(len(ids))
-    which = model if backend == "numpy" else reader(model, backend)
-    if hook is None:
-        return prefill(which, ids, cache), cache
-
-    def tap(name, value):
-        if name in names:
-            hook(name, value)
-
-    tap.watched = names
-    return prefill(which, ids, cache, tap), cache
+    hooks = {name: partial(hook, name) for name in names}
+    return make_backend(model, backend).prefill(ids, cache, hooks), cache
 
 
 @pytest.fixture(params=["llama-gqa", "llama-bias", "opt", "gpt2", "qwen2"])

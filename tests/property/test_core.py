@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 import minicore as mc
 from minicore.core.neurons import core_from_scores, jaccard, parse_layers
-from minicore.core.predictors import Recorder
+from minicore.core.recorder import Recorder
 
 pytestmark = pytest.mark.numpy
 

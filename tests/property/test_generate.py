@@ -1,6 +1,7 @@
 """Generation end to end on tiny checkpoints: laws that hold for any model, option by option."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 import minicore as mc
 from minicore.backends import make_decoder
+from minicore.forward import forward, prefill
 from minicore.generation.sampling import Sampler
 from minicore.generation.stream import Stream, _overlap
-from minicore.model import KVCache, forward, prefill
+from minicore.kv_cache import KVCache
 from tests.helpers import GOLDEN
 
 FAMILIES = ["llama-gqa", "llama-bias", "opt", "gpt2", "qwen2"]
@@ -92,7 +94,7 @@ def test_prompts_longer_than_a_chunk_read_as_one(monkeypatch):
     model = mc.load(GOLDEN / "llama-gqa")
     ids = ids_for(model, 30)
     whole, core = model.forward(ids), mc.predict(model, ids)
-    monkeypatch.setattr("minicore.model.PREFILL_CHUNK", 7)
+    monkeypatch.setattr("minicore.forward.CHUNK", 7)
     np.testing.assert_allclose(model.forward(ids), whole, rtol=0, atol=1e-4)  # BLAS adds in another order
     assert mc.predict(model, ids) == core
 
@@ -144,11 +146,7 @@ def test_what_is_held_back_is_the_longest_possible_start_of_a_stop_text(text, st
 
 def test_end_of_sequence_ends_it_and_is_not_among_the_tokens(chat_model):
     free = chat_model.generate("the sea", max_new_tokens=12, ignore_eos=True).token_ids
-    chat_model.eos_ids, kept = (free[5],), chat_model.eos_ids
-    try:
-        out = chat_model.generate("the sea", max_new_tokens=12)
-    finally:
-        chat_model.eos_ids = kept
+    out = replace(chat_model, eos_ids=(free[5],)).generate("the sea", max_new_tokens=12)
     assert out.token_ids == free[: free.index(free[5])] and out.stats["stop_reason"] == "eos"
 
 
@@ -182,15 +180,13 @@ def test_the_core_set_of_a_generation_is_the_prompts(model):
 
 def test_a_checkpoint_recommends_and_the_caller_decides(model):
     ids = ids_for(model, 9)
-    model.recommended = {"predictor": "stability", "alpha": 0.5, "beta": 0.25, "layers": "1:"}
-    try:
-        out = model.generate(ids, max_new_tokens=1)
-        assert (out.stats["predictor"], out.stats["alpha"], out.stats["beta"]) == ("stability", 0.5, 0.25)
-        assert list(out.core) == list(range(1, model.config.n_layers))
-        assert model.generate(ids, max_new_tokens=1, beta=0.75).stats["beta"] == 0.75
-        assert model.generate(ids, max_new_tokens=1, predictor="dense").core is None
-    finally:
-        model.recommended = {}
+    advice = {"predictor": "stability", "alpha": 0.5, "beta": 0.25, "layers": "1:"}
+    advised = replace(model, recommended=advice)
+    out = advised.generate(ids, max_new_tokens=1)
+    assert (out.stats["predictor"], out.stats["alpha"], out.stats["beta"]) == ("stability", 0.5, 0.25)
+    assert list(out.core) == list(range(1, model.config.n_layers))
+    assert advised.generate(ids, max_new_tokens=1, beta=0.75).stats["beta"] == 0.75
+    assert advised.generate(ids, max_new_tokens=1, predictor="dense").core is None
     assert model.generate(ids, max_new_tokens=1).stats["predictor"] == "dense"
 
 

@@ -350,7 +350,7 @@ def test_core_rows_decode_alike_where_they_lie_and_copied_together(monkeypatch, 
         assert decoder.held is model  # copying waits for the first step
         logits.append([decoder.step(token) for token in (1, 2, 3)])
         assert (decoder.held is not model) == bool(short)
-        assert decoder.n_used.tolist() == [3 * len(rows) for rows in neurons.values()]
+        assert decoder.stats.neurons_read.tolist() == [3 * len(rows) for rows in neurons.values()]
     np.testing.assert_array_equal(*logits)
 
 

@@ -12,7 +12,8 @@ from minicore.backends import make_decoder
 from minicore.backends.cpu import attention
 from minicore.backends.cpu import integer_rows as integer
 from minicore.backends.cpu import rows as formats
-from minicore.model import KVCache, forward, prefill
+from minicore.forward import forward, prefill
+from minicore.kv_cache import FloatStorage, KVCache
 from minicore.quantization import FORMATS, GROUP, QuantizedMatrix, fake_quantize, n_groups, quantize_int8
 from tests.helpers import GOLDEN
 
@@ -232,7 +233,8 @@ def test_a_packed_model_is_its_dequantised_weights(format, family):
         # a rounding of an input may fall the other way where it lies between two steps
         assert np.median(np.abs(got - expected)) < 1e-5
         assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
-        for mine, theirs in zip(again.held[:2], cache.held[:2], strict=True):
+        for name in ("keys", "values"):
+            mine, theirs = getattr(again.storage, name), getattr(cache.storage, name)
             apart = np.abs(mine.astype(int) - theirs)
             assert apart.max() <= 8 and (apart > 0).mean() < 0.05  # likewise
 
@@ -246,8 +248,9 @@ def test_an_int8_cache_holds_codes_and_scales():
     for which, (x, got) in enumerate(zip((k, v), cache.append(1, k, v), strict=True)):
         codes, scales = quantize_int8(x.transpose(1, 0, 2))
         np.testing.assert_array_equal(got, codes * scales)
-        np.testing.assert_array_equal(cache.held[which][1, :, :4], codes)
-        np.testing.assert_array_equal(cache.held[2][1, which, :, :4], scales[..., 0])
+        held = (cache.storage.keys, cache.storage.values)[which]
+        np.testing.assert_array_equal(held[1, :, :4], codes)
+        np.testing.assert_array_equal(cache.storage.scales[1, which, :, :4], scales[..., 0])
     assert np.isnan(cache.k[1, 1, 3]).all() and np.isfinite(cache.k[1, 0]).all()
     assert cache.nbytes == 2 * cfg.n_layers * cfg.n_kv_heads * 6 * (cfg.d_head + 4)
 
@@ -281,7 +284,7 @@ def test_a_cache_moves_to_another_and_to_bfloat16():
         np.testing.assert_array_equal(cache.k[:, :, :3], short.k[:, :, :3])
         np.testing.assert_array_equal(cache.v[:, :, :3], short.v[:, :, :3])
     meant = short.k.astype(ml_dtypes.bfloat16)
-    short.in_bfloat16()
+    short.convert(FloatStorage(short.shape, "bfloat16"))
     np.testing.assert_array_equal(short.k.view(np.uint16), meant.view(np.uint16))
     assert short.dtype == "bfloat16" and short.length == 3
 

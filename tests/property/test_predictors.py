@@ -11,14 +11,17 @@ from hypothesis.extra import numpy as hnp
 
 import minicore as mc
 from minicore.backends import make_decoder
+from minicore.backends.numpy import NumpyBackend
 from minicore.core.budgets import BUDGETS, layer_betas
 from minicore.core.neurons import core_from_scores
-from minicore.core.predictors import PREDICTORS, Recorder, find_predictor, gate_threshold
-from minicore.core.recording import STATISTICS, Recording
+from minicore.core.predictors import PREDICTORS, find_predictor, gate_threshold
+from minicore.core.recorder import Recorder
 from minicore.core.rules import keep_open, keep_top
+from minicore.core.statistics import STATISTICS, Recording
+from minicore.forward import forward, prefill
+from minicore.generation.accounting import bytes_per_token
 from minicore.generation.prediction import fingerprint, make_recorder, record
-from minicore.generation.stream import bytes_per_token
-from minicore.model import KVCache, forward, prefill
+from minicore.kv_cache import KVCache
 from tests.helpers import GOLDEN, SHARED
 from tests.helpers.clusters import clusters_of
 
@@ -206,7 +209,7 @@ def test_coreinfer_code_is_what_the_authors_code_does(smollm2_path):
     model = mc.load(smollm2_path)
     with np.load(SHARED / "oracle" / "coreinfer_code_64.npz") as theirs:
         recorder = make_recorder(model, "coreinfer-code", 0.2, 0.4, "6:27")
-        record(model, theirs["ids"].tolist(), recorder, KVCache(model.config, 64))
+        record(NumpyBackend(model), theirs["ids"].tolist(), recorder, KVCache(model.config, 64))
         ours, scores = recorder.core(), recorder.scores()
         for layer in range(6, 27):
             counts, cut = theirs[f"counts_{layer}"], theirs[f"cut_{layer}"]
@@ -355,7 +358,7 @@ def steps(model, ids, new, selection, backend):
     cache = KVCache(model.config, len(ids) + len(new))
     prefill(model, np.array(ids), cache)
     decoder = make_decoder(model, cache, selection, backend)
-    return np.stack([decoder.step(token) for token in new]), decoder.n_used
+    return np.stack([decoder.step(token) for token in new]), decoder.stats.neurons_read
 
 
 MIXED = ["griffin+gate", "stability+topk", "magnitude+relu"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from minicore.backends.cpu import statistics as select
-from minicore.core import recording
+from minicore.core import statistics as recording
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40)
 tied = hnp.arrays(np.float32, shapes, elements=st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0]))

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minicore as mc
+from minicore.backends.numpy import NumpyBackend
 from minicore.core import stability
 from minicore.core.neurons import jaccard
-from minicore.core.predictors import Recorder
+from minicore.core.recorder import Recorder
 from minicore.core.stability import growth_marks, is_stable, prefix_cores, prefix_counts, stability_curve
 from minicore.evaluation import stability as study
 from minicore.generation.prediction import make_recorder, record
@@ -139,7 +140,7 @@ def test_the_study_measures_what_a_prompts_set_is_worth(model, monkeypatch):
         own = mc.predict(model, ids[: row["n"]].tolist(), "stability", beta=stability.TEST_BETA)
         assert row["recall"] == pytest.approx(own.recall(whole))
         recorder = make_recorder(model, "auto")
-        record(model, ids[: row["n"]].tolist(), recorder, mc.KVCache(model.config, row["n"]))
+        record(NumpyBackend(model), ids[: row["n"]].tolist(), recorder, mc.KVCache(model.config, row["n"]))
         assert recorder.verdict().score == pytest.approx(row["score"])
 
 

@@ -13,7 +13,7 @@ from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.bench import run as bench
 from minicore.cli.bench import report_lines
 from minicore.errors import InputError
-from minicore.generation.stream import bytes_per_token
+from minicore.generation.accounting import bytes_per_token
 from minicore.model import load
 from tests.helpers import GOLDEN, TESTS
 

@@ -1,6 +1,7 @@
 """Packed directories: what is saved comes back, mapped; decoding within a limit of memory."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def raw(w):
 @pytest.mark.parametrize("family", ["llama-bias", "opt", "gpt2", "llama3-rope", "llama-untied", "llama-chat"])
 def test_a_saved_model_is_the_same_mapped(family, dtype, tmp_path):
     model = mc.load(GOLDEN / family, dtype=dtype)
-    model.recommended = {"predictor": "stability", "beta": 0.5}
+    model = replace(model, recommended={"predictor": "stability", "beta": 0.5})
     model.save(tmp_path / "packed")
     again = mc.load(tmp_path / "packed")
     assert (again.config, again.dtype, again.eos_ids, again.bos_id) == (
@@ -141,7 +142,7 @@ def test_the_command(tmp_path, capsys):
 MEASURE = """
 import sys, numpy as np, minicore as mc
 from minicore.config import ModelConfig
-from minicore.generation.stream import resident_bytes
+from minicore.backends.memory_limit import resident_bytes
 model = mc.load(sys.argv[1])
 limit = int(float(sys.argv[2]))
 choice = {"predictor": "stability", "alpha": 0.4, "beta": 0.2, "memory_limit": limit}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ def compact(model: Model, core: Selection, n_threads: int, piece: Array) -> tupl
     n_bytes = int(ends[-1]) if len(ends) else 0
     if len(piece) < n_bytes:
         piece = np.empty(n_bytes, np.uint8)
-    narrow, jobs = model.with_blocks(), []
+    blocks: list[dict[str, Any]] = [dict(block) for block in model.blocks]
+    jobs = []
     for (layer, name), start in zip(sizes, [0, *ends.tolist()], strict=False):
         ids, data = core.neurons[layer], piece[start : start + sizes[layer, name]]
         w: Any = model.blocks[layer][name]
@@ -41,9 +43,9 @@ def compact(model: Model, core: Selection, n_threads: int, piece: Array) -> tupl
             source = (w.data if isinstance(w, QuantizedMatrix) else w).ctypes.data + first
             jobs.append((source, at, ids.ctypes.data, len(ids), size))
             at += len(ids) * size
-        narrow.blocks[layer][name] = _like(w, data, len(ids))
+        blocks[layer][name] = _like(w, data, len(ids))
     team.run(copy_rows, n_threads, np.array(jobs, np.int64).reshape(-1, 5), np.empty(0, np.int32))
-    return narrow, piece
+    return replace(model, blocks=blocks), piece
 
 
 def _like(w: Any, data: Array, n: int) -> Any:

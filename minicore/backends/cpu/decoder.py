@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from minicore.backends.cpu.core_rows import compact
 from minicore.backends.cpu.intrinsics import call
 from minicore.backends.cpu.memory import settle
 from minicore.backends.cpu.rows import input_size, stored
-from minicore.backends.numpy import ReferenceDecoder
+from minicore.backends.numpy import NumpyDecoder, run_by_steps
+from minicore.backends.protocol import DecoderStats
 from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE, Selection, TokenRule
-from minicore.model import KVCache, Model
+from minicore.kv_cache import KVCache
+from minicore.model import Model
 from minicore.quantization import GROUP, QuantizedMatrix, n_groups
 
 Array = np.ndarray
@@ -35,18 +38,12 @@ _compiled: set[tuple[np.dtype[Any], np.dtype[Any]]] = set()
 
 
 class CpuDecoder:
-    """Decodes on the CPU, reading of each FFN the core neurons' rows alone.
+    """Decodes on the CPU, reading only the selected neurons' rows of each FFN."""
 
-    Attributes
-    ----------
-    n_used : (n_layers,) int64 array
-        Output rows read since the last :meth:`use`.
-    compile_s : float
-        Seconds spent on getting machine code, from disk or from the compiler.
-    """
+    runs_ahead = False
 
     def __init__(
-        self, model: Model, cache: KVCache, core: Selection | None, n_threads: int | None = None
+        self, model: Model, cache: KVCache, selection: Selection | None = None, n_threads: int | None = None
     ) -> None:
         cfg = model.config
         self.model, self.cache, self.n_threads = model, cache, n_threads or team.default_threads()
@@ -55,21 +52,26 @@ class CpuDecoder:
         rope = cfg.positions == "rope"
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
         self.state = _state(self.dims, self.n_threads, cache.capacity)
-        keys, values, self.scales = cache.held
-        self.keys, self.values = stored(keys), stored(values)
+        storage = cache.storage
+        self.keys, self.values, self.scales = stored(storage.keys), stored(storage.values), storage.scales
         self.piece = np.empty(0, np.uint8)  # holds copied core rows
         # what threads are told once, so these two are written in place: a thread may still wait for a call
         self.plan = np.zeros((cfg.n_layers + 1, len(kernels.COLUMNS)), np.int64)
         self.thresholds = np.full(cfg.n_layers, -1, np.float32)
         self.others = ThreadPoolExecutor(max(self.n_threads - 1, 1), thread_name_prefix="minicore-step")
-        self.use(core)
+        self._reference: NumpyDecoder | None = None
+        self._n_steps, self._read_by_reference = 0, np.zeros(cfg.n_layers, np.int64)
+        self.use(selection)
         self.compile_s = self._compile()
 
-    def use(self, core: Selection | None) -> None:
+    def use(self, selection: Selection | None) -> None:
         """Decode with this selection from the next step on; None is all neurons."""
-        # the k largest are known once all are computed, so there is nothing to skip: that is the reference's
+        core = selection
+        if self._reference:
+            self._read_by_reference += self._reference.neurons_read
+        # The k largest are known once all are computed: there is nothing to skip, so NumPy does it.
         top = isinstance(core, TokenRule) and core.kind == "top"
-        self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
+        self._reference = NumpyDecoder(self.model, self.cache, core) if top else None
         self.model.check_selection(core)
         together = isinstance(core, CoreSet) and _row_bytes(self.model) < SHORT
         self.to_copy = core if together else None
@@ -77,7 +79,6 @@ class CpuDecoder:
         if isinstance(core, TokenRule):
             self.thresholds[:] = [core.parameters(i).get(GATE, -1) for i in range(self.dims.n_layers)]
         self._read_from(self.model, core.neurons if core else {})
-        self.state.n_used[:] = 0
 
     def _read_from(self, model: Model, rows: dict[int, Array]) -> None:
         """Read weights where this model has them, of some layers' neurons these rows alone."""
@@ -92,21 +93,27 @@ class CpuDecoder:
         """Do nothing: steps write to the kv cache itself."""
 
     @property
-    def kv_bytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.cache.nbytes
+    def stats(self) -> DecoderStats:
+        """Tokens and output rows read so far."""
+        read = self.state.n_used.sum(axis=0) + self._read_by_reference
+        if self._reference:
+            read += self._reference.neurons_read
+        return DecoderStats(
+            n_steps=self._n_steps,
+            neurons_read=read,
+            kv_bytes=self.cache.nbytes,
+            compile_s=self.compile_s,
+        )
 
-    @property
-    def n_used(self) -> Array:  # (n_layers,)
-        """Output rows read since the last :meth:`use`, added up over steps."""
-        if self.reference:
-            return self.reference.n_used
-        return self.state.n_used.sum(axis=0)
+    def run(self, token_id: int, n: int, temperature: float = 0.0, seed: int = 0) -> Iterator[int]:
+        """Read a token and yield the n tokens picked after it."""
+        return run_by_steps(self, self.cache, token_id, n, temperature, seed)
 
     def step(self, token_id: int) -> Array:  # -> (n_vocab,) float32
         """Read one token into the kv cache and return the logits after it."""
-        if self.reference:
-            return self.reference.step(token_id)
+        self._n_steps += 1
+        if self._reference:
+            return self._reference.step(token_id)
         if self.to_copy:
             narrow, self.piece = compact(self.model, self.to_copy, self.n_threads, self.piece)
             self._read_from(narrow, {})

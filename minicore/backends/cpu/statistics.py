@@ -15,7 +15,7 @@ import numpy as np
 from minicore.backends.cpu import FAST
 from minicore.backends.cpu import threads as team
 from minicore.core.neurons import check_fraction
-from minicore.core.recording import GATE_SHIFT
+from minicore.core.statistics import GATE_SHIFT
 
 Array = np.ndarray
 
@@ -73,7 +73,7 @@ def _count(thread, n_threads, a, alpha, counts):  # type: ignore[no-untyped-def]
 
 
 def add_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,), (n_tokens, n_neurons)
-    """See :func:`minicore.core.recording.add_counts`; a is float32 and finite, as a recording has it."""
+    """See :func:`minicore.core.statistics.add_counts`; a is float32 and finite, as a recording has it."""
     check_fraction("alpha", alpha)
     n_threads = team.default_threads() if len(a) > 8 else 1
     counts = np.zeros((n_threads, a.shape[1]), np.int32)
@@ -83,7 +83,7 @@ def add_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,), 
 
 
 def add_magnitude_counts(total: Array, a: Array, alpha: float) -> Array:
-    """See :func:`minicore.core.recording.add_magnitude_counts`."""
+    """See :func:`minicore.core.statistics.add_magnitude_counts`."""
     return add_counts(total, np.abs(a), alpha)
 
 
@@ -110,7 +110,7 @@ def _add_shares(thread, n_threads, n, a, whole, total):  # type: ignore[no-untyp
 
 
 def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,) float64, ...
-    """See :func:`minicore.core.recording.add_relative_energy`."""
+    """See :func:`minicore.core.statistics.add_relative_energy`."""
     whole, n_threads = np.empty(len(a)), team.default_threads() if a.size > team.SMALL else 1
     team.run(_energies, n_threads, len(a), a, whole)
     team.run(_add_shares, n_threads, a.shape[1], a, whole, total)
@@ -126,7 +126,7 @@ def _count_bins(a, total):  # type: ignore[no-untyped-def]
 
 
 def add_gate_bins(total: Array, gate: Array, alpha: float) -> Array:  # (n_bins,), (n_tokens, n_neurons)
-    """See :func:`minicore.core.recording.add_gate_bins`."""
+    """See :func:`minicore.core.statistics.add_gate_bins`."""
     _count_bins(np.ascontiguousarray(gate), total)
     return total
 

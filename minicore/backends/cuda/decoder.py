@@ -18,12 +18,16 @@ from minicore.backends.cpu.step import constants
 from minicore.backends.cuda.graph import GraphStep
 from minicore.backends.cuda.kernels import decode as kernels
 from minicore.backends.cuda.kernels.launch import configured
-from minicore.backends.numpy import ReferenceDecoder
+from minicore.backends.cuda.kv_cache import device_storage
+from minicore.backends.cuda.memory import allocate
+from minicore.backends.numpy import NumpyDecoder, run_by_steps
+from minicore.backends.protocol import DecoderStats
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE, Selection, TokenRule
 from minicore.errors import InputError
-from minicore.model import KVCache, Model
+from minicore.kv_cache import KVCache
+from minicore.model import Model
 from minicore.quantization import QuantizedMatrix, n_groups
 
 Array = np.ndarray
@@ -32,25 +36,6 @@ AT_ONCE = 32  # tokens of one launch
 STEP_AHEAD = 1 << 14
 SIMULATED_AHEAD = 1 << 16
 SHIFTS = {"float32": 2, "bfloat16": 3, "int8": 4}  # 1 << shift numbers take 16 bytes
-
-
-def allocate(n: int, dtype: type) -> Any:  # -> (n,) on the device
-    """Return device memory, or raise InputError if there is too little."""
-    from numba import cuda
-
-    n_bytes = n * np.dtype(dtype).itemsize
-    if not kernels.SIMULATED:
-        context = cuda.current_context()
-        free, total = context.get_memory_info()
-        if n_bytes > free:
-            context.deallocations.clear()  # Numba gives back what nobody holds when it thinks fit
-            free, total = context.get_memory_info()
-        if n_bytes > free:
-            raise InputError(
-                f"backend cuda needs {n_bytes} bytes more, but of the GPU's {total} only {free} are free; "
-                "expected a smaller dtype, a smaller model or a memory_limit with a core set"
-            )
-    return cuda.device_array(n, dtype)
 
 
 def threads_for(cfg: ModelConfig, n_blocks: int, int8: bool = False) -> int:
@@ -306,39 +291,6 @@ def own_stream() -> Any:
     return device.create_stream()
 
 
-class DeviceCache:
-    """A kv cache's keys and values on the device, float32 in the order of the cache's.
-
-    Attributes
-    ----------
-    newer : bool
-        Whether they hold what the cache in host memory does not.
-    """
-
-    def __init__(self, cache: KVCache) -> None:
-        size = math.prod(cache.shape)
-        self.keys, self.values, self.newer = allocate(size, np.float32), allocate(size, np.float32), False
-
-    def fetch(self, k: Array, v: Array) -> None:  # (n_layers, n_kv_heads, capacity, d_head) twice
-        """Bring them to host memory if they are newer; who asks may write there, so they no longer are."""
-        if self.newer:
-            self.newer = False
-            k[:] = self.keys.copy_to_host().reshape(k.shape)
-            v[:] = self.values.copy_to_host().reshape(v.shape)
-
-
-def on_device(cache: KVCache) -> DeviceCache:
-    """Return a kv cache on the device, copied there unless that is where it was written."""
-    if cache.device is None:
-        cache.in_bfloat16()
-        cache.device = DeviceCache(cache)
-    held: DeviceCache = cache.device
-    if cache.length and not held.newer:
-        held.keys.copy_to_device(cache.k.astype(np.float32, copy=False).reshape(-1))
-        held.values.copy_to_device(cache.v.astype(np.float32, copy=False).reshape(-1))
-    return held
-
-
 class CudaDecoder:
     """Decodes on an NVIDIA GPU.
 
@@ -352,18 +304,13 @@ class CudaDecoder:
         Bytes of device memory; with one, FFN weights stay in the host's but for the rows that are chosen.
     graph : bool
         Decode with a captured graph of a kernel a phase instead of one kernel for many tokens.
-
-    Attributes
-    ----------
-    compile_s : float
-        Seconds spent on getting machine code.
     """
 
     def __init__(
         self,
         model: Model,
         cache: KVCache,
-        core: Selection | None,
+        core: Selection | None = None,
         n_blocks: int | None = None,
         n_threads: int | None = None,
         memory_limit: int | None = None,
@@ -401,6 +348,8 @@ class CudaDecoder:
         self.turns = cuda.to_device(np.zeros(2 * cfg.n_layers * kernels.N_TURNS, np.int32))
         self.tokens = [cuda.mapped_array(AT_ONCE, np.int32) for _ in range(2)]
         self.kernel, self.compile_s = self._compiled()
+        self._reference: NumpyDecoder | None = None
+        self._n_steps, self._read_by_reference = 0, np.zeros(cfg.n_layers, np.int64)
         self.use(core)
         self.fixed, self.ffn = self.weights.fixed, self.weights.ffn
 
@@ -409,7 +358,9 @@ class CudaDecoder:
         from numba import cuda
 
         top = isinstance(core, TokenRule) and core.kind == "top"
-        self.reference = ReferenceDecoder(self.model, self.cache, core) if top else None
+        if self._reference:
+            self._read_by_reference += self._reference.neurons_read
+        self._reference = NumpyDecoder(self.model, self.cache, core) if top else None
         self.model.check_selection(core)
         self.check_limit(core)
         self.ffn_plan = cuda.to_device(self.rows.gather(self.shape, core).reshape(-1))
@@ -418,9 +369,7 @@ class CudaDecoder:
             for layer in range(self.shape.n_layers):
                 thresholds[layer] = core.parameters(layer).get(GATE, -1)
         self.thresholds = cuda.to_device(thresholds)
-        self.held = on_device(self.cache)
-        self.used.copy_to_device(np.zeros(self.shape.n_layers, np.int64))
-        self.n_steps = 0
+        self.storage = device_storage(self.cache)
         if self.graph:
             self.kernel.captured.clear()  # other arrays
 
@@ -442,29 +391,34 @@ class CudaDecoder:
         return self.weights.nbytes + rows + kv + words + 4 * shape.n_vocab
 
     @property
-    def kv_bytes(self) -> int:
-        """Bytes of keys and values on the device."""
-        return int(self.held.keys.nbytes + self.held.values.nbytes)
+    def runs_ahead(self) -> bool:
+        """Whether the device picks tokens; the k largest activations are NumPy's to find."""
+        return self._reference is None
 
     @property
-    def device_bytes(self) -> int:
-        """Bytes that these arrays take."""
+    def stats(self) -> DecoderStats:
+        """Tokens read so far, and activations that were not zero."""
+        read = self.used.copy_to_host() + self._read_by_reference
+        if self._reference:
+            read += self._reference.neurons_read
         held = [self.fixed, self.ffn, self.rows.array, self.words, self.logits]
         held += self.weights.loans.buffers if self.weights.lent else []
-        return self.kv_bytes + sum(int(array.nbytes) for array in held)
+        return DecoderStats(
+            n_steps=self._n_steps,
+            neurons_read=read,
+            kv_bytes=self.storage.nbytes,
+            device_bytes=self.storage.nbytes + sum(int(array.nbytes) for array in held),
+            compile_s=self.compile_s,
+        )
 
     def flush(self) -> None:
-        """Do nothing: a kv cache fetches from the device what it is asked for."""
-
-    @property
-    def n_used(self) -> Array:  # (n_layers,)
-        """Activations that were not zero since the last :meth:`use`, added up over steps."""
-        return self.reference.n_used if self.reference else self.used.copy_to_host()
+        """Do nothing: the cache's storage fetches what it is asked for."""
 
     def step(self, token_id: int) -> Array:  # -> (n_vocab,) float32
         """Read one token into the kv cache and return the logits after it."""
-        if self.reference:
-            return self.reference.step(token_id)
+        if self._reference:
+            self._n_steps += 1
+            return self._reference.step(token_id)
         self.begin(token_id)
         self.launch(1, self.tokens[0])
         return self.logits.copy_to_host()
@@ -486,6 +440,9 @@ class CudaDecoder:
         """
         from numba import cuda
 
+        if self._reference:
+            yield from run_by_steps(self, self.cache, token_id, n, temperature, seed)
+            return
         self.begin(token_id)
         under_way: deque[tuple[Any, Any, int]] = deque()
         for i, first in enumerate(range(0, n, AT_ONCE)):
@@ -505,9 +462,9 @@ class CudaDecoder:
                 f"{self.cache.length + n} tokens do not fit the kv cache's {self.cache.capacity} positions"
             )
         self.kernel(*self.arguments(n, tokens, temperature, seed))
-        self.held.newer = True
+        self.storage.written()
         self.cache.length += n
-        self.n_steps += n
+        self._n_steps += n
         self.epoch += n
 
     def arguments(self, n: int, tokens: Any, temperature: float, seed: int) -> tuple[Any, ...]:
@@ -515,7 +472,15 @@ class CudaDecoder:
         position = self.cache.length
         return (
             *(self.fixed, self.ffn, self.rows.array, self.ffn_plan, self.thresholds, self.frequencies),
-            *(self.held.keys, self.held.values, self.words, self.chain, self.logits, tokens, self.used),
+            *(
+                self.storage.device_keys,
+                self.storage.device_values,
+                self.words,
+                self.chain,
+                self.logits,
+                tokens,
+                self.used,
+            ),
             self.turns,
             *(np.int64(n), np.int64(position), np.int64(self.epoch), np.float32(temperature), np.int64(seed)),
         )
@@ -562,8 +527,9 @@ class CoreRows:
         """Bytes held now."""
         return int(self.array.nbytes)
 
-    def planned(self, shape: kernels.Shape, core: Selection | None) -> tuple[Array, int]:
-        # -> (n_layers, N_FFN)
+    def planned(
+        self, shape: kernels.Shape, core: Selection | None
+    ) -> tuple[Array, int]:  # -> (n_layers, N_FFN)
         """Return the plan of the FFNs with a selection, and the bytes that its rows take."""
         plan, arena = self.weights.ffn_plan.copy(), Arena(self.weights.dtype)
         for layer, ids in self.chosen(shape, core).items():
@@ -579,7 +545,7 @@ class CoreRows:
         return neurons
 
     def gather(self, shape: kernels.Shape, core: Selection | None) -> Array:  # -> (n_layers, N_FFN)
-        """Copy the rows of a selection and return the plan of the FFNs."""
+        """Copy a selection's rows and return the plan of the FFNs."""
         from numba import cuda
 
         chosen, (plan, n_bytes) = self.chosen(shape, core), self.planned(shape, core)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minicore import ops
 from minicore.backends.cpu.step import ACTIVATION_CODES
-from minicore.backends.cuda.decoder import allocate, on_device, weights_of
+from minicore.backends.cuda.decoder import weights_of
 from minicore.backends.cuda.kernels import prefill as kernels
 from minicore.backends.cuda.kernels.decode import shape as layout
 from minicore.backends.cuda.kernels.intrinsics import SIMULATED
-from minicore.core.recording import GATE_SHIFT, STATISTICS
+from minicore.backends.cuda.kv_cache import DeviceStorage, device_storage
+from minicore.backends.cuda.memory import allocate
+from minicore.core.statistics import GATE_SHIFT, STATISTICS
 from minicore.errors import InputError
-from minicore.model import KVCache, Model, Tap
+from minicore.forward import Hooks
+from minicore.kv_cache import KVCache
+from minicore.model import Model
 from minicore.quantization import n_groups
 
 Array = np.ndarray
@@ -60,7 +64,7 @@ class Rows:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return self.array.copy_to_host().reshape(self.shape).astype(dtype or np.float32, copy=False)
 
-    def suspicious(self) -> Array:
+    def fetch_if_not_finite(self) -> Array:
         """Return them if there may be NaN or infinity among them, else an empty array."""
         return np.asarray(self) if self.bad.copy_to_host()[0] else np.empty(0, np.float32)
 
@@ -124,8 +128,8 @@ ADDERS: dict[str, Callable[[Array, Rows, float], Array]] = {
 }
 
 
-class Reader:
-    """Reads prompts on an NVIDIA GPU, with a model's weights there; if memory is limited, FFNs pass by.
+class CudaPrefill:
+    """Reads prompts on an NVIDIA GPU with a model's weights there, or lent to it if memory is limited.
 
     Parameters
     ----------
@@ -148,26 +152,28 @@ class Reader:
         if not SIMULATED:
             capability = tuple(cuda.get_current_device().compute_capability)
             self.tensor_cores = self.weights.dtype == "bfloat16" and capability >= TENSOR_CORES
-            self.read(np.zeros(1, np.int64), KVCache(cfg, 1))  # compiled outside anybody's timing
+            self.read(np.zeros(1, np.int64), KVCache(cfg, 1), {})  # compiled outside anybody's timing
 
-    def read(
-        self, ids: Array, cache: KVCache, tap: Tap | None = None, watched: Collection[str] = ()
-    ) -> Array:  # (n,) -> (n_vocab,)
-        """Read a prompt behind what the kv cache holds and return the logits after its last token.
+    def clear(self) -> None:
+        """Free the buffers of the prompt read last."""
+        self.buffers.clear()
 
-        ``tap`` gets the activations named in ``watched``, as :class:`Rows`.
+    def read(self, ids: Array, cache: KVCache, hooks: Hooks) -> Array:  # (n,) -> (n_vocab,)
+        """Read a prompt after what the kv cache holds and return the logits after its last token.
+
+        Hooks of ``mlp.hook_post`` and ``mlp.hook_gate`` get the activations as :class:`Rows`.
         """
         cache.check_room(len(ids))
         self.check_limit(cache, min(len(ids), CHUNK), cache.length + len(ids))
-        held = on_device(cache)
+        held = device_storage(cache)
         self.bad.copy_to_device(np.zeros(1, np.int32))
         for first in range(0, len(ids), CHUNK):
             chunk = np.asarray(ids[first : first + CHUNK], np.int64)
             self._embed(chunk, cache.length)
             for layer, ffn, plan in self.weights.ffns(range(self.model.config.n_layers)):
-                self._attend(layer, len(chunk), cache)
-                self._feed_forward(layer, ffn, plan, len(chunk), tap, watched)
-            held.newer = True
+                self._attend(layer, len(chunk), cache, held)
+                self._feed_forward(layer, ffn, plan, len(chunk), hooks)
+            held.written()
             cache.length += len(chunk)
         return self._logits(len(chunk))
 
@@ -235,9 +241,9 @@ class Reader:
         )
         return y
 
-    def _attend(self, layer: int, n: int, cache: KVCache) -> None:
+    def _attend(self, layer: int, n: int, cache: KVCache, held: DeviceStorage) -> None:
         """Add a layer's attention to the residual stream and write its keys and values."""
-        cfg, fixed, held, first = self.model.config, self.weights.fixed, cache.device, cache.length
+        cfg, fixed, first = self.model.config, self.weights.fixed, cache.length
         heads, n_q, width = (cfg.n_heads, cfg.n_kv_heads, cfg.d_head), cfg.n_heads * cfg.d_head, cfg.d_model
         n_qkv, end, rows = n_q + 2 * cfg.n_kv_heads * cfg.d_head, first + n, _blocks(n, kernels.TILE)
         row0, capacity = layer * cfg.n_kv_heads * cache.capacity, cache.capacity
@@ -249,22 +255,20 @@ class Reader:
         )
         self._product(self._norm(x, n, w, b), fixed, w_qkv, fixed, b_qkv, qkv, n, width, n_qkv)
         kernels.rotate[n, TOKEN](
-            *(qkv, self.frequencies, held.keys, held.values, row0, capacity, first, *heads),
+            *(qkv, self.frequencies, held.device_keys, held.device_values, row0, capacity, first, *heads),
             *(cfg.positions == "rope", cache.rounds),
         )
         kernels.scores[(_blocks(end, kernels.TILE), rows, cfg.n_heads), kernels.THREADS](
-            fixed, qkv, held.keys, pattern, row0, capacity, first, n, *heads
+            fixed, qkv, held.device_keys, pattern, row0, capacity, first, n, *heads
         )
         kernels.softmax[(n, cfg.n_heads), TOKEN](pattern, first, n, np.float32(1 / np.sqrt(cfg.d_head)))
         kernels.mixture[(_blocks(cfg.d_head, kernels.TILE), rows, cfg.n_heads), kernels.THREADS](
-            fixed, pattern, held.values, z, row0, capacity, first, n, *heads
+            fixed, pattern, held.device_values, z, row0, capacity, first, n, *heads
         )
         self._product(z, fixed, w_o, fixed, b_o, x, n, n_q, width, add=True)
 
-    def _feed_forward(
-        self, layer: int, ffn: Any, plan: Array, n: int, tap: Tap | None, watched: Collection[str]
-    ) -> None:
-        """Add a layer's FFN to the residual stream and show its activations to the tap."""
+    def _feed_forward(self, layer: int, ffn: Any, plan: Array, n: int, hooks: Hooks) -> None:
+        """Add a layer's FFN to the residual stream and show its activations to the hooks."""
         cfg = self.model.config
         d, m = cfg.d_model, int(plan[layout.N_ROWS])
         x, hidden = self._buffer("x", n * d), self._buffer("hidden", (2 if cfg.gated else 1) * n * m)
@@ -276,8 +280,8 @@ class Reader:
             hidden, n * m, ACTIVATION_CODES[cfg.activation], cfg.gated, self.bad
         )
         for k, name in enumerate(("hook_post", "hook_gate")):
-            if tap and (full := f"blocks.{layer}.mlp.{name}") in watched:
-                tap(full, Rows(hidden[k * n * m : (k + 1) * n * m], m, self.bad))  # type: ignore[arg-type]
+            if (full := f"blocks.{layer}.mlp.{name}") in hooks:
+                hooks[full](Rows(hidden[k * n * m : (k + 1) * n * m], m, self.bad))  # type: ignore[arg-type]
         w, b = plan[layout.W_OUT], self._place(layout.B_OUT, layer)
         self._product(hidden, ffn, w, self.weights.fixed, b, x, n, m, d, add=True, transposed=True)
 

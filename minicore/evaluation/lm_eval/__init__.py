@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 import minicore
 from minicore import ops
-from minicore.backends import reader
-from minicore.core.predictors import Recorder
+from minicore.backends import Backend, make_backend
+from minicore.core.recorder import Recorder
 from minicore.errors import InputError
-from minicore.generation.prediction import make_recorder, record, recorder_tap
-from minicore.generation.stream import advised
-from minicore.model import KVCache, Model, forward, prefill
+from minicore.forward import Hooks
+from minicore.generation.options import with_recommended
+from minicore.generation.prediction import make_recorder, record, recorder_hooks
+from minicore.kv_cache import KVCache
 
 Array = np.ndarray
 
@@ -90,14 +91,14 @@ class MinicoreLM(TemplateLM):
         if self.model.tokenizer is None:
             raise InputError(f"{self.model.source} has no tokenizer, which the harness's texts need")
         self.text = self.model.tokenizer  # `tokenizer` is for those of Transformers
-        self.reader = reader(self.model, backend)
+        self.engine = make_backend(self.model, backend)
         self.max_length = max_length or self.model.config.n_ctx
         if not 1 < self.max_length <= self.model.config.n_ctx or hold < 1:
             raise InputError(
                 f"max_length is {max_length} and hold {hold}, expected 2 to {self.model.config.n_ctx} and 1 "
                 "or more"
             )
-        advice = advised(self.model, predictor, alpha, beta, layers)
+        advice = with_recommended(self.model, predictor, alpha, beta, layers)
         self.choosing = dict(zip(("predictor", "alpha", "beta", "layers"), advice, strict=True)) | choosing
         self.backend_name, self.hold, self.seed = backend, hold, seed
         self.recorder()  # a wrong option is told at once
@@ -194,13 +195,13 @@ class MinicoreLM(TemplateLM):
             raise InputError(f"predictor {recorder.predictor} reads what is scored, which is no prediction")
         n = len(context)
         cache = self.model.new_cache(n + max(len(ids) for ids in continuations) - 1)
-        first = record(self.reader, context, recorder, cache)  # (n_vocab,)
-        model, found = self.reader.restrict(recorder.core()), {}
+        first = record(self.engine, context, recorder, cache)  # (n_vocab,)
+        restricted, found = self.engine.restrict(recorder.core()), {}
         for ids in continuations:
             cache.length = n
             sums = Sums()
             sums.add(first[None], ids[:1])
-            self.read(model, ids[:-1], cache, sums, ids[1:])
+            self.read(restricted, ids[:-1], cache, sums, ids[1:])
             found[ids] = sums.likelihood
         return found
 
@@ -230,33 +231,32 @@ class MinicoreLM(TemplateLM):
             )
         ids, sums = (context + targets)[:-1], Sums()
         wanted = [-1] * (len(context) - 1) + targets  # -1 is not scored
-        cache, tap = self.model.new_cache(len(ids)), recorder_tap(recorder)
-        recorder.recording.adders |= getattr(self.reader.ops, "ADDERS", {})
+        recorder.start(None, self.engine.adders)
+        cache, hooks = self.model.new_cache(len(ids)), recorder_hooks(recorder)
         first = max(self.hold, len(context))
-        self.read(self.reader, ids[:first], cache, sums, wanted[:first], tap)
+        self.read(self.engine, ids[:first], cache, sums, wanted[:first], hooks)
         for end in range(first, len(ids), self.hold):
             block = slice(end, end + self.hold)
             selection = recorder.core()
-            self.read(self.reader.restrict(selection), ids[block], cache, sums, wanted[block])
+            self.read(self.engine.restrict(selection), ids[block], cache, sums, wanted[block])
             if selection is not None:
                 cache.length = end
-                prefill(self.reader, np.array(ids[block]), cache, tap)
+                self.engine.prefill(np.array(ids[block]), cache, hooks)
         return sums.likelihood[0]
 
     def read(
         self,
-        model: Model,
+        backend: Backend,
         ids: Sequence[int],
         cache: KVCache,
         sums: Sums,
         targets: Sequence[int],
-        tap: Any = None,
+        hooks: Hooks | None = None,
     ) -> None:
         """Read ids on a cache, chunk by chunk, and score what each one's successor was."""
         for start in range(0, len(ids), CHUNK):
             chunk = slice(start, start + CHUNK)
-            watch = {} if tap is None else {"tap": tap}
-            sums.add(forward(model, np.array(ids[chunk]), cache, **watch), targets[chunk])
+            sums.add(backend.forward(np.array(ids[chunk]), cache, hooks), targets[chunk])
 
 
 class Sums:

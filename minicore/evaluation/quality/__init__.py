@@ -8,9 +8,9 @@ from minicore.evaluation.quality.measurement import (  # noqa: F401
     Setting,
     evaluate,
     grid,
-    ignore,
     key_of,
     read_others,
+    reading_backend,
     study,
     write_report,
 )

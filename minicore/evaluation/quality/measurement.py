@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -19,18 +19,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicore import ops
-from minicore.backends import reader
+from minicore.backends import Backend, check_backend, make_backend
 from minicore.bootstrap import bootstrap, exp_mean
 from minicore.core.budgets import BUDGETS, layer_betas
 from minicore.core.neurons import CoreSet, check_fraction, parse_layers
-from minicore.core.predictors import Recorder, find_predictor
+from minicore.core.predictors import find_predictor
+from minicore.core.recorder import Recorder
 from minicore.core.rules import Selection, TokenRule
 from minicore.errors import InputError, unknown
 from minicore.evaluation.sweep import ModelRef, Where, borrow, share, sweep
 from minicore.evaluation.texts import Passage, passages
 from minicore.files import atomic_write
-from minicore.generation.prediction import fingerprint, make_recorder, recorder_tap
-from minicore.model import PER_NEURON, Model, Tap, forward, prefill
+from minicore.forward import Hooks
+from minicore.generation.prediction import fingerprint, make_recorder, recorder_hooks
+from minicore.model import PER_NEURON, Model
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -45,7 +47,7 @@ class Setting:
     Attributes
     ----------
     predictor : str
-        A name of the table of predictors or ``SET+RULE``; ``name@source`` makes the same choice from
+        A name of the table of predictors or ``SET+RULE``; ``name@source`` makes the same selection from
         other tokens than the prompt's: the ``continuation`` itself, ``all`` of the passage, or
         ``others``, texts that are not measured (a static hot set).
     beta : float or str
@@ -170,10 +172,6 @@ def grid(
 # --- one passage ---
 
 
-def ignore(name: str, value: Array) -> None:
-    """Tap that changes nothing."""
-
-
 class Reading:
     """A passage read once, densely: what every setting is measured on and against.
 
@@ -193,7 +191,7 @@ class Reading:
 
     def __init__(
         self,
-        model: Model,
+        backend: Backend,
         passage: Passage,
         conditions: Conditions,
         predictors: Iterable[str],
@@ -201,30 +199,29 @@ class Reading:
         frequency: Array | None = None,
     ) -> None:
         n = conditions.prompt_tokens
-        self.model, self.conditions, self.passage = model, conditions, passage
+        self.backend, self.model = backend, backend.model
+        self.conditions, self.passage = conditions, passage
         self.rest, self.targets = passage.ids[n:-1], passage.ids[n + 1 :]
-        self.cache = model.new_cache(len(passage.ids) - 1)
+        self.cache = self.model.new_cache(len(passage.ids) - 1)
         self.recorders = dict(others or {})
         self._greedy: list[int] | None = None
         before, after = [], []
         for setting in {Setting(name, 1.0) for name in (*predictors, "oracle")}:
             if setting.source == "others":
                 continue
-            recorder = new_recorder(model, setting.name, conditions, frequency, digest(passage))
+            recorder = new_recorder(self.model, setting.name, conditions, frequency, digest(passage))
             self.recorders[setting.predictor] = recorder
             recorder.start(
                 {"prompt": n, "continuation": len(self.rest)}.get(setting.source, len(passage.ids) - 1)
             )
             before += [recorder] if setting.source in ("prompt", "all") else []
             after += [recorder] if setting.source in ("continuation", "all") else []
-        self.first = prefill(model, passage.ids[:n], self.cache, recorder_tap(*before))  # (n_vocab,)
-        self.dense = ops.log_softmax(forward(model, self.rest, self.cache, recorder_tap(*after)))
+        self.first = backend.prefill(passage.ids[:n], self.cache, recorder_hooks(*before))  # (n_vocab,)
+        self.dense = ops.log_softmax(backend.forward(self.rest, self.cache, recorder_hooks(*after)))
 
     def choose(self, setting: Setting) -> Selection | None:
         """Return the neurons that a setting chooses for this passage; None is all."""
-        recorder = self.recorders[setting.predictor]
-        recorder.token_beta = setting.token_beta
-        return recorder.core(setting.beta, setting.budget)
+        return self.recorders[setting.predictor].core(setting.beta, setting.budget, setting.token_beta)
 
     def measure(self, setting: Setting, n_generated: int = 0) -> Row:
         """Read the continuation under a setting and compare it with dense.
@@ -233,7 +230,7 @@ class Reading:
         -------
         dict
             What :meth:`score` gives, and ``recall`` (of C([s, g]) at the same beta, mean over the
-            restricted layers; None for a choice per token), ``kept`` (share of all FFN neurons),
+            restricted layers; None for a selection per token), ``kept`` (share of all FFN neurons),
             ``ffn_bytes`` (of weights, read per token), and with n_generated > 0 ``common_prefix``: how
             many of that many greedily generated tokens come before the first one that dense has not.
 
@@ -244,13 +241,14 @@ class Reading:
         >>> from minicore.reproduce.material import sample_files
         >>> conditions = Conditions.of(model, prompt_tokens=32, continuation_tokens=16)
         >>> [passage], _ = passages(model, sample_files(), conditions.n_tokens, n_passages=1)
-        >>> row = Reading(model, passage, conditions, ["stability"]).measure(Setting("stability", 0.4))
+        >>> reading = Reading(make_backend(model), passage, conditions, ["stability"])
+        >>> row = reading.measure(Setting("stability", 0.4))
         >>> row["kept"] <= 0.4, 0 < row["recall"] <= 1
         (True, True)
         """
         selection = self.choose(setting)
-        model, counter = self.model.restrict(selection), NonZero()
-        row = self.score(model, counter if isinstance(selection, TokenRule) else ignore)
+        restricted, counter = self.backend.restrict(selection), NonZero()
+        row = self.score(restricted, counter if isinstance(selection, TokenRule) else None)
         kept: dict[int, float] = {i: len(ids) for i, ids in selection.neurons.items()} if selection else {}
         row["recall"] = None
         if selection is None:
@@ -262,40 +260,40 @@ class Reading:
         row["kept"] = kept_fraction(self.model, kept | counter.mean())
         row["ffn_bytes"] = ffn_bytes(self.model, kept, counter.mean(), read_whole(self.model, selection))
         if n_generated:
-            row["common_prefix"] = self.common_prefix(model, n_generated)
+            row["common_prefix"] = self.common_prefix(restricted, n_generated)
         return row
 
-    def score(self, model: Model, tap: Tap = ignore) -> Row:
+    def score(self, backend: Backend, hooks: Hooks | Callable[[str, Array], None] | None = None) -> Row:
         """Return how a model, such as a restricted one, reads the continuation after the dense prompt.
 
         ``nll`` and ``dense_nll`` are nats a token, ``kl`` is KL(dense || model) in nats a token,
-        ``agreement`` the share of tokens whose likeliest successor is dense's. ``tap`` may change the
-        activations it sees.
+        ``agreement`` the share of tokens whose likeliest successor is dense's. ``hooks`` may change the
+        activations they see.
         """
         self.cache.length = self.conditions.prompt_tokens  # what lies behind is written anew
-        logits = forward(model, self.rest, self.cache, tap)
+        logits = backend.forward(self.rest, self.cache, hooks)
         parts = [
             compare(self.dense[at : at + ROWS], logits[at : at + ROWS], self.targets[at : at + ROWS])
             for at in range(0, len(logits), ROWS)
         ]
         return {key: _mean(np.concatenate([part[key] for part in parts])) for key in parts[0]}
 
-    def common_prefix(self, model: Model, n: int) -> int:
+    def common_prefix(self, backend: Backend, n: int) -> int:
         """Return how many of n greedily generated tokens two models share before they part."""
         if self._greedy is None or len(self._greedy) < n:
-            self._greedy = self._generate(self.model, n)
-        generated = self._generate(model, n)
+            self._greedy = self._generate(self.backend, n)
+        generated = self._generate(backend, n)
         same = [a == b for a, b in zip(generated, self._greedy[:n], strict=True)]
         return same.index(False) if False in same else n
 
-    def _generate(self, model: Model, n: int) -> list[int]:
+    def _generate(self, backend: Backend, n: int) -> list[int]:
         """Return n greedy tokens after the prompt; the first is prefill's."""
-        cache = model.new_cache(self.conditions.prompt_tokens + n)
-        end = cache.length = self.conditions.prompt_tokens
-        cache.k[:, :, :end], cache.v[:, :, :end] = self.cache.k[:, :, :end], self.cache.v[:, :, :end]
+        cache = self.model.new_cache(self.conditions.prompt_tokens + n)
+        self.cache.length = self.conditions.prompt_tokens
+        cache.copy(self.cache)
         ids = [int(self.first.argmax())]
         while len(ids) < n:
-            ids.append(int(forward(model, np.array(ids[-1:]), cache)[0].argmax()))
+            ids.append(int(backend.forward(np.array(ids[-1:]), cache)[0].argmax()))
         return ids
 
 
@@ -473,6 +471,7 @@ def study(
     n_generated: int = 0,
     progress: bool = False,
     workers: Where | None = None,
+    backend: str = "numpy",
 ) -> list[Row]:
     """Measure settings on passages; every passage is read once however many settings there are.
 
@@ -493,6 +492,8 @@ def study(
         Show a progress bar on stderr if it is a terminal.
     workers : Where or None
         What runs it, a passage a job; None is one thread of this process.
+    backend : str
+        ``numpy`` or ``cpu``: what reads the passages.
 
     Returns
     -------
@@ -526,7 +527,7 @@ def study(
     todo = [(passage, rows.missing(passage, settings, n_generated)) for passage in passages]
     todo = [(passage, missing) for passage, missing in todo if missing]
     wanted = tuple(dict.fromkeys(setting for _, missing in todo for setting in missing))
-    ref, backend = share(model), "numpy" if model.ops is ops else "cpu"
+    ref = share(model)
     jobs = [
         Job(ref, backend, passage, missing, conditions, wanted, tuple(fit), n_generated)
         for passage, missing in todo
@@ -553,10 +554,10 @@ class Job(NamedTuple):
 
 def measure_passage(job: Job) -> list[Row]:
     """Return one passage's rows."""
-    model = reader(borrow(job.model), job.backend)
-    others, frequency = fitted(model, job)
+    backend = make_backend(borrow(job.model), job.backend)
+    others, frequency = fitted(backend, job)
     names = [setting.predictor for setting in job.settings]
-    reading = Reading(model, job.passage, job.conditions, names, others, frequency)
+    reading = Reading(backend, job.passage, job.conditions, names, others, frequency)
     said = {"passage": job.passage.name, "digest": digest(job.passage)}
     return [said | asdict(one) | reading.measure(one, job.n_generated) for one in job.settings]
 
@@ -565,17 +566,17 @@ Fitted = tuple[dict[str, Recorder], Array | None]
 _fitted: dict[tuple[Any, ...], Fitted] = {}  # one at a time: what this process read last
 
 
-def fitted(model: Model, job: Job) -> Fitted:
+def fitted(backend: Backend, job: Job) -> Fitted:
     """Return :func:`read_others` of a job's texts; the jobs of a study that a process runs read them once."""
     key = (job.model, job.backend, job.conditions, job.wanted, *map(digest, job.fit))
     if key not in _fitted:
         _fitted.clear()
-        _fitted[key] = read_others(model, job.fit, job.wanted, job.conditions)
+        _fitted[key] = read_others(backend, job.fit, job.wanted, job.conditions)
     return _fitted[key]
 
 
 def read_others(
-    model: Model, fit: Sequence[Passage], settings: Sequence[Setting], conditions: Conditions
+    backend: Backend, fit: Sequence[Passage], settings: Sequence[Setting], conditions: Conditions
 ) -> Fitted:  # the second of the two: (n_layers, n_neurons)
     """Let the predictors that are fitted read the texts that are not measured.
 
@@ -588,11 +589,12 @@ def read_others(
         return {}, None
     if not fit:
         raise InputError("a hot set is fitted on other texts, expected at least one passage to fit on")
+    model = backend.model
     recorders = {predictor: new_recorder(model, name, conditions) for predictor, name in named.items()}
     counts = new_recorder(model, "stability", conditions)
     for passage in fit:
         ids = passage.ids[: model.config.n_ctx]
-        prefill(model, ids, model.new_cache(len(ids)), recorder_tap(counts, *recorders.values()))
+        backend.prefill(ids, model.new_cache(len(ids)), recorder_hooks(counts, *recorders.values()))
     frequency = np.zeros((model.config.n_layers, model.config.n_neurons))
     for layer, scores in counts.scores().items():
         frequency[layer] = scores
@@ -683,9 +685,23 @@ def evaluate(
     rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
     measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, seed=where.seed)
     summary = study(
-        reader(model, backend), measured, settings, where, others, rows, n_generated, progress, workers
+        model,
+        measured,
+        settings,
+        where,
+        others,
+        rows,
+        n_generated,
+        progress,
+        workers,
+        backend=reading_backend(model, backend),
     )
     return write_report(rows, texts, measured, summary, out)
+
+
+def reading_backend(model: Model, backend: str) -> str:
+    """Return the backend that reads passages whole: a GPU's machine uses the CPU's."""
+    return "numpy" if check_backend(backend, model.dtype, model.config)[0] == "numpy" else "cpu"
 
 
 def write_report(

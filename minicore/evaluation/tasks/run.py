@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minicore.backends import check_backend, reader
+from minicore.backends import check_backend, make_backend
 from minicore.bootstrap import bootstrap
 from minicore.core.neurons import check_fraction, parse_layers
-from minicore.core.predictors import Recorder, find_predictor
+from minicore.core.predictors import find_predictor
+from minicore.core.recorder import Recorder
 from minicore.errors import InputError, unknown
 from minicore.evaluation.quality import Setting, grid
 from minicore.evaluation.sweep import Journal, ModelRef, Where, borrow, share, sweep
@@ -23,10 +24,11 @@ from minicore.evaluation.tasks import metrics, readers
 from minicore.evaluation.tasks.prompts import Prompts
 from minicore.evaluation.tasks.readers import Example
 from minicore.files import atomic_write
+from minicore.generation.options import check_options
 from minicore.generation.prediction import fingerprint, make_recorder, record_all
 from minicore.generation.sampling import Sampler
-from minicore.generation.stream import Stream
-from minicore.model import KVCache, Model
+from minicore.generation.stream import Prefilled, Stream
+from minicore.model import Model
 
 Array = np.ndarray
 Row = dict[str, Any]
@@ -59,54 +61,39 @@ class Job(NamedTuple):
     how: How
 
 
-class Reading:
-    """A prompt read once, densely, for all settings that choose by it."""
-
-    def __init__(self, model: Model, ids: list[int], recorders: Sequence[Recorder], backend: str) -> None:
-        self.cache = model.new_cache(len(ids))
-        self.logits = record_all(reader(model, backend), ids, recorders, self.cache)  # (n_vocab,)
-
-
-class Answer(Stream):
-    """A generation that goes on from a prompt read before."""
-
-    reading: Reading
-
-    def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
-        cache.copy(self.reading.cache)
-        return self.reading.logits
-
-
 def answer(job: Job) -> list[Row]:
-    """Return what a model answers a prompt under each setting."""
+    """Return what a model answers a prompt under each setting; settings share one reading where they can."""
     model, how = borrow(job.model), job.how
-    shared = {name: recorder_of(model, job, name) for name in names_of(job.settings) if shares(name)}
-    reading = Reading(model, job.ids, list(shared.values()), how.backend)
-    return [
-        answer_one(model, job, setting, shared.get(setting.predictor), reading) for setting in job.settings
-    ]
+    names = (name for name in names_of(job.settings) if shares(name))
+    shared = {name: recorder_of(model, job, Setting(name, 1.0, token_beta=1.0)) for name in names}
+    cache = model.new_cache(len(job.ids))
+    logits = record_all(make_backend(model, how.backend), job.ids, list(shared.values()), cache)  # (n_vocab,)
+    rows = []
+    for setting in job.settings:
+        if recorder := shared.get(setting.predictor):
+            selection = recorder.core(setting.beta, setting.budget, setting.token_beta)
+            rows.append(answer_one(model, job, setting, recorder, Prefilled(cache, logits, selection)))
+        else:
+            rows.append(answer_one(model, job, setting, recorder_of(model, job, setting)))
+    return rows
 
 
-def answer_one(model: Model, job: Job, setting: Setting, recorder: Recorder | None, reading: Reading) -> Row:
-    """Return one setting's answer; without a recorder that has read the prompt, it reads it by itself."""
-    kind = Stream if recorder is None else Answer
-    own = recorder_of(model, job, setting.predictor) if recorder is None else recorder
-    own.beta, own.budget, own.token_beta = setting.beta, setting.budget, setting.token_beta
-    out = kind(
-        *(
-            model,
-            job.ids,
-            own,
-            Sampler(),
-            check_backend(job.how.backend, model.dtype, model.config)[0],
-            job.how.new_tokens,
-        ),
-        *(list(job.how.stop), model.eos_ids),
-        refresh=own.row.refresh,
+def answer_one(
+    model: Model, job: Job, setting: Setting, recorder: Recorder, prefilled: Prefilled | None = None
+) -> Row:
+    """Return one setting's answer to a prompt, which is read first unless it has been."""
+    options = check_options(
+        model,
+        recorder,
+        backend=job.how.backend,
+        max_new_tokens=job.how.new_tokens,
+        stop=job.how.stop,
+        ignore_eos=False,
+        refresh=None,
+        continuation=None,
+        memory_limit=None,
     )
-    if isinstance(out, Answer):
-        out.reading, out.core = reading, own.core()
-    done = out.run()
+    done = Stream(model, job.ids, recorder, Sampler(), options, prefilled).run()
     return {
         **asdict(setting),
         "text": done.text,
@@ -126,17 +113,18 @@ def shares(predictor: str) -> bool:
     return not row.needs_continuation and row.refresh is None
 
 
-def recorder_of(model: Model, job: Job, predictor: str) -> Recorder:
-    """Return a predictor's recorder under a study's conditions."""
-    how, row = job.how, find_predictor(predictor)
+def recorder_of(model: Model, job: Job, setting: Setting) -> Recorder:
+    """Return the recorder of a setting's predictor under a study's conditions."""
+    how, row = job.how, find_predictor(setting.predictor)
     reads = row.checks_stability or {"frequency", "cluster_frequency"} & set(row.given)
     return make_recorder(
         model,
-        predictor,
+        setting.predictor,
         how.alpha,
-        1.0,
+        setting.beta,
         list(how.layers),
-        token_beta=1.0,
+        budget=setting.budget,
+        token_beta=setting.token_beta,
         clusters=how.clusters if reads else None,
         seed=how.seed + digest(job.ids),
     )
@@ -312,8 +300,7 @@ def draw(found: Sequence[Example], n: int, seed: int) -> list[Example]:
 def recorder_checks(model: Model, job: Job) -> None:
     """Make every recorder once, so that what is missing or does not fit is told before any work."""
     for setting in job.settings:
-        recorder = recorder_of(model, job, setting.predictor)
-        recorder.beta = setting.beta
+        recorder_of(model, job, setting)
 
 
 def answers(

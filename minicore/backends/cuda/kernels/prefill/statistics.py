@@ -1,4 +1,4 @@
-"""Sums over tokens (minicore.core.recording)."""
+"""Sums over tokens (minicore.core.statistics)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numba.core.types import float64, int32
 from minicore.backends.cuda.kernels.intrinsics import LANES, as_bits, cuda, device, get
 from minicore.backends.cuda.kernels.prefill.blocks import WARPS, block_max, block_sum
 
-BINS_SHIFT = 14  # minicore.core.recording.GATE_SHIFT; kernels see constants of their own module
+BINS_SHIFT = 14  # minicore.core.statistics.GATE_SHIFT; kernels see constants of their own module
 
 
 @device

@@ -7,7 +7,7 @@ one after the other, so that not a bit of it depends on how the prompt was cut i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from minicore.core.neurons import check_fraction, token_core
 from minicore.errors import InputError, unknown
 
 Array = np.ndarray
+
+Adder = Callable[[Array, Array, float], Array]  # total so far, activations of more tokens, alpha -> total
 
 GATE_SHIFT = 14  # bits of a float32 that a gate's bin forgets: bins are 2**-9 wide, relative to their value
 
@@ -72,7 +74,7 @@ class Statistic:
     in families without one).
     """
 
-    add: Callable[[Array, Array, float], Array]
+    add: Adder
     shape: Callable[[int, float], tuple[int, ...]] = lambda n_neurons, alpha: (n_neurons,)
     dtype: type = np.int64
     reads: str = "post"
@@ -88,17 +90,17 @@ STATISTICS: dict[str, Statistic] = {
 }
 
 
-class Elsewhere(Protocol):
-    """Activations (n_tokens, n_neurons) in another memory, which are summed up there."""
+class DeviceActivations(Protocol):
+    """Activations (n_tokens, n_neurons) in a device's memory, which are summed up there."""
 
     ndim: int
     shape: tuple[int, int]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, tokens: slice) -> Elsewhere: ...
+    def __getitem__(self, tokens: slice) -> DeviceActivations: ...
 
-    def suspicious(self) -> Array:
+    def fetch_if_not_finite(self) -> Array:
         """Return them if there may be NaN or infinity among them, else an empty array."""
         ...
 
@@ -124,6 +126,8 @@ class Recording:
         Tokens before this one are not recorded.
     marks : sequence of int
         Numbers of recorded tokens after which the statistics are kept as they stand, in ``at_mark``.
+    adders : mapping of str to callable or None
+        Functions with the results of the statistics' own ``add``, such as compiled ones, to use instead.
 
     Attributes
     ----------
@@ -131,8 +135,6 @@ class Recording:
         layer -> statistic -> its sum; (n_neurons,) for most.
     at_mark : dict of int to dict of int to dict of str to array
         mark -> layer -> statistic -> its sum over the first ``mark`` recorded tokens.
-    adders : dict of str to callable
-        What adds to each sum: the statistics' own functions, or compiled ones with the same results.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Recording:
         alpha: float = 0.4,
         first: int = 0,
         marks: Sequence[int] = (),
+        adders: Mapping[str, Adder] | None = None,
     ) -> None:
         self.names, self.layers, self.n_neurons = list(dict.fromkeys(statistics)), list(layers), n_neurons
         for name in self.names:
@@ -151,7 +154,7 @@ class Recording:
         self.alpha, self.first = check_fraction("alpha", alpha), first
         self.marks = sorted(set(marks))
         self.reads = {STATISTICS[name].reads for name in self.names}
-        self.adders = {name: STATISTICS[name].add for name in self.names}
+        self._adders = {name: STATISTICS[name].add for name in self.names} | dict(adders or {})
         self.totals: dict[int, dict[str, Array]] = {
             layer: {
                 name: np.zeros(STATISTICS[name].shape(n_neurons, self.alpha), STATISTICS[name].dtype)
@@ -162,7 +165,7 @@ class Recording:
         self.at_mark: dict[int, dict[int, dict[str, Array]]] = {mark: {} for mark in self.marks}
         self._seen = {(layer, reads): 0 for layer in self.layers for reads in self.reads}
 
-    def update(self, layer: int, a: Array | Elsewhere, reads: str = "post") -> None:
+    def update(self, layer: int, a: Array | DeviceActivations, reads: str = "post") -> None:
         # (n_tokens, n_neurons)
         """Add one chunk's activations of one layer.
 
@@ -187,7 +190,7 @@ class Recording:
                 f"activations of layer {layer} have shape {a.shape}, expected (n_tokens, {self.n_neurons})"
             )
         seen = self._seen[layer, reads]
-        here = a if isinstance(a, np.ndarray) else a.suspicious()
+        here = a if isinstance(a, np.ndarray) else a.fetch_if_not_finite()
         if not np.isfinite(here).all():
             bad = int(np.isfinite(here).all(axis=1).argmin())
             kind = "NaN" if np.isnan(here[bad]).any() else "infinity"
@@ -205,10 +208,10 @@ class Recording:
     def _of(self, reads: str) -> list[str]:
         return [name for name in self.names if STATISTICS[name].reads == reads]
 
-    def _add(self, layer: int, a: Array | Elsewhere, reads: str) -> None:
+    def _add(self, layer: int, a: Array | DeviceActivations, reads: str) -> None:
         totals = self.totals[layer]
         for name in self._of(reads):
             if isinstance(a, np.ndarray):
-                totals[name] = self.adders[name](totals[name], a, self.alpha)
+                totals[name] = self._adders[name](totals[name], a, self.alpha)
             else:
                 totals[name] = a.adder(name)(totals[name], a, self.alpha)
