@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -381,3 +382,13 @@ def _names_filter(wanted: Any, known: list[str]) -> set[str]:
             raise unknown("tensor name", pattern, known)
         keep.update(found)
     return keep
+
+
+def __getattr__(name: str) -> Any:
+    """Import :func:`minicore.forward.prefill` from here as before version 0.2."""
+    if name != "prefill":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("minicore.model.prefill is now minicore.forward.prefill", DeprecationWarning, stacklevel=2)
+    from minicore.forward import prefill
+
+    return prefill

@@ -27,7 +27,7 @@ import numpy as np
 
 import minicore as mc
 from minicore import ops, plots
-from minicore.model import KVCache, forward
+from minicore.forward import forward
 
 model = mc.load("minicore-opt-core")
 n_layers, n_neurons = model.config.n_layers, model.config.n_neurons
@@ -90,11 +90,11 @@ ax = plots.overlap_matrix(overlap, tokens)
 def nats(ids, change=lambda a: None):
     """Mean surprise at the next token, in nats; `change` edits a layer's activations in place."""
 
-    def tap(name, value):
+    def hook(name, value):
         if name.endswith("mlp.hook_post"):
             change(value)
 
-    logits = forward(model, np.array(ids), KVCache(model.config, len(ids)), tap)
+    logits = forward(model, np.array(ids), mc.KVCache(model.config, len(ids)), hook)
     return -ops.log_softmax(logits[:-1])[np.arange(len(ids) - 1), ids[1:]].mean()
 
 

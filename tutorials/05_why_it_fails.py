@@ -30,7 +30,7 @@ import minicore as mc
 from minicore import ops, plots
 from minicore.evaluation import quality
 from minicore.evaluation.texts import passages
-from minicore.model import KVCache, forward, prefill
+from minicore.forward import forward, prefill
 
 models = {name: mc.load(name) for name in ("minicore-opt", "minicore-opt-core")}
 n_layers, n_neurons = models["minicore-opt"].config.n_layers, models["minicore-opt"].config.n_neurons
@@ -214,12 +214,12 @@ model = models["minicore-opt"]
 lost = []
 for one in passage:
     core = mc.predict(model, one.ids[:64], "stability", 0.4, 0.4)
-    cache = KVCache(model.config, len(one.ids))
+    cache = mc.KVCache(model.config, len(one.ids))
     prefill(model, one.ids[:64], cache)
     nats = []
-    for reader in (model, model.restrict(core)):
+    for which in (model, model.restrict(core)):
         cache.length = 64
-        logits = ops.log_softmax(forward(reader, one.ids[64:-1], cache))
+        logits = ops.log_softmax(forward(which, one.ids[64:-1], cache))
         nats.append(-logits[np.arange(len(logits)), one.ids[65:]])
     lost.append(nats[1] - nats[0])
 blocks = np.mean(lost, axis=0)[:48].reshape(6, 8).mean(axis=1)
