@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from minicore.cli import make_parser
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path
     for folder in ("", "docs", "docs/notes", "weights/minicore*", "tutorials/data", ".github", ".github/*")
