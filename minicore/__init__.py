@@ -16,7 +16,7 @@ from minicore.model import Model, load
 
 _moved.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Clusters",
     "CoreSet",
