@@ -1,4 +1,4 @@
-"""A predictor at work: it records while the prompt is read, and then says which neurons to keep."""
+"""The recorder: it collects a predictor's statistics while the prompt is read, then selects the neurons."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Array = np.ndarray
 
 
 class Recorder:
-    """A predictor at work: it records what it needs while prefill goes on, and then says its choice.
+    """Collects the statistics of a predictor during prefill, then returns its selection.
 
     Parameters
     ----------
@@ -36,32 +36,32 @@ class Recorder:
     n_layers, n_neurons : int
         The model's.
     budget : str
-        How beta is spent over the layers, a name of :data:`BUDGETS`.
+        How beta is distributed over the layers, a name of :data:`BUDGETS`.
     gamma : float, str, sequence of float or None
-        As beta, for a cluster's set; None is beta.
+        Like beta, for the set of a cluster; None is beta.
     token_beta : float, str, sequence of float or None
-        As beta, for the token rule inside a set.
+        Like beta, for the token rule within a set.
     given : mapping of str to (n_layers, n_neurons) array
-        What the predictor reads besides the prompt.
+        The predictor's inputs other than the prompt.
     clusters : Clusters or None
-        What similarity-guided prediction and ``static`` read.
+        Input of similarity-guided prediction and of ``static``.
     embedding : (d,) array or None
-        The prompt's vector, for clusters of embeddings.
+        The embedding of the prompt, for clusters of embeddings.
     window : int or None
-        Tokens, the last ones, that are recorded; None is the predictor's own, mostly all.
+        Record only this many tokens at the end. None is the predictor's default, usually all.
     wanted : float
-        Expected recall from which on ``auto`` takes a prompt's set for stable.
+        Expected recall above which ``auto`` treats the prompt's set as stable.
     gated : bool
         Whether the FFN has a gate. Without one, statistics of gates read the activations themselves.
     settings : mapping
-        Kept with the selection, to say where it came from (JSON values).
+        Stored with the selection to document its origin (JSON values).
 
     Attributes
     ----------
     used, why : str
-        After :meth:`core`: the row of the table it came from, and the reason if it was chosen.
+        After :meth:`core`: the predictor that made the selection, and why, where ``auto`` decided.
     fixed : bool
-        Whether it has read all it needs and is to read no prompt.
+        Whether it has all its statistics and ignores prompts that follow.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What prefill keeps for a predictor: sums over tokens, added up chunk by chunk.
+"""Statistics that predictors read: sums over the tokens of a prompt, accumulated chunk by chunk.
 
 Every statistic is a sum over tokens: its size does not depend on the length of the prompt. Tokens are added
 one after the other, so that not a bit of it depends on how the prompt was cut into chunks.
@@ -35,7 +35,7 @@ def add_magnitude_counts(total: Array, a: Array, alpha: float) -> Array:
 
 
 def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:
-    """Add each token's (a / ||a||)**2, the share of its energy; a token of zeros adds nothing."""
+    """Add each token's (a / ||a||)**2, its relative energy. A token whose activations are 0 adds nothing."""
     for row in a:  # in token order and in float64: the sum is the same however the prompt was cut
         energy = np.square(row, dtype=np.float64)
         if (whole := energy.sum()) > 0:
@@ -44,7 +44,7 @@ def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:
 
 
 def add_rank_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons, n_ranks), ...
-    """Count how often each neuron had each rank among its token's activations, 0 for the largest."""
+    """Count how often each neuron has each rank among its token's activations. Rank 0 is the largest."""
     ranks = np.arange(total.shape[1])
     if total.dtype == np.uint16 and int(total[:, 0].sum(dtype=np.int64)) + len(a) > np.iinfo(np.uint16).max:
         total = total.astype(np.uint32)  # each token has one neuron of rank 0
@@ -54,13 +54,13 @@ def add_rank_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neuron
 
 
 def add_positives(total: Array, a: Array, alpha: float) -> Array:  # (2,), (n_tokens, n_neurons)
-    """Count tokens, and positive activations over all of them."""
+    """Count the tokens, and their positive activations."""
     total += len(a), np.count_nonzero(a > 0)
     return total
 
 
 def add_gate_bins(total: Array, gate: Array, alpha: float) -> Array:  # (n_bins,), (n_tokens, n_neurons)
-    """Count the gates of each magnitude; the bits of positive floats rise with their value."""
+    """Count gates by magnitude. The bits of positive floats order them as their values do."""
     bits = np.abs(gate, dtype=np.float32).view(np.uint32) >> GATE_SHIFT
     total += np.bincount(bits.ravel(), minlength=len(total))
     return total
@@ -68,7 +68,7 @@ def add_gate_bins(total: Array, gate: Array, alpha: float) -> Array:  # (n_bins,
 
 @dataclass(frozen=True)
 class Statistic:
-    """A sum over tokens: how it grows, what it looks like empty, and which activations it reads.
+    """A sum over tokens: its update, its shape and dtype, and the activations it reads.
 
     ``reads`` is ``post`` for a, what multiplies ``w_out``, or ``gate`` for the activated gate (a itself
     in families without one).
@@ -91,7 +91,7 @@ STATISTICS: dict[str, Statistic] = {
 
 
 class DeviceActivations(Protocol):
-    """Activations (n_tokens, n_neurons) in a device's memory, which are summed up there."""
+    """Activations (n_tokens, n_neurons) in device memory, summed on the device."""
 
     ndim: int
     shape: tuple[int, int]
@@ -101,16 +101,16 @@ class DeviceActivations(Protocol):
     def __getitem__(self, tokens: slice) -> DeviceActivations: ...
 
     def fetch_if_not_finite(self) -> Array:
-        """Return them if there may be NaN or infinity among them, else an empty array."""
+        """Return the activations if some may be NaN or infinite, else an empty array."""
         ...
 
     def adder(self, name: str) -> Callable[[Array, Any, float], Array]:
-        """Return what adds them to a statistic, with the arguments and results of its own function."""
+        """Return the function that adds them to a statistic, with the signature of its ``add``."""
         ...
 
 
 class Recording:
-    """The statistics of a prompt so far, layer by layer.
+    """The statistics of the tokens read so far, by layer.
 
     Parameters
     ----------

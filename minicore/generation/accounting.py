@@ -1,4 +1,4 @@
-"""What decoding with a selection reads: neurons and bytes per token, counted, not measured."""
+"""How many neurons and bytes a decoded token reads. These are counts, not measurements."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 
-def neurons_kept(model: Model, core: Selection | None, n_used: Array | None = None) -> Array:
+def neurons_kept(model: Model, core: Selection | None, neurons_read: Array | None = None) -> Array:
     # (n_layers,) or None -> (n_layers,)
     """Return how many neurons' output rows a decoded token reads in each layer.
 
-    ``n_used`` are the means that a decoder counted, for layers where each token chooses for itself; without
-    them these count as all that may be chosen from.
+    In layers where each token selects its own neurons, this is ``neurons_read``, the mean a decoder counted.
+    Without it, it is the number of neurons the token selects from.
     """
     n_neurons = model.config.n_neurons
     kept = np.full(model.config.n_layers, n_neurons, float)
@@ -28,15 +28,15 @@ def neurons_kept(model: Model, core: Selection | None, n_used: Array | None = No
         kept[layer] = len(ids)
     for layer, limit in core.limits.items() if isinstance(core, TokenRule) else ():
         most = min(kept[layer], limit) if isinstance(core, TokenRule) and core.kind == "top" else kept[layer]
-        kept[layer] = most if n_used is None else n_used[layer]
+        kept[layer] = most if neurons_read is None else neurons_read[layer]
     return kept
 
 
 def bytes_per_token(model: Model, core: Selection | None, kept: Array | None = None) -> int:
-    """Return the bytes of weights that one decoded token reads; of the embedding that is one row.
+    """Return the bytes of weights that one decoded token reads. It reads one row of the embedding.
 
-    Where each token chooses for itself, the rows that the choice is made from are read for all neurons of
-    the set: the gate's (``w_in`` in families without one), and for the k largest ``w_in`` too.
+    Where each token selects its own neurons, it first reads some rows of every neuron it selects from: those
+    of ``w_gate`` (of ``w_in`` in families without a gate), and for the k largest those of ``w_in`` as well.
     """
     kept = neurons_kept(model, core) if kept is None else kept
     read = float(model.head.nbytes + model.params["embed"][0].nbytes)
@@ -50,7 +50,7 @@ def bytes_per_token(model: Model, core: Selection | None, kept: Array | None = N
 
 
 def _read_first(core: Selection | None, layer: int, gated: bool) -> tuple[str, ...]:
-    """Return the matrices a token reads before it has chosen."""
+    """Return the matrices a token reads before it has selected its neurons."""
     if not isinstance(core, TokenRule) or layer not in core.limits:
         return ()
     inputs = ("mlp.w_in", "mlp.b_in")

@@ -105,7 +105,7 @@ def is_stable(
 
 
 def find_clusters(model: Model, clusters: Clusters | str | PathLike[str] | None) -> Clusters | None:
-    """Return clusters, read from their file if need be; raise InputError if they are another model's."""
+    """Return clusters, from their file if a path is given; raise InputError if they are another model's."""
     if isinstance(clusters, str | PathLike):
         name, clusters = f"{clusters}: ", Clusters.load(clusters)
     else:
@@ -133,48 +133,48 @@ def make_recorder(
     wanted: float = WANTED,
     seed: int | None = None,
 ) -> Recorder:
-    """Return a predictor's recorder for a model, with everything it reads besides the prompt.
+    """Return the recorder of a predictor for a model, with all its inputs other than the prompt.
 
     Parameters
     ----------
     model : Model
     predictor : str
-        A name of :data:`minicore.core.predictors.PREDICTORS`, or ``SET+RULE``, such as ``griffin+gate``:
-        each token chooses by the rule inside the set.
+        A name of :data:`minicore.core.predictors.PREDICTORS`, or ``SET+RULE`` such as ``griffin+gate``:
+        each token selects by the rule from the set.
     alpha : float
         Fraction of a token's positive activations kept, in (0, 1].
     beta : float, str or sequence of float
-        Fraction of a layer's neurons kept, in (0, 1]: one number, a range ``"0.2:0.6"`` from the first
-        restricted layer to the last, or a number for each of them.
+        Fraction of a layer's neurons kept, in (0, 1]: one number; a range ``"0.2:0.6"``, from the first
+        restricted layer to the last; or one number per restricted layer.
     layers : str, slice, range, list of int or None
         Layers to restrict; None is all.
-    gamma : as beta
-        For the set of a cluster; None is beta.
-    token_beta : as beta
-        For the rule of ``SET+RULE``.
+    gamma : float, str, sequence of float or None
+        The fraction kept of a cluster's set; None is beta.
+    token_beta : float, str, sequence of float or None
+        The fraction kept by the rule of ``SET+RULE``.
     budget : str
-        ``uniform``: beta holds in each layer; ``share``: on average over the layers, spent where the
-        scores say most is captured (:func:`minicore.core.budgets.share`).
+        ``uniform``: every layer keeps beta. ``share``: the layers keep beta on average, and those keep more
+        where the scores say that more is gained (:func:`minicore.core.budgets.share`).
     clusters : Clusters, path or None
-        Needed by ``similarity`` and ``static``; ``auto`` uses them if they are there.
+        ``similarity`` and ``static`` need them; ``auto`` uses them if given.
     frequency : (n_layers, n_neurons) array or None
-        What ``static`` reads if there are no clusters: any scores made from other texts.
+        Scores computed from other texts, for ``static`` without clusters.
     embedding : (d,) array or None
-        The prompt's vector, for clusters of embeddings.
+        The embedding of the prompt, for clusters of embeddings.
     calibration : str, list of str, list of lists of ids, or None
-        Texts to record in place of the prompt: a set or threshold fixed before the prompt is known.
+        Texts to record instead of the prompt. They fix the set or threshold before the prompt is known.
     window : int or None
-        Tokens of the prompt, the last ones, that are recorded; None is the predictor's own, mostly all.
+        Record only this many tokens at the end of the prompt. None is the predictor's default, usually all.
     wanted : float
-        Expected recall from which on ``auto`` takes a prompt's set for stable.
+        Expected recall above which ``auto`` treats the prompt's set as stable.
     seed : int or None
-        For ``random``.
+        Random seed of ``random``.
 
     Raises
     ------
     InputError
-        For a value outside its range, something missing that the predictor needs, or clusters of another
-        model.
+        If a value is out of range, an input that the predictor needs is missing, or the clusters belong to
+        another model.
 
     Examples
     --------

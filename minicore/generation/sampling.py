@@ -1,4 +1,4 @@
-"""Choosing a token from logits."""
+"""Sampling: from logits to a token."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Sampler:
-    """Chooses a token from logits: the largest at temperature 0, else by chance.
+    """Picks a token from logits: the largest at temperature 0, a random draw above it.
 
     Attributes
     ----------
     temperature : float
-        Divides the logits, >= 0.
+        The logits are divided by it; >= 0.
     top_k : int or None
-        Only the k likeliest tokens can be drawn.
+        Draw only from the k most likely tokens.
     top_p : float or None
-        Only the likeliest tokens can be drawn whose probabilities just reach p (1904.09751).
+        Draw only from the most likely tokens whose probabilities together reach p (1904.09751).
     rng : numpy.random.Generator
     """
 
@@ -41,7 +41,7 @@ class Sampler:
             raise InputError(f"top_p is {self.top_p!r}, expected above 0 and at most 1")
 
     def __call__(self, logits: Array) -> int:  # (n_vocab,) -> id
-        """Return the chosen token."""
+        """Return the token picked."""
         if self.temperature == 0:
             return int(np.argmax(logits))
         p = self.probabilities(logits)
@@ -57,7 +57,7 @@ class Sampler:
             scaled[order[self.top_k :]] = -np.inf
         p = ops.softmax(scaled)
         if self.top_p is not None:
-            before = np.cumsum(p[order]) - p[order]  # mass of the likelier tokens
+            before = np.cumsum(p[order]) - p[order]  # mass of the more likely tokens
             p[order[before >= self.top_p]] = 0
             p /= p.sum()
         return p

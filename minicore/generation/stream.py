@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-SHORT = 1 << 32  # weight bytes times tokens: NumPy has multiplied them before Numba is imported
+SHORT = 1 << 32  # weight bytes times tokens: below it NumPy finishes before Numba could be imported
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a generation produced.
+    """The result of a generation.
 
     Attributes
     ----------
     text : str
-        The new text, special tokens left out.
+        The new text, without special tokens.
     token_ids, prompt_ids : list of int
-        New tokens (an end-of-sequence token is not among them) and the prompt's.
+        The new tokens, without the end-of-sequence token, and the tokens of the prompt.
     core : CoreSet, TokenRule or None
-        Neurons that decoding used, or how each token chose its own; None is all.
+        The neurons that decoding used, or the rule by which each token selected its own; None is all.
     stats : dict
-        Settings, counts, seconds, tokens per second, bytes, and why it stopped.
+        Settings, counts, seconds, tokens per second, bytes, and the reason for stopping.
 
     Examples
     --------
@@ -67,7 +67,7 @@ class Generation:
 
 
 def generate(model: Model, prompt: str | Sequence[int], **options: Any) -> Generation:
-    """Return the continuation of a prompt. :func:`stream` describes the options and the errors.
+    """Return the continuation of a prompt. :func:`stream` describes options and errors.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def stream(
     memory_limit: int | None = None,
     **choosing: Any,
 ) -> Stream:
-    """Return an iterator over the pieces of a generation's text.
+    """Return an iterator over the text of a generation, piece by piece.
 
     Parameters
     ----------
@@ -110,43 +110,44 @@ def stream(
     prompt : str or list of int
         Text, or token ids.
     max_new_tokens : int
-        Most tokens to generate, >= 0. The model's context may end it earlier (``stop_reason``).
+        The largest number of tokens to generate, >= 0. The model's context may end it sooner
+        (``stop_reason``).
     predictor : str or None
-        How to choose the neurons to decode with; None is what the checkpoint recommends, else dense.
+        How to select the neurons to decode with. None is what the checkpoint recommends, else dense.
     alpha, beta : float or None
-        Fractions kept, in (0, 1]; None is the checkpoint's recommendation, else 0.4.
+        Fractions kept, in (0, 1]. None is what the checkpoint recommends, else 0.4.
     layers : str, slice, range, list of int or None
-        Layers to restrict, such as ``"6:27"``; None is the checkpoint's recommendation, else all.
+        Layers to restrict, such as ``"6:27"``. None is what the checkpoint recommends, else all.
     refresh : int or None
-        Choose anew after every so many generated tokens: the last ``window`` tokens (all not yet read
-        densely, if the predictor has no window) are read again by the whole model, which also makes good
-        their keys and values. None is the predictor's own, mostly never.
+        Select again each time this many tokens have been generated. The dense model then reads the last
+        ``window`` tokens again (without a window, all tokens it has not read), which also corrects their
+        keys and values. None is the predictor's default, usually never.
     continuation : list of int or None
-        Ids that ``oracle`` takes for the continuation; None decodes densely first and takes that.
+        The continuation that ``oracle`` reads. None decodes densely first and uses that.
     **choosing
-        What predictors read besides: ``gamma``, ``token_beta``, ``budget``, ``clusters``, ``embedding``,
-        ``calibration``, ``window``, ``wanted``; see :func:`minicore.generation.prediction.make_recorder`.
+        Further inputs of predictors: ``gamma``, ``token_beta``, ``budget``, ``clusters``, ``embedding``,
+        ``calibration``, ``window``, ``wanted``. See :func:`minicore.generation.prediction.make_recorder`.
     backend : str
         ``numpy``, ``cpu``, ``cuda`` or ``auto`` (``cuda`` where there is a GPU for it, else ``cpu``).
     temperature, top_k, top_p, seed
-        See :class:`Sampler`; temperature 0 is greedy. Without ``top_k`` and ``top_p`` a GPU draws tokens
-        itself, from the same distribution but not with the same luck.
+        See :class:`Sampler`; temperature 0 is greedy. Without ``top_k`` and ``top_p`` a GPU draws the tokens
+        itself: from the same distribution, but not the same tokens for a seed.
     stop : str or list of str or None
-        Texts that end the generation; they are not part of it.
+        Texts that end the generation. They are not part of the result.
     chat : bool
-        Put the prompt into the checkpoint's chat template.
+        Render the prompt with the checkpoint's chat template.
     ignore_eos : bool
-        Go on past end-of-sequence tokens.
+        Continue after end-of-sequence tokens.
     memory_limit : int or None
-        Bytes the process may hold while it decodes. The FFN weights of a mapped model (`minicore pack`) are
-        read once by prefill, layer by layer, and given back; only the core neurons' rows are copied. With
-        backend ``cuda`` these are bytes on the GPU: FFN weights stay in page-locked host memory, for any
-        model, pass through two buffers of a layer each, and only the core neurons' rows remain.
+        Bytes the process may hold while it decodes. Prefill reads the FFN weights of a mapped model
+        (`minicore pack`) once, layer by layer, and releases them; only the core neurons' rows are copied.
+        With backend ``cuda`` it limits the bytes on the GPU, for any model: FFN weights stay in page-locked
+        host memory, pass through two buffers of one layer each, and only the core neurons' rows stay.
 
     Raises
     ------
     InputError
-        For an empty prompt, one longer than the context, or any option outside its range.
+        If the prompt is empty or longer than the context, or an option is out of range.
 
     Examples
     --------
@@ -185,10 +186,10 @@ class Prefilled:
 
 
 class Stream:
-    """A generation under way: iterate for pieces of text; ``result`` is what came so far.
+    """A running generation. Iterate over it for pieces of text; ``result`` is what it has produced so far.
 
-    Stopping early (``close``, Ctrl-C in the loop, or leaving it) loses nothing: ``result`` holds the
-    tokens and text produced until then.
+    Stopping early (by ``close``, by Ctrl-C, or by leaving the loop) loses nothing: ``result`` holds the
+    tokens and the text produced until then.
     """
 
     def __init__(
@@ -211,9 +212,9 @@ class Stream:
         self._pieces = self._text_pieces()
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the pieces; leaving the loop is stopping.
+        """Yield the pieces. Leaving the loop stops the generation.
 
-        So kv cache and copied rows are freed at once, not when garbage is collected.
+        The kv cache and the copied rows are then freed at once, not at the next garbage collection.
         """
         try:
             yield from self._pieces
@@ -224,17 +225,17 @@ class Stream:
         return next(self._pieces)
 
     def close(self) -> None:
-        """Stop; ``result`` stays."""
+        """Stop. ``result`` remains available."""
         self._pieces.close()
 
     def run(self) -> Generation:
-        """Go on to the end and return the result."""
+        """Run to the end and return the result."""
         for _ in self._pieces:
             pass
         return self.result
 
     def _text_pieces(self) -> Generator[str, None, None]:
-        """Yield text as soon as no stop text can begin in it."""
+        """Yield text as soon as it cannot be the start of a stop text."""
         if self.model.tokenizer is None:
             for _ in self._tokens():
                 yield ""
@@ -266,7 +267,7 @@ class Stream:
     def _tokens(self) -> Iterator[int]:
         """Yield new tokens: prefill, predict, then decode."""
         options, n_ctx = self.options, self.model.config.n_ctx
-        room = n_ctx - len(self.ids) + 1  # the last token generated need not be read
+        room = n_ctx - len(self.ids) + 1  # the last generated token need not be read
         most = min(options.max_new_tokens, room)
         ended = "length" if most == options.max_new_tokens else "context"
         cache = self.model.new_cache(min(len(self.ids) + options.max_new_tokens, n_ctx))
@@ -283,7 +284,7 @@ class Stream:
             self.stop_reason = ended
 
     def _told(self, token: int) -> Generator[int, None, bool]:
-        """Yield a token unless it ends the text; return whether it did not."""
+        """Yield a token unless it ends the text; return whether the text goes on."""
         if token in self.options.eos_ids:
             self.stop_reason = "eos"
             return False
@@ -292,7 +293,7 @@ class Stream:
         return True
 
     def _decode(self, cache: KVCache, token: int, most: int) -> Iterator[int]:
-        """Yield the tokens after the first until the text ends or there are so many."""
+        """Yield the tokens after the first, until the text ends or there are ``most`` tokens."""
         began = time.perf_counter()
         decoder = self._decoder(cache)
         self.seconds["compile_s"] += time.perf_counter() - began
@@ -308,7 +309,7 @@ class Stream:
             self.decoding = decoder.stats
 
     def _picked(self, cache: KVCache, decoder: Decoder, token: int, n: int) -> Iterator[int]:
-        """Yield n tokens, from the decoder itself where it can run ahead, else by the sampler."""
+        """Yield n tokens: picked by the decoder where it runs ahead, else by the sampler."""
         plain = self.sampler.top_k is None and self.sampler.top_p is None
         if decoder.runs_ahead and plain and not self.options.refresh:
             seed = int(self.sampler.rng.integers(1 << 31))
@@ -346,13 +347,13 @@ class Stream:
         return make_backend(self.model, self.prefill_backend(), self.options.memory_limit)
 
     def prefill_backend(self) -> str:
-        """Return the backend that reads the prompt: a short one does not wait for Numba."""
+        """Return the backend that reads the prompt. NumPy reads a short one before Numba is imported."""
         work = len(self.ids) * self.model.weights_bytes
         short = work < SHORT and self.model.dtype == "float32" and self.options.memory_limit is None
         return "numpy" if short and self.options.backend == "cpu" else self.options.backend
 
     def _decoder(self, cache: KVCache) -> Decoder:
-        """Return the decoder, of the backend that read the prompt where that is the one to decode with."""
+        """Return the decoder, made by the backend that read the prompt if that one decodes too."""
         limit, name = self.options.memory_limit, self.options.backend
         if limit is not None and not isinstance(self.core, CoreSet):
             raise InputError(f"memory_limit needs a core set, and {self.recorder.predictor} chose none")
@@ -361,7 +362,7 @@ class Stream:
         return backend.decoder(cache, self.core)
 
     def _select_again(self, cache: KVCache, decoder: Decoder) -> Array:  # -> (n_vocab,)
-        """Read the last tokens densely, the new one among them, and decode with what they predict."""
+        """Read the last tokens densely, including the new one, and select from what they predict."""
         ids, window = self.ids + self.token_ids, self.recorder.window
         decoder.flush()
         if window is None:  # add the tokens that were read sparsely to what is recorded
@@ -376,7 +377,7 @@ class Stream:
         return logits
 
     def _foresee(self) -> None:
-        """Let an oracle read prompt and continuation, decoding densely first if none is given."""
+        """Let an oracle read prompt and continuation; decode densely first if no continuation is given."""
         if not self.recorder.row.needs_continuation or self.recorder.fixed:
             return
         began, continuation = time.perf_counter(), self.options.continuation
@@ -432,5 +433,5 @@ def _rate(n: int, seconds: float) -> float:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return how many last characters of text could be the first ones of stop."""
+    """Return how many characters at the end of text could start the stop text."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
