@@ -82,8 +82,8 @@ def test_help_time():
 
 
 def test_readme_map_is_true():
-    """Every room is on it with its line count; `python .ci/room_lines.py` updates the counts."""
-    python(str(ROOT / ".ci" / "room_lines.py"), "--check")
+    """Every module and subpackage is in it with its line count; `python .ci/line_counts.py` updates the counts."""
+    python(str(ROOT / ".ci" / "line_counts.py"), "--check")
 
 
 def readme_block(language: str, contains: str = "") -> str:
