@@ -82,7 +82,7 @@ def test_help_time():
 
 
 def test_readme_map_is_true():
-    """Every module and subpackage is in it with its line count; `python .ci/line_counts.py` updates the counts."""
+    """It lists every module and subpackage with its line count; `python .ci/line_counts.py` updates it."""
     python(str(ROOT / ".ci" / "line_counts.py"), "--check")
 
 
