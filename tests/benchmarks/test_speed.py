@@ -19,10 +19,12 @@ from conftest import N_BYTES
 
 import minicore as mc
 from minicore import ops
-from minicore.backends.cpu import attention, step
-from minicore.backends.cpu import intrinsics as machine
+from minicore.backends.cpu import attention, ffn, intrinsics, step
+from minicore.backends.cpu.attention_simd import tile_of
+from minicore.backends.cpu.compiling import callable_from_python
 from minicore.backends.cpu.decoder import CpuDecoder
-from minicore.backends.cpu.rows import input_size, prepare, stored
+from minicore.backends.cpu.quantized_inputs import input_size
+from minicore.backends.cpu.rows import prepare_input, storage
 from minicore.backends.numpy import NumpyDecoder
 from minicore.bench.run import BOUNDS, relative_error
 from minicore.checkpoint import Checkpoint
@@ -58,12 +60,12 @@ def address(w: np.ndarray | QuantizedMatrix | None) -> int:
 
 
 def like(w: np.ndarray | QuantizedMatrix) -> np.ndarray:
-    return stored(w).reshape(-1)[:0]
+    return storage(w).reshape(-1)[:0]
 
 
 @nb.njit
 def _prepare(like, d, x):
-    prepare(like, d, x)
+    prepare_input(like, d, x)
 
 
 def prepared(w: np.ndarray | QuantizedMatrix, x: np.ndarray) -> np.ndarray:
@@ -71,6 +73,9 @@ def prepared(w: np.ndarray | QuantizedMatrix, x: np.ndarray) -> np.ndarray:
     out[: len(x)] = x
     _prepare(like(w), len(x), out)
     return out
+
+
+_matvec, _ffn = callable_from_python(step.matvec), callable_from_python(ffn.ffn)
 
 
 def dims(**changes: object) -> step.Dims:
@@ -100,7 +105,7 @@ def test_matvec(benchmark, reading, wide, format, way):
     inputs, y = prepared(w, x), np.empty(len(wide), np.float32)
 
     def call() -> None:
-        step.matvec(like(w), address(w), 0, len(wide), D, 0, len(wide), inputs, y)
+        _matvec(like(w), address(w), 0, len(wide), D, 0, len(wide), inputs, y)
 
     call()
     meant = ops.to_float32(w)
@@ -143,16 +148,18 @@ def test_ffn(benchmark, reading, format, rows, way):
         reading(by_numpy, n_bytes / row_bytes * 4 * D)
         return
     p = np.zeros(len(step.COLUMNS), np.int64)
-    p[step.W_GATE], p[step.W_IN], p[step.W_OUT] = address(gate), address(up), address(out)
-    p[step.ROWS] = address(ids) if rows == "core" else 0
-    p[step.N_ROWS], p[step.N_STORED] = len(chosen_ids), m
-    shape = dims(d_model=D, gated=True, activation=step.ACTIVATION_CODES["silu"])
+    p[ffn.W_GATE], p[ffn.W_IN], p[ffn.W_OUT] = address(gate), address(up), address(out)
+    p[ffn.ROWS] = address(ids) if rows == "core" else 0
+    p[ffn.N_ROWS], p[ffn.N_STORED] = len(chosen_ids), m
+    shape = dims(d_model=D, gated=True, activation=ffn.ACTIVATION_CODES["silu"])
     inputs, y = prepared(gate, x), np.zeros(D, np.float32)
-    chosen, block = np.empty(step.BLOCK, np.int32), np.empty((2, step.BLOCK), np.float32)
+    neurons = np.empty(ffn.NEURON_BLOCK, np.int32)
+    activations = np.empty((2, ffn.NEURON_BLOCK), np.float32)
 
     def call() -> int:
         y[:] = 0
-        return step.ffn(like(gate), p, 0, len(chosen_ids), np.float32(limit), shape, inputs, chosen, block, y)
+        n, threshold = len(chosen_ids), np.float32(limit)
+        return _ffn(like(gate), p, 0, n, threshold, shape, inputs, neurons, activations, y)
 
     n_used = call()
     a = opened.astype(np.float64) * (meant[1].astype(np.float64) @ seen) * kept
@@ -168,8 +175,12 @@ def test_ffn(benchmark, reading, format, rows, way):
 
 
 @nb.njit
-def _arrange(like, d, x, y, q_scales):
-    attention.arrange(like, d, x, y, q_scales)
+def _prepare_queries(like, d, x, q, q_scales):
+    attention.prepare_queries(like, d, x, q, q_scales)
+
+
+_attend = callable_from_python(attention.attend)
+_merge_shares = callable_from_python(attention.merge_shares)
 
 
 @pytest.mark.parametrize("way", ["numba", "numpy"])
@@ -197,17 +208,16 @@ def test_attend(benchmark, reading, format, way):
         reading(by_numpy, meant[0].nbytes + meant[1].nbytes)
         return
     shape, scaled = dims(n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d), (q / np.float32(8)).reshape(-1)
-    mixed, z = np.empty((1, q.size), np.float32), np.empty(q.size, np.float32)
-    top, mass = np.empty((2, 1, n_heads), np.float32)
-    scores, arranged = np.empty((n_heads // n_kv_heads, n), np.float32), np.empty_like(scaled)
-    keys, values, q_scales = stored(k), stored(v), np.empty(n_heads, np.float32)
-    _arrange(keys, d, scaled, arranged, q_scales)
+    tile, z = tile_of(n_heads, n_kv_heads, d), np.empty(q.size, np.float32)
+    mixture, (largest, total) = np.empty((1, q.size), np.float32), np.empty((2, 1, n_heads), np.float32)
+    scores, queries = np.empty((len(tile.heads), n), np.float32), np.empty_like(scaled)
+    keys, values, q_scales = storage(k), storage(v), np.empty(n_heads, np.float32)
+    _prepare_queries(keys, d, scaled, queries, q_scales)
+    share = attention.Share(scores, mixture[0], largest[0], total[0])
 
     def call() -> None:
-        attention.attend(
-            arranged, q_scales, keys, values, scales, 0, n, shape, scores, mixed[0], top[0], mass[0]
-        )
-        attention.gather(1, shape, mixed, top, mass, z)
+        _attend(tile, shape, queries, q_scales, keys, values, scales, 0, n, share)
+        _merge_shares(1, shape, mixture, largest, total, z)
 
     call()
     np.testing.assert_allclose(z.reshape(q.shape), by_numpy(), rtol=0, atol=1e-4)
@@ -223,7 +233,7 @@ MEETINGS = 1000
 def _meet(counter, n_threads):
     passed = 0
     for _ in range(MEETINGS):
-        passed = machine.barrier(counter, n_threads, passed)
+        passed = intrinsics.barrier(counter, n_threads, passed)
     return passed
 
 

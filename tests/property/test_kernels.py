@@ -1,6 +1,7 @@
 """Numba kernels against NumPy: to the bit on small integers, within the error bound on real data."""
 
 import importlib.util
+import sys
 import threading
 import time
 from functools import cache
@@ -15,12 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 import minicore
 from minicore import ops
-from minicore.backends.cpu import FAST, step
-from minicore.backends.cpu import integer_rows as integer
-from minicore.backends.cpu import intrinsics as machine
-from minicore.backends.cpu import rows as formats
-from minicore.backends.cpu import simd as vectors
-from minicore.backends.cpu.rows import stored
+from minicore.backends.cpu import attention, ffn, integer_rows, intrinsics, rows, simd, step
+from minicore.backends.cpu.compiling import FAST, callable_from_python
+from minicore.backends.cpu.rows import storage
 from minicore.quantization import quantize_int8
 from tests.helpers import GOLDEN
 
@@ -48,7 +46,7 @@ def dims(**changes):
 
 @nb.njit
 def _prepare(like, d, x):
-    formats.prepare(like, d, x)
+    rows.prepare_input(like, d, x)
 
 
 def prepared(like, x):
@@ -57,14 +55,17 @@ def prepared(like, x):
     return out
 
 
+_matvec, _ffn = callable_from_python(step.matvec), callable_from_python(ffn.ffn)
+
+
 def matvec(w, x, b=None):
-    w, y = stored(w), np.full(len(w), np.nan, np.float32)
+    w, y = storage(w), np.full(len(w), np.nan, np.float32)
     like = w[:0].reshape(-1)
-    step.matvec(like, address(w), address(b), *w.shape, 0, len(w), prepared(like, x), y)
+    _matvec(like, address(w), address(b), *w.shape, 0, len(w), prepared(like, x), y)
     return y
 
 
-def ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, shares=1):
+def run_ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, shares=1):
     """Run the kernel over every thread's share of the rows, one after another."""
     parts = {
         "mlp.w_gate": w_gate,
@@ -73,78 +74,85 @@ def ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, shares
         "mlp.b_gate": biases[0],
         "mlp.b_in": biases[1],
     }
-    parts = {name: w if w is None or w.ndim == 1 else stored(w) for name, w in parts.items()}
+    parts = {name: w if w is None or w.ndim == 1 else storage(w) for name, w in parts.items()}
     p = np.array([address(parts.get(name)) for name in step.COLUMNS], np.int64)
-    p[step.ROWS], p[step.N_ROWS], p[step.N_STORED] = address(rows), len(rows), len(w_in)
-    shape = dims(d_model=x.size, gated=w_gate is not None, activation=step.ACTIVATION_CODES[activation])
+    p[ffn.ROWS], p[ffn.N_ROWS], p[ffn.N_STORED] = address(rows), len(rows), len(w_in)
+    shape = dims(d_model=x.size, gated=w_gate is not None, activation=ffn.ACTIVATION_CODES[activation])
     like, y, n_used = parts["mlp.w_in"][:0].reshape(-1), np.zeros(x.size, np.float32), 0
     x = prepared(like, x)
-    chosen, block = np.empty(step.BLOCK, np.int32), np.full((2, step.BLOCK), np.nan, np.float32)
+    neurons = np.empty(ffn.NEURON_BLOCK, np.int32)
+    activations = np.full((2, ffn.NEURON_BLOCK), np.nan, np.float32)
     for t in range(shares):
         first, last = t * len(rows) // shares, (t + 1) * len(rows) // shares
-        n_used += step.ffn(like, p, first, last, np.float32(threshold), shape, x, chosen, block, y)
+        n_used += _ffn(like, p, first, last, np.float32(threshold), shape, x, neurons, activations, y)
     return (y if biases[2] is None else y + biases[2]), n_used
 
 
-def with_registers(name, lanes):
-    """Return a module as it is where registers have so many floats."""
-    spec, mine = importlib.util.find_spec(f"minicore.backends.cpu.{name}"), vectors.REGISTER
+def with_registers(name, elements, **replaced):
+    """Return a module as it is where registers have so many float32 elements, with other modules replaced."""
+    spec, mine = importlib.util.find_spec(f"minicore.backends.cpu.{name}"), simd.REGISTER
     module = importlib.util.module_from_spec(spec)
-    vectors.REGISTER = lanes
+    replaced = {f"minicore.backends.cpu.{other}": found for other, found in replaced.items()}
+    before = {other: sys.modules[other] for other in replaced}
+    sys.modules.update(replaced)
+    simd.REGISTER = elements
     try:
         spec.loader.exec_module(module)
     finally:
-        vectors.REGISTER = mine
+        simd.REGISTER = mine
+        sys.modules.update(before)
     return module
 
 
 @cache
-def attention_in(lanes, kind=None):
-    """Return the module, with one way to multiply bytes, and its arrange to be called."""
-    module = with_registers("attention", lanes)
-    module.best_kind = (lambda: kind) if kind else integer.best_kind
-    return module, nb.njit(lambda like, d, x, y, q_scales: module.arrange(like, d, x, y, q_scales))
+def attention_in(elements, kind=None):
+    """Return the modules with one way to multiply bytes, and their functions as Python calls them."""
+    vectors = with_registers("attention_simd", elements)
+    vectors.best_kind = (lambda: kind) if kind else integer_rows.best_kind
+    module = with_registers("attention", elements, attention_simd=vectors)
+    prepare = nb.njit(lambda like, d, x, q, q_scales: module.prepare_queries(like, d, x, q, q_scales))
+    return vectors, prepare, callable_from_python(module.attend), callable_from_python(module.merge_shares)
 
 
-def attend(q, k, v, shares, lanes=vectors.REGISTER, scales=None, kind=None):
-    attention, arrange = attention_in(lanes, kind)
+def attend(q, k, v, shares, elements=simd.REGISTER, scales=None, kind=None):
+    vectors, prepare, attend_share, merge_shares = attention_in(elements, kind)
     n_heads, d_head = q.shape
     shape = dims(n_heads=n_heads, n_kv_heads=len(k), d_head=d_head)
+    tile = vectors.tile_of(n_heads, len(k), d_head)
     n, scaled = k.shape[1], (q / np.sqrt(d_head)).astype(np.float32).reshape(-1)
-    mixed = np.full((shares, q.size), np.nan, np.float32)
-    top, mass = np.full((2, shares, n_heads), np.nan, np.float32)
-    scores = np.full((n_heads // len(k), n), np.nan, np.float32)
-    k, v = stored(k), stored(v)
+    mixture = np.full((shares, q.size), np.nan, np.float32)
+    largest, total = np.full((2, shares, n_heads), np.nan, np.float32)
+    scores = np.full((len(tile.heads) or 1, n), np.nan, np.float32)
+    k, v = storage(k), storage(v)
     scales = np.empty((2, len(k), 0), np.float32) if scales is None else scales
-    arranged, q_scales = np.full(q.size, np.nan, np.float32), np.full(n_heads, np.nan, np.float32)
-    arrange(k, d_head, scaled, arranged, q_scales)
+    queries, q_scales = np.full(q.size, np.nan, np.float32), np.full(n_heads, np.nan, np.float32)
+    prepare(k, d_head, scaled, queries, q_scales)
     for t in range(shares):
         first, last = t * n // shares, (t + 1) * n // shares
-        attention.attend(
-            arranged, q_scales, k, v, scales, first, last, shape, scores, mixed[t], top[t], mass[t]
-        )
+        share = attention.Share(scores, mixture[t], largest[t], total[t])
+        attend_share(tile, shape, queries, q_scales, k, v, scales, first, last, share)
     z = np.full(q.size, np.nan, np.float32)
-    attention.gather(shares, shape, mixed, top, mass, z)
+    merge_shares(shares, shape, mixture, largest, total, z)
     return z.reshape(q.shape)
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
-def test_four_rows_are_read_alike_in_short_registers_and_long_ones(rng, lanes):
+@pytest.mark.parametrize("elements", [8, 16])
+def test_four_rows_are_read_alike_in_short_registers_and_long_ones(rng, elements):
     """bfloat16 is read out of order, by registers; small integers show that sums are put in order again."""
-    plain = with_registers("plain_rows", lanes)
-    pairs = 3 * plain.PIECES
+    plain = with_registers("plain_rows", elements)
+    pairs, d = 3 * plain.PIECES, 96
 
     @nb.njit
-    def run(like, rows, x, a, y, products, lines):
-        plain.arrange(x.ctypes.data, pairs)
-        plain.arrange(y.ctypes.data, pairs)
-        products[0], products[1], products[2], products[3] = plain.dots(like, rows, x.ctypes.data, lines)
-        plain.add_rows(like, rows, a.ctypes.data, y.ctypes.data, lines)
-        plain.restore(y.ctypes.data, pairs)
+    def run(like, rows, x, a, y, products):
+        plain.deinterleave(x.ctypes.data, pairs)
+        plain.deinterleave(y.ctypes.data, pairs)
+        products[0], products[1], products[2], products[3] = plain.dots(like, rows, x.ctypes.data, d)
+        plain.add_rows(like, rows, a.ctypes.data, y.ctypes.data, d)
+        plain.interleave(y.ctypes.data, pairs)
 
-    w, x, y, a = integers(rng, 4, 96), integers(rng, 96), integers(rng, 96), integers(rng, 4)
-    codes, products, got = stored(w.astype(ml_dtypes.bfloat16)), np.zeros(4, np.float32), y.copy()
-    run(codes[0], tuple(int(row.ctypes.data) for row in codes), x.copy(), a, got, products, 3)
+    w, x, y, a = integers(rng, 4, d), integers(rng, d), integers(rng, d), integers(rng, 4)
+    codes, products, got = storage(w.astype(ml_dtypes.bfloat16)), np.zeros(4, np.float32), y.copy()
+    run(codes[0], tuple(int(row.ctypes.data) for row in codes), x.copy(), a, got, products)
     np.testing.assert_array_equal(products, w @ x)
     np.testing.assert_array_equal(got, y + a @ w)
 
@@ -180,7 +188,7 @@ def test_relu_ffn_is_exact_on_small_integers_for_any_rows(dtype, seed, n, d, sha
     w_in, w_out, x = integers(rng, n, d), integers(rng, n, d), integers(rng, d)
     rows = np.flatnonzero(rng.random(n) < 0.5).astype(np.int32)
     b_in, b_out = integers(rng, n), integers(rng, d)
-    y, n_used = ffn(
+    y, n_used = run_ffn(
         None, w_in.astype(dtype), w_out.astype(dtype), (None, b_in, b_out), rows, "relu", x, shares=shares
     )
     a = np.maximum(w_in[rows] @ x + b_in[rows], 0)
@@ -189,10 +197,10 @@ def test_relu_ffn_is_exact_on_small_integers_for_any_rows(dtype, seed, n, d, sha
 
 
 def test_neurons_beyond_a_block_count_too(rng):
-    n, d = 2 * step.BLOCK + 3, 8
+    n, d = 2 * ffn.NEURON_BLOCK + 3, 8
     w_in, w_out, x = integers(rng, n, d), integers(rng, n, d), integers(rng, d)
     rows = np.arange(0, n, dtype=np.int32)
-    y, n_used = ffn(None, w_in, w_out, (None, None, None), rows, "relu", x)
+    y, n_used = run_ffn(None, w_in, w_out, (None, None, None), rows, "relu", x)
     a = np.maximum(w_in @ x, 0)
     np.testing.assert_array_equal(y, a @ w_out)
     assert n_used == np.count_nonzero(a)
@@ -207,7 +215,9 @@ def test_ffn_agrees_with_numpy(activation, gated, threshold, rng):
     biases = tuple(rng.standard_normal(k).astype(np.float32) for k in (n, n, d))
     x = rng.standard_normal(d).astype(np.float32) / 8
     rows = np.arange(0, n, 3, dtype=np.int32)
-    y, n_used = ffn(w_gate if gated else None, w_in, w_out, biases, rows, activation, x, threshold, shares=2)
+    y, n_used = run_ffn(
+        w_gate if gated else None, w_in, w_out, biases, rows, activation, x, threshold, shares=2
+    )
     act, wide = ops.ACTIVATIONS[activation], [w.astype(np.float64)[rows] for w in (w_gate, w_in, w_out)]
     up = wide[1] @ x + biases[1][rows]
     gate = act(wide[0] @ x + biases[0][rows]) if gated else act(up)
@@ -218,26 +228,31 @@ def test_ffn_agrees_with_numpy(activation, gated, threshold, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n_kv, d_head", [(1, 16), (2, 64), (33, 64), (33, 80), (150, 128)])
-@pytest.mark.parametrize("n_heads, n_kv_heads", [(4, 4), (6, 2), (4, 1), (7, 1), (2, 1)])
+@pytest.mark.parametrize(
+    "n_heads, n_kv_heads, n_kv, d_head",
+    [(4, 4, 1, 16), (4, 4, 33, 64), (6, 2, 2, 64), (6, 2, 33, 80), (4, 1, 150, 128), (7, 1, 33, 64)]
+    + [(2, 1, 150, 128), (2, 1, 2, 16), (4, 4, 150, 24)],
+)
 @pytest.mark.parametrize("shares", [1, 2, 5])
-@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("elements", [8, 16])
 def test_attention_agrees_with_numpy_however_positions_are_shared_out(
-    n_heads, n_kv_heads, n_kv, d_head, shares, lanes, dtype, rng
+    n_heads, n_kv_heads, n_kv, d_head, shares, elements, dtype, rng
 ):
     q = rng.standard_normal((n_heads, d_head)).astype(np.float32)
     k, v = (rng.standard_normal((n_kv_heads, n_kv, d_head)).astype(dtype) for _ in "kv")
     _, pattern = ops.attention_pattern(q[None], ops.to_float32(k))
     expected = ops.attend(pattern, ops.to_float32(v))[0]
-    np.testing.assert_allclose(attend(q, k, v, shares, lanes), expected, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(attend(q, k, v, shares, elements), expected, rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in integer.KINDS if integer.has(kind)])
-@pytest.mark.parametrize("n_kv, d_head", [(1, 64), (33, 64), (150, 128), (33, 80), (5, 24)])
-@pytest.mark.parametrize("n_heads, n_kv_heads", [(6, 2), (4, 1), (2, 1)])
+@pytest.mark.parametrize("kind", [kind for kind in integer_rows.KINDS if integer_rows.has(kind)])
+@pytest.mark.parametrize(
+    "n_heads, n_kv_heads, n_kv, d_head",
+    [(6, 2, 1, 64), (6, 2, 33, 80), (4, 1, 33, 64), (2, 1, 150, 128), (2, 1, 5, 24)],
+)
 @pytest.mark.parametrize("shares", [1, 3])
-@pytest.mark.parametrize("lanes", [8, 16])
-def test_attention_in_bytes_agrees_with_numpy(n_heads, n_kv_heads, n_kv, d_head, shares, lanes, kind, rng):
+@pytest.mark.parametrize("elements", [8, 16])
+def test_attention_in_bytes_agrees_with_numpy(n_heads, n_kv_heads, n_kv, d_head, shares, elements, kind, rng):
     q = rng.standard_normal((n_heads, d_head)).astype(np.float32)
     k, v = rng.standard_normal((2, n_kv_heads, n_kv, d_head))
     (k, k_scales), (v, v_scales) = quantize_int8(k), quantize_int8(v)
@@ -249,7 +264,7 @@ def test_attention_in_bytes_agrees_with_numpy(n_heads, n_kv_heads, n_kv, d_head,
     _, pattern = ops.attention_pattern(q[None], meant[0])
     expected = ops.attend(pattern, meant[1])[0]
     np.testing.assert_allclose(
-        attend(q, k, v, shares, lanes, scales, kind), expected, rtol=0, atol=2e-5 * np.abs(expected).max()
+        attend(q, k, v, shares, elements, scales, kind), expected, rtol=0, atol=2e-5 * np.abs(expected).max()
     )
 
 
@@ -268,14 +283,14 @@ def test_nan_and_infinity_survive(bad, rng):
         expected = w @ x
     np.testing.assert_array_equal(np.isnan(matvec(w, x)), np.isnan(expected))
     np.testing.assert_array_equal(matvec(w, x)[7], expected[7])
-    y, _ = ffn(None, w, np.ones_like(w), (None, None, None), np.array([7], np.int32), "relu", x)
+    y, _ = run_ffn(None, w, np.ones_like(w), (None, None, None), np.array([7], np.int32), "relu", x)
     np.testing.assert_array_equal(y, np.full(24, np.maximum(expected[7], 0)))
 
 
 @nb.njit
 def from_float32(like, x):
     for i in range(x.size):
-        like[i] = formats.from_float32(like, x[i])
+        like[i] = rows.from_float32(like, x[i])
 
 
 def test_numbers_are_rounded_to_bfloat16_as_ml_dtypes_does():
@@ -294,7 +309,7 @@ def test_numbers_are_rounded_to_bfloat16_as_ml_dtypes_does():
 @nb.njit(fastmath=FAST)
 def exponentials(x, y):
     for i in range(x.size):
-        y[i] = machine.exp(x[i])
+        y[i] = intrinsics.exp(x[i])
 
 
 def test_exp_is_as_exact_as_its_docstring_says():
@@ -314,10 +329,10 @@ def add_in_turns(thread, n_threads, counter, log, n):
     passed, missed = 0, 0
     for turn in range(1, n + 1):
         log[thread] = turn
-        passed = machine.barrier(counter, n_threads, passed)
+        passed = intrinsics.barrier(counter, n_threads, passed)
         for t in range(n_threads):
             missed += log[t] != turn
-        passed = machine.barrier(counter, n_threads, passed)
+        passed = intrinsics.barrier(counter, n_threads, passed)
     return missed
 
 
@@ -345,7 +360,7 @@ def test_core_rows_decode_alike_where_they_lie_and_copied_together(monkeypatch, 
     neurons = {i: np.sort(rng.permutation(config.n_neurons)[: i + 5]) for i in range(config.n_layers)}
     core, logits = CoreSet(neurons, config.n_neurons, config.n_layers), []
     for short in (0, 1 << 30):
-        monkeypatch.setattr(cpu, "SHORT", short)
+        monkeypatch.setattr(cpu, "COPY_BELOW", short)
         decoder = cpu.CpuDecoder(model, model.new_cache(4), core)
         assert decoder.held is model  # copying waits for the first step
         logits.append([decoder.step(token) for token in (1, 2, 3)])
@@ -370,12 +385,12 @@ def test_a_later_core_set_takes_the_memory_of_an_earlier_one(dtype):
     decoder = CpuDecoder(model, model.new_cache(4), first, n_threads=2)
     decoder.step(1)
     for selection, kept in ((second, True), (larger, False)):
-        before = decoder.piece
+        before = decoder.copied
         decoder.use(selection)
         decoder.cache.length = 0
         fresh = CpuDecoder(model, model.new_cache(4), selection, n_threads=1)
         np.testing.assert_allclose(decoder.step(1), fresh.step(1), rtol=0, atol=1e-5)
-        assert (decoder.piece is before) == kept
+        assert (decoder.copied is before) == kept
 
 
 def test_threads_that_wait_for_a_call_and_threads_that_sleep_do_the_same_work():
@@ -391,7 +406,7 @@ def test_threads_that_wait_for_a_call_and_threads_that_sleep_do_the_same_work():
         runs.append(logits)
     np.testing.assert_array_equal(*runs)
     deadline = time.monotonic() + 30
-    while (decoder.state.flags[1:, 0] != machine.GONE).any():
+    while (decoder.state.flags[1:, 0] != intrinsics.RETURNED).any():
         assert time.monotonic() < deadline, "threads wait for a call forever"
         time.sleep(1e-3)
 

@@ -9,34 +9,34 @@ from hypothesis import strategies as st
 
 import minicore as mc
 from minicore.backends import make_decoder
-from minicore.backends.cpu import attention
-from minicore.backends.cpu import integer_rows as integer
-from minicore.backends.cpu import rows as formats
+from minicore.backends.cpu import attention, integer_rows, quantized_inputs, rows
 from minicore.forward import forward, prefill
 from minicore.kv_cache import FloatStorage, KVCache
 from minicore.quantization import FORMATS, GROUP, QuantizedMatrix, fake_quantize, n_groups, quantize_int8
 from tests.helpers import GOLDEN
 
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(not integer.has(kind), reason=f"the CPU has no {feature}"))
-    for kind, feature in integer.KINDS.items()
+    pytest.param(
+        kind, marks=pytest.mark.skipif(not integer_rows.has(kind), reason=f"the CPU has no {feature}")
+    )
+    for kind, feature in integer_rows.KINDS.items()
 ]
 STEPS = {"int8": 127, "int4": 7.5}  # half a group's range is this many steps
 
 
 @nb.njit
 def _prepare(like, d, x):
-    formats.prepare(like, d, x)
+    rows.prepare_input(like, d, x)
 
 
 @nb.njit
-def _add(like, w, m, d, rows, a, y):
-    formats.axpy4(like, w, m, d, rows, a, 0, y)
+def _add(like, w, m, d, ids, a, y):
+    rows.add_rows(like, w, m, d, ids, a, 0, y)
 
 
 @nb.njit
 def _row_to_float32(like, w, m, d, i, y):
-    formats.row_to_float32(like, w, m, d, i, y)
+    rows.row_to_float32(like, w, m, d, i, y)
 
 
 def _matvec_of(products):
@@ -53,16 +53,16 @@ def _matvec_of(products):
     return run
 
 
-MATVECS = {key: _matvec_of(products) for key, products in integer.DOTS.items()}
+MATVECS = {key: _matvec_of(products) for key, products in integer_rows.DOTS.items()}
 
 
 def like(packed):
-    return formats.stored(packed)[:0]
+    return rows.storage(packed)[:0]
 
 
 def prepared(packed, x):
     d = packed.shape[1]
-    out = np.full(formats.input_size(d), np.nan, np.float32)
+    out = np.full(quantized_inputs.input_size(d), np.nan, np.float32)
     out[:d] = x
     _prepare(like(packed), d, out)
     return out
@@ -72,7 +72,7 @@ def matvec(packed, x, kind):
     """Rows times x by one of the two ways to multiply bytes."""
     m, d = packed.shape
     groups, inputs, y = n_groups(d), prepared(packed, x), np.full(m, np.nan, np.float32)
-    at = [inputs.ctypes.data + 4 * part for part in formats._parts.py_func(d)]
+    at = [inputs.ctypes.data + 4 * part for part in quantized_inputs.input_parts.py_func(d)]
     n_bytes, n_scales = FORMATS[packed.format].n_bytes, FORMATS[packed.format].n_scales
     codes = packed.data.ctypes.data
     MATVECS[packed.format, kind](
@@ -148,7 +148,7 @@ def test_rounded_inputs(seed, d):
 def test_kernels_round_inputs_as_numpy_does(format, seed, d):
     x = random_matrix(np.random.default_rng(seed), 1, d)[0]
     inputs = prepared(QuantizedMatrix.empty(format, (1, d)), x)
-    at_bytes, at_sums, at_scales, end = formats._parts.py_func(d)
+    at_bytes, at_sums, at_scales, end = quantized_inputs.input_parts.py_func(d)
     q, scales = inputs[at_bytes:at_sums].view(np.int8), inputs[at_scales:end]
     np.testing.assert_array_equal((q.reshape(-1, GROUP) * scales[:, None]).reshape(-1)[:d], fake_quantize(x))
 
@@ -258,7 +258,7 @@ def test_an_int8_cache_holds_codes_and_scales():
 @nb.njit
 def keep(held, scales, x):
     for head in range(len(x)):
-        attention.keep(held, scales, head, 1, x[head])
+        attention.store_head(held, scales, head, 1, x[head])
 
 
 @pytest.mark.parametrize("d_head", [8, 64, 80])

@@ -150,10 +150,10 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
 
     step = cpu.kernels.step
 
-    def wrong(thread, n_threads, like, dims, plan, *rest):
-        plan = plan.copy()
-        plan[-1, cpu.kernels.EMBED] += dims.d_model * like.itemsize
-        return step(thread, n_threads, like, dims, plan, *rest)
+    def wrong(thread, *, like, dims, weights, **rest):
+        weights = weights.copy()
+        weights[-1, cpu.kernels.EMBED] += dims.d_model * like.itemsize
+        return step(thread, like=like, dims=dims, weights=weights, **rest)
 
     monkeypatch.setattr(cpu.kernels, "step", wrong)
     with pytest.raises(bench.WrongResult, match="away from the reference"):

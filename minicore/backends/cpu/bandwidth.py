@@ -10,19 +10,18 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import numba as nb
 import numpy as np
 
-from minicore.backends.cpu import FAST
-from minicore.backends.cpu import threads as team
+from minicore.backends.cpu import threads
+from minicore.backends.cpu.compiling import kernel
 
 Array = np.ndarray
 
 SMALLEST, LARGEST = 64 << 20, 512 << 20  # bytes
 
 
-@nb.njit("float32(float32[::1])", nogil=True, cache=True, fastmath=FAST)
-def read(x):  # type: ignore[no-untyped-def]  # (n,) -> float32
+@kernel
+def read(x):  # (n,) -> float32
     """Return the sum: every number is read once, in vectors, in four streams."""
     n, total = x.size // 4, np.float32(0)
     a, b, c, d = x[:n], x[n : 2 * n], x[2 * n : 3 * n], x[3 * n :]
@@ -46,7 +45,7 @@ def buffer(n_bytes: int | None = None) -> Array:  # -> (n,) float32
 def bandwidth(x: Array, n_threads: int, passes: int = 3) -> float:
     """Return the bytes a second at which ``n_threads`` threads read the array, over so many passes."""
     began = time.perf_counter()
-    team.run(_read_share, n_threads, x, passes)
+    threads.run(_read_share, n_threads, x, passes)
     return x.nbytes * passes / (time.perf_counter() - began)
 
 

@@ -1,4 +1,4 @@
-"""Core rows copied together, for decoding to read them as it reads a narrower model: without gaps."""
+"""Core rows copied together, so that decoding reads them as it reads a narrower model: without gaps."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from minicore.backends.cpu import threads as team
-from minicore.backends.cpu.rows import copy_rows, row_parts
+from minicore.backends.cpu import threads
+from minicore.backends.cpu.rows import row_parts
 from minicore.core.rules import Selection
 from minicore.model import PER_NEURON, Model
 from minicore.quantization import QuantizedMatrix
 
 Array = np.ndarray
-LINE = 64  # matrices begin with a cache line
+CACHE_LINE = 64  # bytes; each matrix begins with one
 
 
-def compact(model: Model, core: Selection, n_threads: int, piece: Array) -> tuple[Model, Array]:
-    """Return :meth:`minicore.model.Model.restrict` of the chosen rows, copied by threads, and where they lie.
+def compact(model: Model, core: Selection, n_threads: int, buffer: Array) -> tuple[Model, Array]:
+    """Return :meth:`minicore.model.Model.restrict` of the chosen rows, copied by threads, and the copies'
+    memory.
 
-    That is the given piece, bytes of an earlier copy, if it is large enough: new memory takes longer than
-    copying does. It is one piece because the system gives huge pages to no smaller ones.
+    The memory is ``buffer``, the bytes of an earlier copy, if that is large enough: new memory takes longer
+    than copying does. It is one array because the system gives huge pages only to large ones.
     """
     sizes = {
         (layer, name): len(ids) * sum(size for _, size in row_parts(model.blocks[layer][name]))
@@ -29,23 +30,30 @@ def compact(model: Model, core: Selection, n_threads: int, piece: Array) -> tupl
         for name in PER_NEURON
         if name in model.blocks[layer]
     }
-    ends = np.cumsum([-(-size // LINE) * LINE for size in sizes.values()], dtype=np.int64)
+    ends = np.cumsum([-(-size // CACHE_LINE) * CACHE_LINE for size in sizes.values()], dtype=np.int64)
     n_bytes = int(ends[-1]) if len(ends) else 0
-    if len(piece) < n_bytes:
-        piece = np.empty(n_bytes, np.uint8)
+    if len(buffer) < n_bytes:
+        buffer = np.empty(n_bytes, np.uint8)
     blocks: list[dict[str, Any]] = [dict(block) for block in model.blocks]
-    jobs = []
+    copies = []
     for (layer, name), start in zip(sizes, [0, *ends.tolist()], strict=False):
-        ids, data = core.neurons[layer], piece[start : start + sizes[layer, name]]
+        ids, data = core.neurons[layer], buffer[start : start + sizes[layer, name]]
         w: Any = model.blocks[layer][name]
-        at = data.ctypes.data
+        stored, at = (w.data if isinstance(w, QuantizedMatrix) else w).reshape(-1).view(np.uint8), 0
         for first, size in row_parts(w):
-            source = (w.data if isinstance(w, QuantizedMatrix) else w).ctypes.data + first
-            jobs.append((source, at, ids.ctypes.data, len(ids), size))
+            source = stored[first : first + len(w) * size].reshape(len(w), size)
+            copies.append((source, ids, data[at : at + len(ids) * size].reshape(len(ids), size)))
             at += len(ids) * size
         blocks[layer][name] = _like(w, data, len(ids))
-    team.run(copy_rows, n_threads, np.array(jobs, np.int64).reshape(-1, 5), np.empty(0, np.int32))
-    return replace(model, blocks=blocks), piece
+    threads.run(_copy, n_threads, copies)
+    return replace(model, blocks=blocks), buffer
+
+
+def _copy(thread: int, n_threads: int, copies: list[tuple[Array, Array, Array]]) -> None:
+    """Copy a thread's share of the rows of each (source, ids, target); NumPy releases the GIL."""
+    for source, ids, target in copies:
+        share = slice(thread * len(ids) // n_threads, (thread + 1) * len(ids) // n_threads)
+        np.take(source, ids[share], axis=0, out=target[share], mode="clip")
 
 
 def _like(w: Any, data: Array, n: int) -> Any:

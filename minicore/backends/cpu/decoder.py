@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minicore import ops
-from minicore.backends.cpu import prefill as compiled
 from minicore.backends.cpu import step as kernels
-from minicore.backends.cpu import threads as team
+from minicore.backends.cpu import threads
+from minicore.backends.cpu.attention_simd import tile_of
 from minicore.backends.cpu.core_rows import compact
+from minicore.backends.cpu.ffn import N_ROWS, N_STORED, NEURON_BLOCK, ROWS
 from minicore.backends.cpu.intrinsics import call
 from minicore.backends.cpu.memory import settle
-from minicore.backends.cpu.rows import input_size, stored
+from minicore.backends.cpu.quantized_inputs import input_size
+from minicore.backends.cpu.rows import storage
 from minicore.backends.numpy import NumpyDecoder, run_by_steps
 from minicore.backends.protocol import DecoderStats
 from minicore.core.neurons import CoreSet
@@ -29,12 +32,12 @@ from minicore.quantization import GROUP, QuantizedMatrix, n_groups
 Array = np.ndarray
 
 
-# Core rows that are shorter than this many bytes are copied together before the first step: a row that is
-# read where it lies brings along what the CPU foresees behind it, which is another neuron's. Longer rows
-# lose a fifth or less by that, and their copies take gigabytes (docs/speed.md).
-SHORT = 8192
-# dtypes of weights and cache that steps have run on
-_compiled: set[tuple[np.dtype[Any], np.dtype[Any]]] = set()
+# Core rows shorter than this many bytes are copied together before the first step: after a row that is read
+# in place the CPU prefetches the next neuron's, which is not needed. Longer rows lose a fifth or less to
+# that, and their copies take gigabytes (docs/notes).
+COPY_BELOW = 8192
+# The kinds of step that have run: dtypes of weights and cache, and the tile of attention.
+_compiled: set[tuple[Any, ...]] = set()
 
 
 class CpuDecoder:
@@ -46,17 +49,18 @@ class CpuDecoder:
         self, model: Model, cache: KVCache, selection: Selection | None = None, n_threads: int | None = None
     ) -> None:
         cfg = model.config
-        self.model, self.cache, self.n_threads = model, cache, n_threads or team.default_threads()
+        self.model, self.cache, self.n_threads = model, cache, n_threads or threads.default_threads()
         self.dims = kernels.Dims(n_positions=cfg.n_ctx + cfg.position_offset, **kernels.constants(cfg))
-        self.like = stored(model.params["embed"]).reshape(-1)[:0]
+        self.tile = tile_of(self.dims.n_heads, self.dims.n_kv_heads, self.dims.d_head)
+        self.like = storage(model.params["embed"]).reshape(-1)[:0]
         rope = cfg.positions == "rope"
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
-        self.state = _state(self.dims, self.n_threads, cache.capacity)
-        storage = cache.storage
-        self.keys, self.values, self.scales = stored(storage.keys), stored(storage.values), storage.scales
-        self.piece = np.empty(0, np.uint8)  # holds copied core rows
-        # what threads are told once, so these two are written in place: a thread may still wait for a call
-        self.plan = np.zeros((cfg.n_layers + 1, len(kernels.COLUMNS)), np.int64)
+        self.state = _state(self.dims, len(self.tile.heads) or 1, self.n_threads, cache.capacity)
+        held = cache.storage
+        self.keys, self.values, self.scales = storage(held.keys), storage(held.values), held.scales
+        self.copied = np.empty(0, np.uint8)  # core rows
+        # Written in place, because a thread that waits for a call still has these two arrays.
+        self.weights = np.zeros((cfg.n_layers + 1, len(kernels.COLUMNS)), np.int64)
         self.thresholds = np.full(cfg.n_layers, -1, np.float32)
         self.others = ThreadPoolExecutor(max(self.n_threads - 1, 1), thread_name_prefix="minicore-step")
         self._reference: NumpyDecoder | None = None
@@ -73,7 +77,7 @@ class CpuDecoder:
         top = isinstance(core, TokenRule) and core.kind == "top"
         self._reference = NumpyDecoder(self.model, self.cache, core) if top else None
         self.model.check_selection(core)
-        together = isinstance(core, CoreSet) and _row_bytes(self.model) < SHORT
+        together = isinstance(core, CoreSet) and _row_bytes(self.model) < COPY_BELOW
         self.to_copy = core if together else None
         self.thresholds[:] = -1
         if isinstance(core, TokenRule):
@@ -81,13 +85,13 @@ class CpuDecoder:
         self._read_from(self.model, core.neurons if core else {})
 
     def _read_from(self, model: Model, rows: dict[int, Array]) -> None:
-        """Read weights where this model has them, of some layers' neurons these rows alone."""
+        """Read weights where this model has them, and only these rows of the layers that ``rows`` names."""
         self.held, self.rows = model, rows
-        self.plan[:] = self._plan(model)
+        self.weights[:] = self._addresses(model)
         for layer in range(self.dims.n_layers):
             mine = rows.get(layer)
-            n_rows = self.plan[layer, kernels.N_STORED] if mine is None else len(mine)
-            self.plan[layer, kernels.ROWS : kernels.N_ROWS + 1] = _address(mine), n_rows
+            n_rows = self.weights[layer, N_STORED] if mine is None else len(mine)
+            self.weights[layer, ROWS : N_ROWS + 1] = _address(mine), n_rows
 
     def flush(self) -> None:
         """Do nothing: steps write to the kv cache itself."""
@@ -115,7 +119,7 @@ class CpuDecoder:
         if self._reference:
             return self._reference.step(token_id)
         if self.to_copy:
-            narrow, self.piece = compact(self.model, self.to_copy, self.n_threads, self.piece)
+            narrow, self.copied = compact(self.model, self.to_copy, self.n_threads, self.copied)
             self._read_from(narrow, {})
             self.to_copy = None
         self._run(token_id)
@@ -124,35 +128,43 @@ class CpuDecoder:
 
     def _run(self, token_id: int) -> None:
         state, n_threads = self.state, self.n_threads
-        shared: tuple[Any, ...] = (
-            *(self.like, self.dims, self.plan, self.thresholds),
-            *(self.frequencies, self.keys, self.values, self.scales, state),
+        step = partial(  # Numba takes keywords for positional parameters
+            kernels.step,
+            n_threads=n_threads,
+            like=self.like,
+            tile=self.tile,
+            dims=self.dims,
+            weights=self.weights,
+            thresholds=self.thresholds,
+            frequencies=self.frequencies,
+            keys=self.keys,
+            values=self.values,
+            scales=self.scales,
+            s=state,
         )
-        # threads may be slow to leave the last barrier: the counter goes on from where it is
+        # threads may be slow to leave the last barrier, so the counter goes on from where it is
         state.call[:3] = token_id, self.cache.length, state.counter[0] // n_threads
         for thread in range(1, n_threads):
             if not call(state.flags[thread]):
-                self.others.submit(kernels.step, thread, n_threads, *shared)
-        kernels.step(0, n_threads, *shared)
+                self.others.submit(step, thread)
+        step(0)
 
-    def _plan(self, model: Model) -> Array:  # -> (n_layers + 1, n_columns) int64
-        """Return where all of a model lies: a row a layer; the last is for embedding, last norm, head."""
-        plan = np.zeros((self.dims.n_layers + 1, len(kernels.COLUMNS)), np.int64)
+    def _addresses(self, model: Model) -> Array:  # -> (n_layers + 1, n_columns) int64
+        """Return the table of weights: a row for each layer; the last has embedding, last norm and head."""
+        table = np.zeros((self.dims.n_layers + 1, len(kernels.COLUMNS)), np.int64)
         for layer, block in enumerate(model.blocks):
-            plan[layer, : kernels.ROWS] = [
-                _address(block.get(name)) for name in kernels.COLUMNS[: kernels.ROWS]
-            ]
-            plan[layer, kernels.N_STORED] = len(block["mlp.w_in"])
+            table[layer, :ROWS] = [_address(block.get(name)) for name in kernels.COLUMNS[:ROWS]]
+            table[layer, N_STORED] = len(block["mlp.w_in"])
         params = model.params
         rest = (*(params.get(name) for name in ("embed", "pos_embed", "ln_f.w", "ln_f.b")), model.head)
-        plan[-1, : len(rest)] = [_address(w) for w in rest]
-        return plan
+        table[-1, : len(rest)] = [_address(w) for w in rest]
+        return table
 
     def _compile(self) -> float:
-        """Run one step outside anybody's timing, if it is the first of its kind; return the seconds taken."""
-        began, kind = time.perf_counter(), (self.like.dtype, self.keys.dtype)
+        """Run one step before any is timed, if it is the first of its kind; return the seconds taken."""
+        began, kind = time.perf_counter(), (self.like.dtype, self.keys.dtype, self.tile)
         if kind not in _compiled and self.cache.length < self.cache.capacity:
-            self._run(0)  # what it writes to the cache the next step overwrites
+            self._run(0)  # the next step overwrites what it writes to the cache
             self.state.n_used[:] = 0
             _compiled.add(kind)
         settle(kind)
@@ -160,7 +172,7 @@ class CpuDecoder:
 
 
 def _address(w: Array | QuantizedMatrix | None) -> int:
-    """Return where an array lies, 0 for none; its owner must outlive the plan."""
+    """Return the address of an array, 0 for none; the array must outlive the table."""
     if w is None or not w.size:
         return 0
     if isinstance(w, QuantizedMatrix):
@@ -175,31 +187,31 @@ def _row_bytes(model: Model) -> int:
     return int((w.data if isinstance(w, QuantizedMatrix) else w).nbytes // len(w))
 
 
-def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
+def _state(dims: kernels.Dims, n_tile_heads: int, n_threads: int, capacity: int) -> kernels.State:
     """Return a decoder's buffers."""
     d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
-    group, share = dims.n_heads // dims.n_kv_heads, -(-capacity // n_threads)
+    share = -(-capacity // n_threads)
 
     def buffer(*shape: int, dtype: type = np.float32) -> Array:
         return np.zeros(shape, dtype)
 
-    line = 16  # floats in a cache line: threads do not write to one another's
+    line = 16  # float32 elements of a cache line: no thread writes to another's
     return kernels.State(
         x=buffer(n_threads, d),
         normed=buffer(n_threads, input_size(d)),
         q=buffer(n_threads, n_q),
         q_scales=buffer(n_threads, dims.n_heads + line),
         z=buffer(n_threads, input_size(n_q)),
-        block=buffer(n_threads, 2, kernels.BLOCK),
-        chosen=buffer(n_threads, kernels.BLOCK, dtype=np.int32),
-        scores=buffer(n_threads, group, share),
+        neurons=buffer(n_threads, NEURON_BLOCK, dtype=np.int32),
+        activations=buffer(n_threads, 2, NEURON_BLOCK),
+        scores=buffer(n_threads, n_tile_heads, share),
         rotation=buffer(n_threads, 2, max(dims.d_head // 2, line)),
-        part=buffer(n_threads, n_groups(d) * GROUP + line),
+        ffn_out=buffer(n_threads, n_groups(d) * GROUP + line),
         qkv=buffer(n_q + 2 * n_kv),
-        mixed=buffer(n_threads, n_q),
-        top=buffer(n_threads, dims.n_heads + line),
-        mass=buffer(n_threads, dims.n_heads + line),
-        out=buffer(d),
+        mixture=buffer(n_threads, n_q),
+        largest=buffer(n_threads, dims.n_heads + line),
+        total=buffer(n_threads, dims.n_heads + line),
+        attn_out=buffer(d),
         logits=buffer(dims.n_vocab),
         n_used=buffer(n_threads, dims.n_layers, dtype=np.int64),
         call=buffer(line, dtype=np.int64),
@@ -209,9 +221,7 @@ def _state(dims: kernels.Dims, n_threads: int, capacity: int) -> kernels.State:
 
 
 def kernels_cached(reading: bool = True) -> bool:
-    """Say whether the machine code of decoding, and of reading prompts, is on disk already."""
-    for kernel in (kernels.step, compiled.causal_softmax)[: 1 + reading]:
-        folder, module = Path(kernel.stats.cache_path), kernel.py_func.__module__.rpartition(".")[2]
-        if not any(folder.glob(f"{module}.{kernel.__name__}-*.nbc")):
-            return False
-    return True
+    """Say whether the machine code of decoding, and of reading prompts, is on disk."""
+    folder = Path(kernels.step.stats.cache_path)
+    names = ("step.step", "prefill.causal_softmax")[: 1 + reading]
+    return all(any(folder.glob(f"{name}.*.nbc")) for name in names)

@@ -1,9 +1,9 @@
-"""Dot products of packed rows in integers, as LLVM code: Numba has no words for bytes in vectors.
+"""Dot products of packed rows in integers, as LLVM code: Numba has no words for vectors of bytes.
 
-A group of 64 weights is one vector. Where the CPU has AVX-512 VNNI, one instruction multiplies and adds it
-up, with AVX2 two do for each half; elsewhere the same sums are written out for LLVM to do with what there is.
-The sixteen integers that a group comes to are the same, so the three differ in the order of the last few
-float additions only.
+A group of 64 weights is one vector. With AVX-512 VNNI one instruction multiplies it and adds it up, with
+AVX2 two do so for each half; elsewhere the same sums are written out and LLVM uses what there is. All three
+compute the same sixteen integers for a group, so they differ only in the order of the last few float
+additions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -25,19 +25,19 @@ from minicore.backends.cpu.simd import (
     I8,
     I16,
     I32,
-    I64,
-    LANES,
-    add_up_four,
-    address,
-    addresses,
+    LINE,
     as_tuple,
+    broadcast,
     constant,
     fma,
-    fold,
     has_feature,
+    horizontal_sums,
+    integer,
     load,
-    pick,
-    splat,
+    loop,
+    pointer,
+    pointers,
+    shuffle,
     store,
     times,
     vector,
@@ -65,14 +65,14 @@ def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
 
 
 def signed_sums(builder: Any, kind: str, w: Any, x: Any, total: Any) -> Any:
-    """Return total plus sums of four products each of 64 signed bytes, none of them -128.
+    """Add to ``total`` the sums of four products each of 64 signed bytes, none of them -128.
 
-    Instructions want one factor unsigned. AVX2 adds pairs up in 16 bits, for which 255 * 127 twice is too
-    much: there x gives its signs to w, and 127 * 127 twice fits; eight sums are of two fours each. The others
-    take w 128 higher, so their sixteen totals begin at -128 times x's sum (:func:`start_of`).
+    The instructions need one unsigned factor. AVX2 adds pairs in 16 bits, where 255 * 127 twice overflows,
+    so x gives its signs to w and 127 * 127 twice fits; its eight sums are of two fours each. The other ways
+    take w 128 higher, so their sixteen totals start at -128 times x's sum (:func:`start_of`).
     """
     if kind != "avx2":
-        return _unsigned_sums(builder, kind, builder.xor(w, constant(I8, [-128] * 4 * LANES)), x, total)
+        return _unsigned_sums(builder, kind, builder.xor(w, constant(I8, [-128] * 4 * LINE)), x, total)
     for w_half, x_half in zip(_halves(builder, w), _halves(builder, x), strict=True):
         size = _call(builder, "llvm.abs.v32i8", x_half.type, x_half, ir.Constant(ir.IntType(1), 0))
         signed = _call(builder, "llvm.x86.avx2.psign.b", w_half.type, w_half, x_half)
@@ -81,68 +81,68 @@ def signed_sums(builder: Any, kind: str, w: Any, x: Any, total: Any) -> Any:
 
 
 def start_of(builder: Any, kind: str, pointer: Any, offset: Any) -> Any:
-    """Return where totals of :func:`signed_sums` begin, by the sixteen integers that are kept of an input."""
+    """Return where the totals of :func:`signed_sums` start: zeros, or sixteen integers kept with an input."""
     if kind == "avx2":
-        return ir.Constant(vector(I32, LANES // 2), None)
+        return ir.Constant(vector(I32, LINE // 2), None)
     return load(builder, vector(I32), pointer, offset)
 
 
 def _unsigned_sums(builder: Any, kind: str, w: Any, x: Any, total: Any) -> Any:
-    """Return total plus sixteen sums of four products each of unsigned bytes w times signed x; no AVX2."""
+    """Add to ``total`` sixteen sums of four products each, unsigned bytes times signed; not for AVX2."""
     if kind == "vnni":
         v, name = total.type, "llvm.x86.avx512.vpdpbusd.512"
         return _call(builder, name, v, total, builder.bitcast(w, v), builder.bitcast(x, v))
-    wide = vector(I32, 4 * LANES)
+    wide = vector(I32, 4 * LINE)
     products = builder.mul(builder.zext(w, wide), builder.sext(x, wide))
-    return reduce(builder.add, [pick(builder, products, range(i, 4 * LANES, 4)) for i in range(4)], total)
+    return reduce(builder.add, [shuffle(builder, products, range(i, 4 * LINE, 4)) for i in range(4)], total)
 
 
 def _avx2_pairs(builder: Any, w: Any, x: Any) -> Any:
-    """Return sixteen sums of two products each of 32 bytes, unsigned times signed; they must fit 16 bits."""
+    """Return sixteen sums of two products each of 32 bytes, unsigned times signed; each must fit 16 bits."""
     return _call(builder, "llvm.x86.avx2.pmadd.ub.sw", vector(I16), w, x)
 
 
 def _avx2_sums(builder: Any, pairs: Any) -> Any:
     """Return eight sums of two, in 32 bits."""
-    return _call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, constant(I16, [1] * LANES))
+    return _call(builder, "llvm.x86.avx2.pmadd.wd", vector(I32, 8), pairs, constant(I16, [1] * LINE))
 
 
 def _scaled(builder: Any, pointer: Any, offset: Any, factor: Any, n: int) -> Any:
     """Return n times the product of a float16 in memory and a factor."""
-    number = splat(builder, load(builder, I16, pointer, offset), n)
+    number = broadcast(builder, load(builder, I16, pointer, offset), n)
     wide = builder.fpext(builder.bitcast(number, vector(F16, n)), vector(F32, n))
-    return builder.fmul(wide, splat(builder, factor, n))
+    return builder.fmul(wide, broadcast(builder, factor, n))
 
 
 def _halves(builder: Any, bytes_: Any) -> list[Any]:
-    half = range(2 * LANES), range(2 * LANES, 4 * LANES)
-    return [pick(builder, bytes_, lanes) for lanes in half]
+    half = range(2 * LINE), range(2 * LINE, 4 * LINE)
+    return [shuffle(builder, bytes_, lanes) for lanes in half]
 
 
 def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
-    """Return the intrinsic that multiplies four rows with one input: their codes, their scales, the input's
-    codes, scales and sums, and the number of groups.
+    """Return the intrinsic that multiplies four rows with one input.
 
-    All but the number are addresses. An input is 64 signed bytes a group, their float32 scale, and what
-    :func:`weights` wants to know of a group's sum in 16 lanes; it is loaded once for four rows.
+    Its arguments are the rows' codes and scales, the input's codes, scales and sums, all addresses, and the
+    number of groups. A group of an input is 64 signed bytes, their float32 scale, and sixteen numbers that
+    ``weights`` needs of its sum. It is loaded once for four rows.
     """
-    lanes = LANES // 2 if kind == "avx2" else LANES  # of a register
+    lanes = LINE // 2 if kind == "avx2" else LINE  # of a register
 
     @intrinsic
-    def dots(typingctx: Any, codes: Any, scales: Any, bytes_: Any, x_scales: Any, sums: Any, n: Any) -> Any:
+    def dots(typingctx: Any, codes: Any, scales: Any, x: Any, x_scales: Any, sums: Any, n: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            bytes_, x_scales, sums = (address(builder, args[k]) for k in (2, 3, 4))
-            rows = list(zip(*(addresses(builder, args[k]) for k in (0, 1)), strict=True))
+            x, x_scales, sums = (pointer(builder, args[k]) for k in (2, 3, 4))
+            rows = list(zip(*(pointers(builder, args[k]) for k in (0, 1)), strict=True))
 
             def body(i: Any, totals: list[Any]) -> list[Any]:
-                x = load(builder, vector(I8, 4 * LANES), bytes_, times(builder, i, 64))
+                group = load(builder, vector(I8, 4 * LINE), x, times(builder, i, 64))
                 x_scale = load(builder, F32, x_scales, times(builder, i, 4))
                 return [
-                    weights(builder, kind, *row, x, x_scale, sums, i, total)
+                    weights(builder, kind, *row, group, x_scale, sums, i, total)
                     for row, total in zip(rows, totals, strict=True)
                 ]
 
-            four = add_up_four(builder, *fold(builder, args[5], zeros(4, lanes), body))
+            four = horizontal_sums(builder, *loop(builder, args[5], zeros(4, lanes), body))
             return as_tuple(context, builder, signature.return_type, four)
 
         four, one = FOUR_ADDRESSES, types.int64
@@ -154,9 +154,9 @@ def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
 def _int8_group(
     builder: Any, kind: str, codes: Any, scales: Any, x: Any, x_scale: Any, sums: Any, i: Any, total: Any
 ) -> Any:
-    """A group has one scale, which is multiplied by the scale of the input."""
+    """Add a group's products to ``total``: a group has one scale, which is multiplied by the input's."""
     at, n = times(builder, i, 64), total.type.count
-    w = load(builder, vector(I8, 4 * LANES), codes, at)
+    w = load(builder, vector(I8, 4 * LINE), codes, at)
     products = signed_sums(builder, kind, w, x, start_of(builder, kind, sums, at))
     scale = _scaled(builder, scales, times(builder, i, 2), x_scale, n)
     return fma(builder, builder.sitofp(products, vector(F32, n)), scale, total)
@@ -165,32 +165,33 @@ def _int8_group(
 def _int4_group(
     builder: Any, kind: str, codes: Any, scales: Any, x: Any, x_scale: Any, sums: Any, i: Any, total: Any
 ) -> Any:
-    """Two halves of 32 in nibbles; a half's minimum goes with the input's sum, float32 in ``sums``.
+    """Add a group's products to ``total``: two halves of 32 nibbles, each with a scale and a minimum.
 
-    The minima lie beside the scales, so their sums are in lanes 2 and 3, among zeros.
+    A half's minimum is multiplied by the input's sum, which is float32. The minima are stored after the
+    scales, so their sums are in lanes 2 and 3, and the other lanes are zero.
     """
-    packed = load(builder, vector(I8, 2 * LANES), codes, times(builder, i, 32))
-    low = builder.and_(packed, constant(I8, [15] * 2 * LANES))
-    high = builder.lshr(packed, constant(I8, [4] * 2 * LANES))
+    packed = load(builder, vector(I8, 2 * LINE), codes, times(builder, i, 32))
+    low = builder.and_(packed, constant(I8, [15] * 2 * LINE))
+    high = builder.lshr(packed, constant(I8, [4] * 2 * LINE))
     four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
-    four = builder.fmul(four, splat(builder, x_scale, 4))
+    four = builder.fmul(four, broadcast(builder, x_scale, 4))
     sums = load(builder, vector(F32, total.type.count), sums, times(builder, i, 64))
     if kind == "avx2":
-        products = _sums_by_turns(builder, low, high, x)
-        scale = pick(builder, four, [0, 1] * 4)
+        products = _alternating_sums(builder, low, high, x)
+        scale = shuffle(builder, four, [0, 1] * 4)
     else:
-        both, nothing = pick(builder, low, range(4 * LANES), high), ir.Constant(vector(I32), None)
+        both, nothing = shuffle(builder, low, range(4 * LINE), high), ir.Constant(vector(I32), None)
         products = _unsigned_sums(builder, kind, both, x, nothing)
-        scale = pick(builder, four, [0] * 8 + [1] * 8)
+        scale = shuffle(builder, four, [0] * 8 + [1] * 8)
     products = builder.sitofp(products, scale.type)
-    minima = pick(builder, four, [0, 1, 2, 3] + [4] * (total.type.count - 4), constant(F32, [0.0] * 4))
+    minima = shuffle(builder, four, [0, 1, 2, 3] + [4] * (total.type.count - 4), constant(F32, [0.0] * 4))
     return fma(builder, products, scale, fma(builder, minima, sums, total))
 
 
-def _sums_by_turns(builder: Any, low: Any, high: Any, x: Any) -> Any:
-    """Return eight sums of eight products, of low with x's first half and high with its second in turn.
+def _alternating_sums(builder: Any, low: Any, high: Any, x: Any) -> Any:
+    """Return eight sums of eight products, alternately of low with x's first half and high with its second.
 
-    Both then go with one vector of their two scales, and become floats together.
+    One vector of the two scales then fits both, and both become floats together.
     """
     pairs = (
         builder.bitcast(_avx2_pairs(builder, w, half), vector(I32, 8))
@@ -198,7 +199,9 @@ def _sums_by_turns(builder: Any, low: Any, high: Any, x: Any) -> Any:
     )
     first, second = pairs
     in_turn = (
-        builder.bitcast(pick(builder, first, [at + k for at in lanes for k in (0, 8)], second), vector(I16))
+        builder.bitcast(
+            shuffle(builder, first, [at + k for at in lanes for k in (0, 8)], second), vector(I16)
+        )
         for lanes in ((0, 1, 4, 5), (2, 3, 6, 7))
     )
     return _avx2_sums(builder, builder.add(*in_turn))
@@ -211,59 +214,61 @@ DOTS = {
 }
 
 
-# --- rows times numbers, added up: what neurons put out ---
+# --- rows times numbers, added up ---
 
 
 def _int8_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any]) -> None:
-    """Add four numbers times group i of their rows to four vectors."""
+    """Add four numbers times group i of their rows to the four vectors ``out``."""
     for r in range(4):
-        scale = _scaled(builder, p[4 + r], times(builder, i, 2), a[r], LANES)
+        scale = _scaled(builder, p[4 + r], times(builder, i, 2), a[r], LINE)
         for k in range(4):
-            at = builder.add(times(builder, i, GROUP), ir.Constant(I64, LANES * k))
+            at = builder.add(times(builder, i, GROUP), integer(LINE * k))
             w = builder.sitofp(load(builder, vector(I8), p[r], at), vector(F32))
             out[k] = fma(builder, w, scale, out[k])
 
 
 def _int4_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any]) -> None:
-    """Add four numbers times group i of their rows to four vectors; low nibbles are a group's first half."""
+    """Add four numbers times group i of their rows to ``out``; low nibbles are the first half of a group."""
     scales = []
     for r in range(4):
         four = builder.fpext(load(builder, vector(F16, 4), p[4 + r], times(builder, i, 8)), vector(F32, 4))
-        scales.append(builder.fmul(four, pick(builder, splat(builder, a[r]), range(4))))
+        scales.append(builder.fmul(four, shuffle(builder, broadcast(builder, a[r]), range(4))))
     least = builder.fadd(builder.fadd(scales[0], scales[1]), builder.fadd(scales[2], scales[3]))
     for k in range(4):
-        out[k] = builder.fadd(out[k], pick(builder, least, [2 + k // 2] * LANES))
+        out[k] = builder.fadd(out[k], shuffle(builder, least, [2 + k // 2] * LINE))
     for r, k in itertools.product(range(4), range(2)):
-        at = builder.add(times(builder, i, HALF), ir.Constant(I64, LANES * k))
+        at = builder.add(times(builder, i, HALF), integer(LINE * k))
         byte = builder.zext(load(builder, vector(I8), p[r], at), vector(I32))
-        low = builder.and_(byte, constant(I32, [15] * LANES))
-        for part, q in ((0, low), (1, builder.lshr(byte, constant(I32, [4] * LANES)))):
-            scale = pick(builder, scales[r], [part] * LANES)
+        low = builder.and_(byte, constant(I32, [15] * LINE))
+        for part, q in ((0, low), (1, builder.lshr(byte, constant(I32, [4] * LINE)))):
+            scale = shuffle(builder, scales[r], [part] * LINE)
             out[2 * part + k] = fma(builder, builder.sitofp(q, vector(F32)), scale, out[2 * part + k])
 
 
 def _rows_of(add: Callable[..., None]) -> Any:
-    """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows: their codes, their scales,
-    a, y, and the number of groups. All but the number are addresses. y is of whole groups.
+    """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows.
+
+    Its arguments are the rows' codes and scales, a and y, all addresses, and the number of groups. y has
+    room for whole groups.
     """
 
     @intrinsic
     def add_rows(typingctx: Any, codes: Any, scales: Any, a: Any, y: Any, n: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            rows = addresses(builder, args[0]) + addresses(builder, args[1])
-            a, y = address(builder, args[2]), address(builder, args[3])
-            weights = [load(builder, F32, a, ir.Constant(I64, 4 * r)) for r in range(4)]
+            rows = pointers(builder, args[0]) + pointers(builder, args[1])
+            a, y = pointer(builder, args[2]), pointer(builder, args[3])
+            weights = [load(builder, F32, a, integer(4 * r)) for r in range(4)]
 
             def body(i: Any, nothing: list[Any]) -> list[Any]:
                 first = times(builder, i, 4 * GROUP)
-                places = [builder.add(first, ir.Constant(I64, 4 * LANES * k)) for k in range(4)]
+                places = [builder.add(first, integer(4 * LINE * k)) for k in range(4)]
                 out = [load(builder, vector(F32), y, at) for at in places]
                 add(builder, rows, i, weights, out)
                 for at, total in zip(places, out, strict=True):
                     store(builder, total, y, at)
                 return []
 
-            fold(builder, args[4], [], body)
+            loop(builder, args[4], [], body)
             return context.get_dummy_value()
 
         four, one = FOUR_ADDRESSES, types.int64
@@ -276,10 +281,10 @@ ROWS = {"int8": _rows_of(_int8_rows), "int4": _rows_of(_int4_rows)}
 
 
 @intrinsic
-def half(typingctx: Any, at: Any) -> Any:
+def float16_at(typingctx: Any, at: Any) -> Any:
     """Return the float16 at an address as float32."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fpext(load(builder, F16, address(builder, args[0]), ir.Constant(I64, 0)), F32)
+        return builder.fpext(load(builder, F16, pointer(builder, args[0]), integer(0)), F32)
 
     return types.float32(types.int64), codegen

@@ -12,16 +12,16 @@ from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any
 
-import numba as nb
 import numpy as np
 
 from minicore import ops
-from minicore.backends.cpu import FAST
-from minicore.backends.cpu import threads as team
+from minicore.backends.cpu import threads
 from minicore.backends.cpu.attention import exponentials
-from minicore.backends.cpu.rows import fake_quantize_rows, rows_to_float32, stored
+from minicore.backends.cpu.compiling import kernel
+from minicore.backends.cpu.ffn import ACTIVATION_CODES, activate
+from minicore.backends.cpu.quantized_inputs import fake_quantize_rows
+from minicore.backends.cpu.rows import rows_to_float32, storage
 from minicore.backends.cpu.statistics import ADDERS, add_counts  # noqa: F401 (adders for recordings)
-from minicore.backends.cpu.step import ACTIVATION_CODES, activate
 from minicore.checkpoint.tensors import DTYPES
 from minicore.ops import attend, attention_pattern, tiles, to_float32  # noqa: F401 (some as they are)
 from minicore.quantization import FORMATS, GROUP, QuantizedMatrix
@@ -34,7 +34,7 @@ QUERIES = 64  # at a time: three heads' scores of 512 positions take 393 kB, whi
 
 
 def _share(function: Any, n_rows: int, size: int, *args: Any) -> None:
-    team.run(function, team.default_threads() if size > team.SMALL else 1, n_rows, *args)
+    threads.run(function, threads.default_threads() if size > threads.SMALL else 1, n_rows, *args)
 
 
 def linear(x: Array, w: Array | QuantizedMatrix, b: Array | None = None) -> Array:
@@ -94,8 +94,8 @@ def _add_product(thread: int, n_threads: int, a: Array, w: Array, y: Array, firs
 
 def _multiply(part: Any, n_products: int, *args: Any) -> None:
     """Call ``part`` in each thread, with its own matrix products."""
-    with team.products_of_one():
-        team.run(part, team.default_threads() if n_products > FEW else 1, *args)
+    with threads.products_of_one():
+        threads.run(part, threads.default_threads() if n_products > FEW else 1, *args)
 
 
 def _rows_to_float32(
@@ -104,7 +104,7 @@ def _rows_to_float32(
     """Return some rows as float32, in a buffer if they are not; all threads may widen together."""
     if w.dtype == np.float32:
         return w[rows]
-    (m, d), n, data = w.shape, rows.stop - rows.start, stored(w)
+    (m, d), n, data = w.shape, rows.stop - rows.start, storage(w)
     y = _buffer(n * d).reshape(n, d)
     share = y.size if together else 0
     _share(rows_to_float32, n, share, data.reshape(-1)[:0], data.ctypes.data, m, d, rows.start, y)
@@ -118,8 +118,8 @@ def _buffer(size: int) -> Array:  # -> (size,)
     return held[:size]
 
 
-@nb.njit(nogil=True, cache=True, fastmath=FAST)
-def _rms_norm(thread, n_threads, n, x, w, eps, y):  # type: ignore[no-untyped-def]  # (n, d), (d,), (n, d)
+@kernel
+def _rms_norm(thread, n_threads, n, x, w, eps, y):  # (n, d), (d,), (n, d)
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         square = np.float32(0)
         for j in range(x.shape[1]):
@@ -136,8 +136,8 @@ def rms_norm(x: Array, w: Array, eps: float) -> Array:  # (n, d), (d,) -> (n, d)
     return y
 
 
-@nb.njit(nogil=True, cache=True, fastmath=FAST)
-def _layer_norm(thread, n_threads, n, x, w, b, eps, y):  # type: ignore[no-untyped-def]
+@kernel
+def _layer_norm(thread, n_threads, n, x, w, b, eps, y):
     d = np.float32(x.shape[1])
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         mean, square = np.float32(0), np.float32(0)
@@ -158,10 +158,11 @@ def layer_norm(x: Array, w: Array, b: Array, eps: float) -> Array:  # (n, d), (d
     return y
 
 
-@nb.njit(nogil=True, cache=True, fastmath=FAST)
-def _activate(thread, n_threads, n, x, code, y):  # type: ignore[no-untyped-def]  # (n, d), int, (n, d)
+@kernel
+def _activate(thread, n_threads, n, x, code, y):  # (n, d), int, (n, d)
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
-        y[t] = x[t]
+        for j in range(x.shape[1]):
+            y[t, j] = x[t, j]
         activate(y[t], code)
 
 
@@ -174,8 +175,8 @@ def _activation(name: str, x: Array) -> Array:  # (n, d) -> (n, d)
 ACTIVATIONS = {name: partial(_activation, name) for name in ACTIVATION_CODES}
 
 
-@nb.njit(nogil=True, cache=True, fastmath=FAST)
-def _rope(thread, n_threads, n, x, cos, sin, y):  # type: ignore[no-untyped-def]  # (n, h, d), (n, d // 2) x 2
+@kernel
+def _rope(thread, n_threads, n, x, cos, sin, y):  # (n, h, d), (n, d // 2) x 2
     half = x.shape[2] // 2
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         for h in range(x.shape[1]):
@@ -231,8 +232,8 @@ def _attend(
         z[block] = (scores @ v[head, :last]).reshape(z[block].shape)
 
 
-@nb.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def causal_softmax(scores, seen, group):  # type: ignore[no-untyped-def]  # (n * group, n_kv), int, int
+@kernel
+def causal_softmax(scores, seen, group):  # (n * group, n_kv), int, int
     """Replace scores by their softmax over what a row sees: ``seen``, one more after each ``group`` rows."""
     for r in range(len(scores)):
         n = seen + r // group
@@ -240,7 +241,8 @@ def causal_softmax(scores, seen, group):  # type: ignore[no-untyped-def]  # (n *
         share = np.float32(1) / mass
         for j in range(n):
             scores[r, j] *= share
-        scores[r, n:] = np.float32(0)
+        for j in range(n, scores.shape[1]):
+            scores[r, j] = np.float32(0)
 
 
 @cache

@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import math
 
-import numba as nb
 import numpy as np
 
-from minicore.backends.cpu import FAST
-from minicore.backends.cpu import threads as team
+from minicore.backends.cpu import threads
+from minicore.backends.cpu.compiling import exact, exact_kernel, kernel
 from minicore.core.neurons import check_fraction
 from minicore.core.statistics import GATE_SHIFT
 
 Array = np.ndarray
 
 
-@nb.njit
-def _at_least(bits, limit):  # type: ignore[no-untyped-def]  # (n,) int32, int32 -> int32
+@exact
+def _at_least(bits, limit):  # (n,) int32, int32 -> int32
     n = np.int32(0)
     for j in range(bits.size):
         n = np.int32(n + (bits[j] >= limit))  # of two int32 Numba makes an int64, of which vectors hold half
     return n
 
 
-@nb.njit(error_model="numpy")
-def kth_largest(bits, k, n):  # type: ignore[no-untyped-def]  # (n_neurons,) int32, int, int -> int32, int
+@exact
+def kth_largest(bits, k, n):  # (n_neurons,) int32, int, int -> int32, int
     """Return the k-th largest of the n positive patterns, and how many there are from it up."""
     largest = np.int32(0)
     for j in range(bits.size):
@@ -48,8 +47,8 @@ def kth_largest(bits, k, n):  # type: ignore[no-untyped-def]  # (n_neurons,) int
     return np.int32(low), above
 
 
-@nb.njit(nogil=True, cache=True)
-def _count(thread, n_threads, a, alpha, counts):  # type: ignore[no-untyped-def]
+@exact_kernel
+def _count(thread, n_threads, a, alpha, counts):
     """Add this thread's tokens to its row of counts (n_threads, n_neurons)."""
     n_tokens, mine = a.shape[0], counts[thread]
     for t in range(thread * n_tokens // n_threads, (thread + 1) * n_tokens // n_threads):
@@ -75,9 +74,9 @@ def _count(thread, n_threads, a, alpha, counts):  # type: ignore[no-untyped-def]
 def add_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,), (n_tokens, n_neurons)
     """See :func:`minicore.core.statistics.add_counts`; a is float32 and finite, as a recording has it."""
     check_fraction("alpha", alpha)
-    n_threads = team.default_threads() if len(a) > 8 else 1
+    n_threads = threads.default_threads() if len(a) > 8 else 1
     counts = np.zeros((n_threads, a.shape[1]), np.int32)
-    team.run(_count, n_threads, np.ascontiguousarray(a), float(alpha), counts)
+    threads.run(_count, n_threads, np.ascontiguousarray(a), float(alpha), counts)
     total += counts.sum(axis=0)
     return total
 
@@ -87,8 +86,8 @@ def add_magnitude_counts(total: Array, a: Array, alpha: float) -> Array:
     return add_counts(total, np.abs(a), alpha)
 
 
-@nb.njit(nogil=True, cache=True, fastmath=FAST)
-def _energies(thread, n_threads, n, a, whole):  # type: ignore[no-untyped-def]  # (n, m) -> float64 (n,)
+@kernel
+def _energies(thread, n_threads, n, a, whole):  # (n, m) -> float64 (n,)
     """Write the sum of squares of each of a thread's tokens; NumPy would square into a matrix of its own."""
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         total = np.float64(0)
@@ -97,8 +96,8 @@ def _energies(thread, n_threads, n, a, whole):  # type: ignore[no-untyped-def]  
         whole[t] = total
 
 
-@nb.njit(nogil=True, cache=True, error_model="numpy")
-def _add_shares(thread, n_threads, n, a, whole, total):  # type: ignore[no-untyped-def]
+@exact_kernel
+def _add_shares(thread, n_threads, n, a, whole, total):
     """Add a thread's n neurons' shares of each token's energy, in token order."""
     first, last = thread * n // n_threads, (thread + 1) * n // n_threads
     mine = total[first:last]
@@ -111,14 +110,14 @@ def _add_shares(thread, n_threads, n, a, whole, total):  # type: ignore[no-untyp
 
 def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,) float64, ...
     """See :func:`minicore.core.statistics.add_relative_energy`."""
-    whole, n_threads = np.empty(len(a)), team.default_threads() if a.size > team.SMALL else 1
-    team.run(_energies, n_threads, len(a), a, whole)
-    team.run(_add_shares, n_threads, a.shape[1], a, whole, total)
+    whole, n_threads = np.empty(len(a)), threads.default_threads() if a.size > threads.SMALL else 1
+    threads.run(_energies, n_threads, len(a), a, whole)
+    threads.run(_add_shares, n_threads, a.shape[1], a, whole, total)
     return total
 
 
-@nb.njit(nogil=True, cache=True)
-def _count_bins(a, total):  # type: ignore[no-untyped-def]
+@exact_kernel
+def _count_bins(a, total):
     for t in range(len(a)):
         bits = a[t].view(np.int32)
         for j in range(bits.size):

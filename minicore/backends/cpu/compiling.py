@@ -1,0 +1,105 @@
+"""How CPU kernels are compiled and where their machine code is kept.
+
+``kernel`` marks the functions that Python calls, ``inner`` those that only kernels call. Inner functions
+get no Python wrapper: unpacking a decoder's buffers for a call that never comes took half of all compile
+time.
+
+All of them may add in any order and fuse multiply-adds (``FAST``), and no more than that: NaN and infinity
+pass through as they do in NumPy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import numba as nb
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from minicore.backends.cpu.checksum import cache_folder_name, source_checksum
+
+FAST = {"reassoc", "contract"}
+# No check for zero at each division, which would keep loops from being vectorised, and no reference counts:
+# kernels own no arrays.
+COMMON: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
+# For numba.extending.overload, whose functions have no Python wrapper anyway.
+OVERLOAD: dict[str, Any] = {**COMMON, "fastmath": FAST}
+
+
+class _Folder(_CacheLocator):
+    """A folder named by the checksum of the kernels' sources, below the folder that Numba chose."""
+
+    def __init__(self, chosen: _CacheLocator) -> None:
+        self.parent = Path(chosen.get_cache_path())
+
+    def get_cache_path(self) -> str:
+        return str(self.parent / cache_folder_name())
+
+    def ensure_cache_path(self) -> None:
+        for stale in self.parent.glob("kernels-*"):
+            if stale.name != cache_folder_name():
+                rmtree(stale, ignore_errors=True)
+        super().ensure_cache_path()
+
+    def get_source_stamp(self) -> str:
+        return source_checksum()
+
+    def get_disambiguator(self) -> str:
+        raise NotImplementedError("names of kernels are unique in their module")
+
+
+class _KernelCacheImpl(CompileResultCacheImpl):
+    @property
+    def locator(self) -> _Folder:
+        return _Folder(super().locator)
+
+    def get_filename_base(self, fullname: str, abiflags: str) -> str:
+        return f"{fullname}.py{sys.version_info[0]}{sys.version_info[1]}{abiflags}"
+
+
+class KernelCache(FunctionCache):
+    """Numba's cache on disk, fresh only as long as no source file of the kernels has changed.
+
+    Numba itself compares the file of the function that Python calls. Most of a kernel is in other files.
+    """
+
+    _impl_class = _KernelCacheImpl
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls: without the GIL, its machine code kept on disk."""
+    return _cached(function, fastmath=FAST)
+
+
+def exact_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel whose operations keep their order."""
+    return _cached(function)
+
+
+def _cached(function: Callable[..., Any], **options: Any) -> Any:
+    compiled = nb.njit(nogil=True, **options, **COMMON)(function)
+    compiled._cache = KernelCache(function)  # what enable_caching() does with Numba's own class
+    return compiled
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """Compile a function that only kernels call."""
+    return nb.njit(fastmath=FAST, no_cpython_wrapper=True, **COMMON)(function)
+
+
+def exact(function: Callable[..., Any]) -> Any:
+    """Compile an inner function whose operations keep their order."""
+    return nb.njit(no_cpython_wrapper=True, **COMMON)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Make a function part of the one kernel that calls it: on its own it would be optimised twice."""
+    return nb.njit(inline="always", **COMMON)(function)
+
+
+def callable_from_python(function: Any) -> Any:
+    """Return an inner function compiled by itself, for tests and benchmarks."""
+    return nb.njit(nogil=True, fastmath=FAST, **COMMON)(function.py_func)

@@ -1,0 +1,86 @@
+"""Machine code on disk: an edited source file is never run as it was before."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from minicore.backends.cpu import checksum
+from tests.helpers import ROOT
+
+# A kernel of prefill.py, its activation from ffn.py; the second line says whether it was compiled or loaded.
+RUN = """
+import numpy as np
+from minicore.backends.cpu import prefill
+print(prefill.ACTIVATIONS["relu"](np.float32([[-1, 2]])).tolist())
+print("loaded" if prefill._activate.stats.cache_hits else "compiled")
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Return a copy of the package and a function that runs a kernel of it in a new process."""
+    copy = tmp_path / "minicore"
+    shutil.copytree(ROOT / "minicore", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    keep = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CACHE")}
+    env = keep | {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "user")}
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-c", RUN], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.split("\n")[:2]
+
+    return copy, run
+
+
+def edit(copy):
+    """Change what the activation returns, in another file than the kernel that Python calls."""
+    path = copy / "backends" / "cpu" / "ffn.py"
+    source = path.read_text(encoding="utf-8")
+    assert source.count("else np.float32(0)\n") == 1
+    path.write_text(source.replace("else np.float32(0)\n", "else np.float32(5)\n"), encoding="utf-8")
+
+
+def test_an_edited_kernel_runs_as_edited_and_leaves_no_old_machine_code(package):
+    copy, run = package
+    assert run() == ["[[0.0, 2.0]]", "compiled"]
+    assert run() == ["[[0.0, 2.0]]", "loaded"]
+    before = list((copy / "backends" / "cpu" / "__pycache__").glob("kernels-*"))
+    edit(copy)
+    assert run() == ["[[5.0, 2.0]]", "compiled"]
+    after = list((copy / "backends" / "cpu" / "__pycache__").glob("kernels-*"))
+    assert len(before) == len(after) == 1 and before != after
+    assert not list((copy / "backends" / "cpu" / "__pycache__").glob("*.nb[ci]"))
+
+
+def test_where_the_package_cannot_be_written_to_the_user_has_a_cache(package, tmp_path):
+    copy, run = package
+    (copy / "backends" / "cpu" / "__pycache__").write_text("no folder can be made here", encoding="utf-8")
+    assert run() == ["[[0.0, 2.0]]", "compiled"]
+    assert run() == ["[[0.0, 2.0]]", "loaded"]
+    edit(copy)
+    assert run() == ["[[5.0, 2.0]]", "compiled"]
+    assert len(list((tmp_path / "user").rglob("kernels-*"))) == 1
+
+
+def test_the_checksum_covers_every_constant_that_kernels_take_from_elsewhere():
+    """Constants of other modules are part of the machine code."""
+    covered = {"minicore." + name.removesuffix(".py").replace("/", ".") for name in checksum.CONSTANTS}
+    taken = set()
+    for path in checksum.PACKAGE.glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        if "from numba" not in source and "cpu.compiling import" not in source:
+            continue  # it has no kernels
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("minicore."):
+                names = {alias.name for alias in node.names if alias.name.isupper()} - READ_BY_PYTHON
+                if names and not node.module.startswith("minicore.backends.cpu"):
+                    taken.add(node.module)
+    assert taken == covered
+
+
+READ_BY_PYTHON = {"DTYPES", "GATE", "PER_NEURON", "TOP"}  # names of tensors and dtypes
