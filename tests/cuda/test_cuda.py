@@ -28,16 +28,24 @@ from minicore.errors import InputError
 from minicore.forward import prefill
 from minicore.generation.prediction import make_recorder, record
 from minicore.kv_cache import KVCache
-from tests.helpers import GOLDEN, ROOT
+from tests.helpers import GOLDEN, run_python
 
+HERE = Path(__file__).parent
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
 MODELS = [("llama-gqa", "float32"), ("opt", "bfloat16"), ("opt", "int8")]
 if not SIMULATED:  # which takes a minute a model
     MODELS += [("llama-gqa", "int8"), ("gpt2", "float32"), ("qwen2", "bfloat16"), ("gpt2", "int8")]
 N_READ, N_NEW = 9, 2
 
-if SIMULATED:
-    sys.setswitchinterval(2e-5)  # a simulated block is threads that wait for one another
+
+@pytest.fixture(autouse=True, scope="module")
+def switch_threads_often():
+    """In the simulator a block is threads that wait for one another."""
+    before = sys.getswitchinterval()
+    if SIMULATED:
+        sys.setswitchinterval(2e-5)
+    yield
+    sys.setswitchinterval(before)
 
 
 # --- on a GPU ---
@@ -123,6 +131,7 @@ def test_tokens_chosen_on_the_device_are_those_chosen_step_by_step(model):
 
 
 @pytest.mark.cuda
+@pytest.mark.slow
 def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
     from minicore.backends.cuda.decoder import CudaDecoder
 
@@ -147,6 +156,7 @@ def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
 
 
 @pytest.mark.cuda
+@pytest.mark.slow
 def test_bench_measures_a_gpu(model, monkeypatch):
     if (model.config.family, model.dtype) != ("llama", "float32"):
         pytest.skip("once is enough")
@@ -190,6 +200,7 @@ def test_draws_have_the_probabilities_of_the_softmax(model):
 
 
 @pytest.mark.cuda
+@pytest.mark.slow
 def test_generating_is_the_cpus(model):
     if model.dtype == "int8":
         pytest.skip("a rounding the other way may choose another token")
@@ -205,7 +216,7 @@ def test_generating_is_the_cpus(model):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("chunk", [4, 512])
+@pytest.mark.parametrize("chunk", [4, pytest.param(512, marks=pytest.mark.slow)])
 def test_prompts_are_read_as_the_reference_reads_them(model, chunk, monkeypatch):
     """Whatever the chunks; decoding goes on with the keys and values that lie on the device."""
     from minicore.backends.cuda import prefill as cuda_prefill
@@ -224,6 +235,7 @@ def test_prompts_are_read_as_the_reference_reads_them(model, chunk, monkeypatch)
 
 
 @pytest.mark.cuda
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"window": 5}, {"layers": "1:2"}], ids=str)
 def test_a_core_set_is_chosen_from_what_the_device_counted(model, settings):
     if model.dtype == "int8" or (settings and model.config.family != "llama"):
@@ -344,39 +356,30 @@ def test_lent_layers_are_the_models(model):
 # --- anywhere ---
 
 
-def test_the_simulator_runs_the_tests_above():
-    if importlib.util.find_spec("numba_cuda") is None:
-        pytest.skip("numba-cuda is not installed")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "cuda", "-p", "no:cacheprovider", __file__],
-        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0 and "passed" in run.stdout, run.stdout[-4000:] + run.stderr[-2000:]
+def run_simulated(*argv):
+    """Run a Python program in which ``numba.cuda`` is Numba's simulator."""
+    for package in ("numba_cuda", "greenlet"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    done = run_python(*argv, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, timeout=1800)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "tests", ["cuda and not slow", pytest.param("cuda and slow", marks=pytest.mark.slow)]
+)
+def test_the_simulator_runs_the_tests_above(tests):
+    options = ["-q", "-n0", "-p", "no:cacheprovider"]
+    assert "passed" in run_simulated("-m", "pytest", *options, "-m", tests, __file__)
 
 
 def test_several_blocks_of_warps_agree_with_the_reference():
-    for package in ("numba_cuda", "greenlet"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    script, *checkpoints = Path(__file__).with_name("grid.py"), GOLDEN / "llama-gqa", GOLDEN / "opt"
-    run = subprocess.run(
-        [sys.executable, script, *checkpoints],
-        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    run_simulated(HERE / "grid.py", GOLDEN / "llama-gqa", GOLDEN / "opt")
 
 
 def test_tensor_cores_get_what_the_ptx_isa_says():
-    for package in ("numba_cuda", "greenlet"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    run = subprocess.run(
-        [sys.executable, Path(__file__).with_name("tiles.py")],
-        env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
+    run_simulated(HERE / "tiles.py")
 
 
 class Driver:

@@ -150,7 +150,7 @@ def test_logits_and_activations(model, name, record_property):
     ("name", "backend"),
     [
         *((name, "cpu") for name in NAMES),
-        *(("capital", "numpy"), ("chat", "numpy")),
+        *(pytest.param(name, "numpy", marks=pytest.mark.slow) for name in ("capital", "chat")),
         *(pytest.param(name, "cuda", marks=pytest.mark.cuda) for name in NAMES),
     ],
 )
