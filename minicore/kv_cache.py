@@ -180,6 +180,24 @@ class KVCache:
                 f"{self.length + n} tokens do not fit the {self.capacity} positions of the kv cache"
             )
 
+    def rewind(self, length: int) -> None:
+        """Forget the positions from ``length`` on; what is read next overwrites them.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> model = mc.load("minicore-opt-core")
+        >>> cache = model.new_cache(4)
+        >>> from minicore.forward import forward
+        >>> logits = forward(model, np.array([5, 6, 7]), cache)
+        >>> cache.rewind(2)
+        >>> bool((forward(model, np.array([7]), cache)[0] == logits[2]).all())
+        True
+        """
+        if not 0 <= length <= self.length:
+            raise InputError(f"length is {length}, expected 0 to {self.length}, the positions filled")
+        self.length = length
+
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         # (n, n_kv_heads, d_head) twice -> (n_kv_heads, length + n, d_head) twice
         """Store a layer's new keys and values after the old ones and return all of them.

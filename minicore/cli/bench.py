@@ -97,7 +97,7 @@ def timing_options(group: Options) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, then print the table and draw the plot."""
-    from minicore.bench import run as benchmark
+    from minicore import bench
 
     kind = None
     if args.plot:
@@ -105,8 +105,8 @@ def run(args: argparse.Namespace) -> int:
 
         kind = plots.check_format(args.plot)  # before the measurement, which takes minutes
     try:
-        found = benchmark.measure(args.model, benchmark.Plan(**plan_settings(args)), progress=True)
-    except benchmark.WrongResult as error:
+        found = bench.measure(args.model, bench.Plan(**plan_settings(args)), progress=True)
+    except bench.WrongResult as error:
         note(f"minicore: {error}")
         return 1
     if args.plot:

@@ -186,7 +186,7 @@ def decode_speed(report: dict[str, Any], context: int | None = None, ax: Axes | 
     Parameters
     ----------
     report : dict
-        What :func:`minicore.bench.run.measure` returned.
+        What :func:`minicore.bench.measure` returned.
     context : int or None
         Tokens in the kv cache; None is the first that was measured.
     ax : Axes or None

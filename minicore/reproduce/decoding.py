@@ -230,7 +230,7 @@ def table3(
     rounds: int = 5,
 ) -> dict[str, Any]:
     """Decode speed with and without core neurons on this machine, and what a token reads."""
-    from minicore.bench import run as bench
+    from minicore import bench
 
     plan = bench.Plan(
         dtypes=tuple(dtypes),

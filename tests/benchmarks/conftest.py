@@ -14,7 +14,7 @@ N_BYTES = max(4 * bandwidth.last_cache_bytes(), 64 << 20)  # that a kernel reads
 
 
 def pytest_report_header() -> str:
-    from minicore.bench.run import machine
+    from minicore.bench.machine import machine
 
     about = machine()
     return f"machine: {about['cpu']}, {about['cores']} cores, {' '.join(about['flags'])}"

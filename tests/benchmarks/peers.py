@@ -28,7 +28,9 @@ import engines
 import numpy as np
 
 from minicore.backends.cpu import bandwidth
-from minicore.bench import run as bench
+from minicore.bench.machine import load_average, machine
+from minicore.bench.plan import BOUNDS
+from minicore.bench.summary import ratios, spread
 from minicore.errors import InputError
 from minicore.evaluation.agreement import agreement
 from minicore.formatting import format_number, format_quartiles, format_table
@@ -180,7 +182,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         ids = helper.ask(do="encode", model=model, longest=max(args.prompts))["ids"]
     finally:
         helper.close()
-    before = bench.load_average()
+    before = load_average()
     runs: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     contexts: list[dict[str, Any]] = []
@@ -189,8 +191,8 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         if args.contexts:
             contexts += long_contexts(model, n_threads, args)
     return {
-        "machine": bench.machine(),
-        "load_average": {"before": before, "after": bench.load_average()},
+        "machine": machine(),
+        "load_average": {"before": before, "after": load_average()},
         "versions": versions(),
         "conditions": {
             "model": Path(model).name,
@@ -301,7 +303,7 @@ def load(
 
 def long_contexts(model: str, n_threads: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return decode rows of `minicore bench` after 64 and 4,096 tokens, dense, in a process of their own."""
-    dtypes = [dtype for dtype in bench.BOUNDS if not args.only or chosen(f"minicore {dtype}", args.only)]
+    dtypes = [dtype for dtype in BOUNDS if not args.only or chosen(f"minicore {dtype}", args.only)]
     if not dtypes:
         return []
     note(f"minicore after {' and '.join(map(str, args.contexts))} tokens, {n_threads} threads")
@@ -393,7 +395,7 @@ def table(results: Results) -> Iterator[str]:
             yield ""
             yield (
                 f"{n_threads} thread{'s'[: n_threads - 1]}, {prompt} tokens of prompt, "
-                f"{said['new_tokens']} new; reads {format_quartiles(bench.spread(reads))} GB/s"
+                f"{said['new_tokens']} new; reads {format_quartiles(spread(reads))} GB/s"
             )
             yield from format_table(
                 ["", "decode tokens/s", "ratio", "to", "of bandwidth", "prefill tokens/s", "MB", "same text"],
@@ -412,20 +414,20 @@ def cells(results: Results, name: str, n_threads: int, prompt: int, names: Seque
     at, peer = (n_threads, prompt), CONTESTANTS[name].peer
     ratio = "-"
     if peer is not None and peer in names:
-        pairs = bench.ratios(results.values(name, *at, "decode"), results.values(peer, *at, "decode"))
-        ratio = format_quartiles(bench.spread(pairs))
+        pairs = ratios(results.values(name, *at, "decode"), results.values(peer, *at, "decode"))
+        ratio = format_quartiles(spread(pairs))
     same = "-"
     if REFERENCE in names:
         mine, theirs = results.text(name, prompt, n_threads), results.text(REFERENCE, prompt, n_threads)
         same = "all" if mine == theirs else str(agreement(mine, theirs)[0])
-    fraction = bench.spread(results.of_bandwidth(name, *at))["median"]
+    fraction = spread(results.of_bandwidth(name, *at))["median"]
     return [
         name,
-        format_quartiles(bench.spread(results.values(name, *at, "decode"))),
+        format_quartiles(spread(results.values(name, *at, "decode"))),
         ratio,
         peer if peer in names and peer is not None else "-",
         f"{fraction:.0%}",
-        format_number(bench.spread(results.values(name, *at, "prefill"))["median"]),
+        format_number(spread(results.values(name, *at, "prefill"))["median"]),
         f"{max(results.values(name, *at, 'rss')) / 1e6:.0f}",
         same,
     ]
@@ -444,16 +446,14 @@ def decode_over(name: str, peer: str, scale: float = 1.0) -> Callable[[Results, 
 
     def measure(results: Results, n: int) -> list[float]:
         theirs = results.values(peer, n, 64, "decode")
-        return bench.ratios(results.values(name, n, 64, "decode"), [scale * speed for speed in theirs])
+        return ratios(results.values(name, n, 64, "decode"), [scale * speed for speed in theirs])
 
     return measure
 
 
 def prefill_over(name: str, peer: str, prompt: int) -> Callable[[Results, int], list[float]]:
     def measure(results: Results, n: int) -> list[float]:
-        return bench.ratios(
-            results.values(name, n, prompt, "prefill"), results.values(peer, n, prompt, "prefill")
-        )
+        return ratios(results.values(name, n, prompt, "prefill"), results.values(peer, n, prompt, "prefill"))
 
     return measure
 
@@ -466,7 +466,7 @@ def after_long_context(dtype: str) -> Callable[[Results, int], list[float]]:
     def measure(results: Results, n: int) -> list[float]:
         rows = [row for row in results.found["contexts"] if (row["dtype"], row["n_threads"]) == (dtype, n)]
         speeds = {row["context"]: row["tokens_per_s"]["rounds"] for row in rows}
-        return bench.ratios(speeds[4096], speeds[64])
+        return ratios(speeds[4096], speeds[64])
 
     return measure
 
@@ -477,7 +477,7 @@ def room_left(name: str) -> Callable[[Results, int], list[float]]:
     def measure(results: Results, n: int) -> list[float]:
         runs = results.rows[name, n, 64]
         allowed = [run["about"]["weights_bytes"] + run["about"]["kv_bytes"] + 150e6 for run in runs]
-        return bench.ratios(allowed, [run["rss"] for run in runs])
+        return ratios(allowed, [run["rss"] for run in runs])
 
     return measure
 
@@ -488,7 +488,7 @@ POWERINFER = 97.0 / 96.3
 
 def _wanted() -> list[Wanted]:
     t32, t16 = "Transformers float32", "Transformers bfloat16"
-    dense = {dtype: f"minicore {dtype}" for dtype in bench.BOUNDS}
+    dense = {dtype: f"minicore {dtype}" for dtype in BOUNDS}
     lines = [
         Wanted(f"{dense[dtype]} over {peer}", decode_over(dense[dtype], peer), {1: one, 2: two})
         for dtype, peer, one, two in (
@@ -532,7 +532,7 @@ def _wanted() -> list[Wanted]:
     ]
     lines += [
         Wanted(f"minicore {dtype} after 4,096 tokens over 64", after_long_context(dtype), {1: 0.6, 2: 0.6})
-        for dtype in bench.BOUNDS
+        for dtype in BOUNDS
     ]
     lines += [
         Wanted(f"{name}: weights, kv cache and 150 MB over resident", room_left(name), {1: 1.0, 2: 1.0})
@@ -552,7 +552,7 @@ def requirements(results: Results) -> Iterator[str]:
             if n_threads not in results.found["conditions"]["threads"]:
                 continue
             try:
-                came = bench.spread(line.measure(results, n_threads))
+                came = spread(line.measure(results, n_threads))
             except KeyError:
                 rows.append([line.what, str(n_threads), f"{least:.2f}", "-", "not measured"])
                 continue

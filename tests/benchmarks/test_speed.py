@@ -26,7 +26,8 @@ from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.backends.cpu.quantized_inputs import input_size
 from minicore.backends.cpu.rows import prepare_input, storage
 from minicore.backends.numpy import NumpyDecoder
-from minicore.bench.run import BOUNDS, relative_error
+from minicore.bench.plan import BOUNDS
+from minicore.bench.validation import relative_error
 from minicore.checkpoint import Checkpoint
 from minicore.config import ModelConfig
 from minicore.core.neurons import CoreSet

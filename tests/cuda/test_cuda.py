@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import minicore as mc
-from minicore import ops
+from minicore import bench, ops
 from minicore.backends import check_backend, make_backend, make_decoder
 from minicore.backends.cuda import availability as gpu
+from minicore.backends.cuda.backend import CudaBackend
 from minicore.backends.numpy import NumpyBackend
-from minicore.bench import run as bench
 from minicore.cli import main
 from minicore.cli.bench import report_lines
 from minicore.core.neurons import CoreSet
@@ -155,18 +155,20 @@ def test_a_graph_of_phases_decodes_as_the_one_kernel_does(model):
         np.testing.assert_array_equal(whole.stats.neurons_read, graph.stats.neurons_read)
 
 
+def prefill_by_numpy(backend, ids, cache, hooks=None):
+    return NumpyBackend(backend.model).prefill(ids, cache, hooks)
+
+
 @pytest.mark.cuda
 @pytest.mark.slow
 def test_bench_measures_a_gpu(model, monkeypatch):
     if (model.config.family, model.dtype) != ("llama", "float32"):
         pytest.skip("once is enough")
     if SIMULATED:
-        monkeypatch.setattr(bench, "N_CHECKED", 2)
+        monkeypatch.setattr("minicore.bench.validation.N_CHECKED", 2)
         # simulated tiles take minutes
-        monkeypatch.setattr(bench, "make_backend", lambda model, backend: NumpyBackend(model))
-        monkeypatch.setattr(
-            "minicore.bench.cuda.AT_ONCE", 1
-        )  # tokens ahead of the phases: nothing to hide here
+        monkeypatch.setattr(CudaBackend, "prefill", prefill_by_numpy)
+        monkeypatch.setattr("minicore.backends.cuda.phases.AT_ONCE", 1)  # there are no launches to hide
     size = {"prompt_tokens": 3, "new_tokens": 3, "rounds": 1, "contexts": (3,), "read_bytes": 1 << 12}
     found = bench.measure(model.source, bench.Plan("cuda", ("float32",), (0.4,), **size))
     assert json.loads(json.dumps(found)) == found

@@ -46,15 +46,14 @@ KNOWN_PLOTS = {
     ("reproduce.meaning", "plots.sets"),
     ("reproduce.settling", "plots.sets"),
 }
-KNOWN_CYCLES = {frozenset({"bench.cuda", "bench.run"})}
+KNOWN_CYCLES: set[frozenset[str]] = set()
 KNOWN_LONG = {
     "backends/cuda/decoder.py",
     "backends/cuda/kernels/prefill/products.py",
     "backends/cuda/kernels/decode/step.py",
-    "bench/run.py",
     "evaluation/quality/measurement.py",
 }
-KNOWN_COPIES = {"bench/run.py": 1}
+KNOWN_COPIES: dict[str, int] = {}
 KNOWN_SPLATS = {
     "backends/cpu/attention.py": 1,
     "backends/cpu/decoder.py": 1,

@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from minicore import cli, plots
+from minicore import bench, cli, plots
 from minicore.backends.cpu import bandwidth
 from minicore.backends.cpu.decoder import CpuDecoder
-from minicore.bench import run as bench
+from minicore.bench.plan import BOUNDS
+from minicore.bench.summary import spread
+from minicore.bench.validation import relative_error
 from minicore.cli.bench import report_lines
 from minicore.errors import InputError
 from minicore.generation.accounting import bytes_per_token
@@ -55,7 +57,7 @@ def test_every_setting_is_validated_compiled_and_timed(found):
 
     assert {s for s in those(found["validation"]) if s in settings} == settings
     assert {row["phase"] for row in found["validation"]} == {"prefill", "decode"}
-    assert all(0 <= row["error"] <= bench.BOUNDS[row["dtype"]] for row in found["validation"])
+    assert all(0 <= row["error"] <= BOUNDS[row["dtype"]] for row in found["validation"])
     assert sorted(map(str, those(found["prefill"]))) == sorted(map(str, settings))
     for context in SMALL.contexts:
         here = [row for row in found["decode"] if row["context"] == context]
@@ -103,7 +105,7 @@ def test_bytes_are_those_of_the_weights_and_of_the_cache(found):
 
 
 def test_spread_is_median_and_quartiles():
-    assert bench.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
+    assert spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
         "median": 3.0,
         "q1": 2.0,
         "q3": 4.0,
@@ -136,9 +138,9 @@ class Liar(CpuDecoder):
 )
 def test_a_wrong_result_is_refused_before_anything_is_timed(monkeypatch, when, named):
     monkeypatch.setattr(Liar, "when", staticmethod(when))
-    monkeypatch.setattr(bench, "CpuDecoder", Liar)
+    monkeypatch.setattr("minicore.backends.cpu.backend.CpuDecoder", Liar)
     timed = []
-    monkeypatch.setattr(bench, "run_rounds", lambda *args: timed.append(args))
+    monkeypatch.setattr("minicore.bench.run.run_rounds", lambda *args: timed.append(args))
     with pytest.raises(bench.WrongResult, match=named):
         bench.measure(CHECKPOINT, SMALL)
     assert not timed
@@ -156,7 +158,7 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
         return step(thread, like=like, dims=dims, weights=weights, **rest)
 
     monkeypatch.setattr(cpu.kernels, "step", wrong)
-    with pytest.raises(bench.WrongResult, match="away from the reference"):
+    with pytest.raises(bench.WrongResult, match="differ from the reference"):
         bench.measure(CHECKPOINT, SMALL)
 
 
@@ -170,10 +172,10 @@ def test_a_wrong_prefill_is_refused(monkeypatch):
 
 def test_a_logit_that_is_not_finite_is_an_error_without_bound():
     expected = np.array([1.0, -2.0, 0.5])
-    assert bench.relative_error(expected, expected) == 0
-    assert bench.relative_error(np.array([1.0, -2.0, 1.5]), expected) == 0.5
-    assert bench.relative_error(np.array([1.0, np.nan, 0.5]), expected) == np.inf
-    assert bench.relative_error(np.full(3, np.nan), np.full(3, np.nan)) == np.inf
+    assert relative_error(expected, expected) == 0
+    assert relative_error(np.array([1.0, -2.0, 1.5]), expected) == 0.5
+    assert relative_error(np.array([1.0, np.nan, 0.5]), expected) == np.inf
+    assert relative_error(np.full(3, np.nan), np.full(3, np.nan)) == np.inf
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_command_prints_json_and_draws(capsys, monkeypatch, tmp_path):
 
 
 def test_a_wrong_result_exits_1(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "CpuDecoder", Liar)
+    monkeypatch.setattr("minicore.backends.cpu.backend.CpuDecoder", Liar)
     code, out, err = run(capsys, *QUICK)
     assert code == 1 and out == ""
     assert len(err.splitlines()) == 1 and "reference" in err and "nothing was timed" in err
@@ -372,7 +374,7 @@ def test_what_must_be_shown_is_measured(peers):
         found = made_up(peers, speeds, n_threads=n_threads)
         found["contexts"] = [
             {"dtype": d, "n_threads": n_threads, "context": c, "tokens_per_s": {"rounds": [1, 1, 1]}}
-            for d in bench.BOUNDS
+            for d in BOUNDS
             for c in (64, 4096)
         ]
         lines = list(peers.requirements(peers.Results(found)))

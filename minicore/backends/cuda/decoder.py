@@ -467,6 +467,16 @@ class CudaDecoder:
         self._n_steps += n
         self.epoch += n
 
+    def launch_phases(self, step: GraphStep) -> Iterator[int]:
+        """Read one token, which is not kept, by a launch per phase; yield each phase that was launched."""
+        arguments = self.arguments(1, self.tokens[0], 0.0, 0)
+        step.begin(*arguments)
+        yield kernels.BEGIN
+        for phase, layer in step.order():
+            step.launch(step.arrays(arguments), phase, layer, 0)
+            yield phase
+        self.epoch += 1
+
     def arguments(self, n: int, tokens: Any, temperature: float, seed: int) -> tuple[Any, ...]:
         """Return what a launch at the present position is called with."""
         position = self.cache.length
