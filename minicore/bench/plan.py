@@ -49,6 +49,11 @@ class Plan:
         last cache.
     seed : int
         Random seed of the order of settings within a round.
+
+    Examples
+    --------
+    >>> Plan(dtypes=("int8",), threads=(1,), contexts=(64, 2048)).betas
+    (0.4,)
     """
 
     backend: str = "cpu"
@@ -65,7 +70,14 @@ class Plan:
     seed: int = 0
 
     def checked(self) -> Plan:
-        """Return the plan with defaults filled in and without duplicates, or raise InputError."""
+        """Return the plan with defaults filled in and without duplicates, or raise InputError.
+
+        Examples
+        --------
+        >>> plan = Plan(threads=(1, 1), prompt_tokens=32).checked()
+        >>> plan.threads, plan.contexts, plan.dtypes
+        ((1,), (32,), ('float32', 'bfloat16', 'int8', 'int4'))
+        """
         if self.backend not in BACKENDS:
             raise unknown("backend", self.backend, BACKENDS)
         self._check_counts()

@@ -19,7 +19,14 @@ N_CHECKED = 8  # tokens that are decoded, after a prompt of as many
 
 
 class WrongResult(Exception):
-    """The logits of a setting are not those of the reference, so its speed means nothing."""
+    """The logits of a setting are not those of the reference, so its speed means nothing.
+
+    Examples
+    --------
+    >>> checked_row("decode", "float32", None, 1, np.array([1.0, 3.0]), np.array([1.0, 2.0]))
+    Traceback (most recent call last):
+    minicore.bench.validation.WrongResult: decode, float32, dense, 1 threads: logits differ from ...
+    """
 
 
 def validate(loaded: LoadedModel) -> Iterator[dict[str, Any]]:
