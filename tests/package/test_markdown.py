@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from minicore._moved import MOVED
 from minicore.cli import make_parser
 from tests.helpers import ROOT
 
@@ -111,6 +112,14 @@ def test_commands_parse(page):
     for command in commands(page):
         words = shlex.split(command.split(" #")[0].split(" > ")[0], comments=False)
         parser.parse_args(words)
+
+
+def test_the_changelog_lists_every_moved_module():
+    table = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    missing = [
+        f"| `{old}` | `{new}` |" for old, new in MOVED.items() if f"| `{old}` | `{new}` |" not in table
+    ]
+    assert not missing
 
 
 @pytest.mark.parametrize("name", LONGEST)
