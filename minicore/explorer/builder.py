@@ -1,7 +1,8 @@
-"""A page to look at a prompt's core neurons in: what `minicore explore` writes.
+"""The interactive page of `minicore explore`, which shows the core neurons of a prompt.
 
-The page holds every token's core as bits and counts with them itself, so that sets grow under the reader's
-hand; continuations, which need the model, are decoded here for a few betas. It is one file, without network.
+The page is one HTML file that needs no network: template.html, script.js and data. The data has every token's
+core neurons as bits, so the script can compute core sets while the reader moves a slider. Continuations need
+the model, so they are decoded here for several values of beta.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from minicore.model import Model
 
 Array = np.ndarray
 
-BETAS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)  # continuations are decoded with these, and with the one asked for
-LARGEST = 5_000_000  # bytes of a page
+BETAS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8)  # continuations are decoded with these and with the requested beta
+LARGEST = 5_000_000  # bytes: maximum size of a page
 
 
 def explore(
@@ -39,36 +40,36 @@ def explore(
     chat: bool = False,
     backend: str = "auto",
 ) -> str:
-    """Return the page, as HTML, for one prompt or for two to compare.
+    """Return the HTML page for one prompt, or for two prompts to compare.
 
     Parameters
     ----------
     model : Model
-        One with a tokenizer.
+        A model with a tokenizer.
     prompts : sequence of str
-        One text or two.
+        One or two texts.
     alpha, beta : float or None
-        Fractions kept, in (0, 1]: of a token's positive activations, and of a layer's neurons when the page
-        opens; None is the checkpoint's recommendation, else 0.4.
+        Fractions kept, in (0, 1]: of a token's positive activations, and of a layer's neurons (the initial
+        position of the slider). None is the checkpoint's recommendation, or 0.4 if it has none.
     layers : str, slice, range, list of int or None
-        Layers to show and to restrict, such as ``"6:27"``; None is all.
+        Layers to show and to restrict, such as ``"6:27"``; None is all layers.
     max_new_tokens : int
-        Of each continuation, >= 0.
+        Length of each continuation in tokens, at least 0.
     chat : bool
-        Wrap each prompt in the model's chat template.
+        Whether to put each prompt in the model's chat template.
     backend : str
         ``numpy``, ``cpu`` or ``auto``.
 
     Returns
     -------
     str
-        A page of at most 5 MB that needs no network.
+        A page of at most 5 MB.
 
     Raises
     ------
     InputError
-        If there are not one or two prompts, one is empty or too long, an option is out of range, or the page
-        would be larger.
+        If there are not one or two prompts, a prompt is empty or too long, an option is out of range, or the
+        page would be too large.
 
     Examples
     --------
@@ -79,47 +80,49 @@ def explore(
     """
     if not 1 <= len(prompts) <= 2:
         raise InputError(f"there are {len(prompts)} prompts to explore, expected one or two")
-    advice = model.recommended
-    alpha = check_fraction("alpha", advice.get("alpha", 0.4) if alpha is None else alpha)
-    beta = check_fraction("beta", advice.get("beta", 0.4) if beta is None else beta)
-    chosen = parse_layers(layers, model.config.n_layers)
+    recommended = model.recommended
+    alpha = check_fraction("alpha", recommended.get("alpha", 0.4) if alpha is None else alpha)
+    beta = check_fraction("beta", recommended.get("beta", 0.4) if beta is None else beta)
+    shown = parse_layers(layers, model.config.n_layers)
     texts = [encode_prompt(model, prompt, chat) for prompt in prompts]
-    check_size(sum(map(len, texts)) * len(chosen) * -(-model.config.n_neurons // 8) * 4 // 3)
-    settings = {"alpha": alpha, "layers": chosen, "backend": backend, "max_new_tokens": max_new_tokens}
-    told = [
-        {"pieces": pieces(model, ids), "core": packed(token_cores(model, ids, alpha, chosen, backend))}
-        for ids in texts
-    ]
-    for said, continuations in zip(told, continue_all(model, texts, beta, settings), strict=True):
-        said |= continuations
-    return fill({
+    check_size(sum(map(len, texts)) * len(shown) * -(-model.config.n_neurons // 8) * 4 // 3)
+    settings = {"alpha": alpha, "layers": shown, "backend": backend, "max_new_tokens": max_new_tokens}
+    continuations = continue_all(model, texts, beta, settings)
+    return render({
         "model": model.name,
         "alpha": alpha,
         "beta": beta,
-        "layers": chosen,
+        "layers": shown,
         "n_neurons": model.config.n_neurons,
-        "prompts": told,
+        "prompts": [
+            {
+                "pieces": pieces(model, ids),
+                "core": encode_bits(token_cores(model, ids, alpha, shown, backend)),
+                **continuation,
+            }
+            for ids, continuation in zip(texts, continuations, strict=True)
+        ],
     })  # fmt: skip
 
 
 def check_size(n_bytes: int) -> None:
-    """Raise InputError if a page with so many bytes of data were too large."""
+    """Raise InputError if a page with n bytes of data would be too large."""
     if n_bytes > LARGEST - 200_000:
         raise InputError(
-            f"the page would be {n_bytes / 1e6:.1f} MB, expected at most {LARGEST / 1e6:.0f}: shorten the "
+            f"the page would be {n_bytes / 1e6:.1f} MB, expected at most {LARGEST / 1e6:.0f} MB; shorten the "
             "prompt or show fewer layers"
         )
 
 
 def pieces(model: Model, ids: Sequence[int]) -> list[str]:
     """Return the text of each id."""
-    assert model.tokenizer is not None  # or there would be no ids
+    assert model.tokenizer is not None  # encode_prompt has checked it
     return model.tokenizer.pieces(ids)
 
 
 def token_cores(model: Model, ids: Sequence[int], alpha: float, layers: Sequence[int], backend: str) -> Array:
     # (n_tokens,) -> bool (n_layers, n_tokens, n_neurons)
-    """Read a prompt densely and return every token's core in the layers asked for."""
+    """Run a dense prefill of a prompt and return every token's core neurons in the given layers."""
     found: dict[int, list[Array]] = {layer: [] for layer in layers}
 
     def add(layer: int, a: Array) -> None:
@@ -130,15 +133,15 @@ def token_cores(model: Model, ids: Sequence[int], alpha: float, layers: Sequence
     return np.stack([np.concatenate(chunks) for chunks in found.values()])
 
 
-def packed(core: Array) -> str:  # bool (n_layers, n_tokens, n_neurons) -> text
-    """Return bits as the page reads them: a token's neurons from the highest bit of a byte on, in base64."""
+def encode_bits(core: Array) -> str:  # bool (n_layers, n_tokens, n_neurons) -> text
+    """Return masks as the script reads them: 8 neurons per byte, the first in the highest bit, in base64."""
     return base64.b64encode(np.packbits(core, axis=-1).tobytes()).decode("ascii")
 
 
 def continue_all(
     model: Model, texts: Sequence[list[int]], beta: float, settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return each prompt's continuations: dense, and with the prompt's core neurons for several betas."""
+    """Return each prompt's continuations: dense, and with the prompt's core set for several betas."""
     from tqdm import tqdm
 
     betas = sorted({*BETAS, beta})
@@ -149,8 +152,8 @@ def continue_all(
         disable=not sys.stderr.isatty(),
     )
 
-    def continuation(ids: list[int], **chosen: Any) -> dict[str, Any]:
-        out = model.generate(ids, **settings | chosen)
+    def continuation(ids: list[int], **options: Any) -> dict[str, Any]:
+        out = model.generate(ids, **settings | options)
         bar.update()
         return {"ids": out.token_ids, "pieces": pieces(model, out.token_ids)}
 
@@ -166,10 +169,12 @@ def continue_all(
         ]
 
 
-def fill(data: dict[str, Any]) -> str:
-    """Return the template with data in it, as JSON that no text can break out of."""
-    template = resources.files("minicore.explorer").joinpath("template.html").read_text(encoding="utf-8")
-    told = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+def render(data: dict[str, Any]) -> str:
+    """Return the page with the data as JSON, escaped so that no text can end the script element."""
+    folder = resources.files("minicore.explorer")
+    template = folder.joinpath("template.html").read_text(encoding="utf-8")
+    script = folder.joinpath("script.js").read_text(encoding="utf-8")
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
-        told = told.replace(character, f"\\u{ord(character):04x}")
-    return template.replace("{{data}}", told)
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return template.replace("{{script}}", script).replace("{{data}}", text)
