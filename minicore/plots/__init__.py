@@ -1,8 +1,8 @@
-"""Numbers in, matplotlib Axes out.
+"""Plots: arrays in, matplotlib Axes out.
 
-Every function takes arrays or core sets and, as ``ax``, the Axes to draw on; without it a figure is made. All
-return the Axes and none shows or saves anything. Colours are told apart by the colour-blind and follow the
-style in use: text and background are matplotlib's own, so dark styles give dark pictures.
+All functions take arrays or core sets and, as ``ax``, the Axes to draw on; without ``ax`` it makes a
+figure. All return the Axes, and none shows or saves anything. The colors are safe for color-blind readers.
+Text and background follow the matplotlib style in use, so dark styles give dark pictures.
 """
 
 from minicore.plots.activations import activation_map, frequency_grid

@@ -1,10 +1,11 @@
-"""Texts with each token on the colour of a neuron's activation."""
+"""Texts in which the background of each token shows a neuron's activation."""
 
 from __future__ import annotations
 
 import math
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,30 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.textpath import TextPath
 
 from minicore.errors import InputError
-from minicore.plots.axes import add_colorbar, ink, new_axes, numbers, readable_on, same_length, scale
+from minicore.plots.axes import (
+    add_colorbar,
+    check_length,
+    checked_array,
+    color_scale,
+    new_axes,
+    readable_on,
+    text_color,
+)
 
 Array = np.ndarray
 
-LINE = 2.7  # height of a line of text, in widths of a character
-CHARACTER = 6.2 / 72  # inches that a character is wide in a figure of our own
+LINE = 2.7  # height of a line of text, in character widths
+CHARACTER = 6.2 / 72  # width of a character in inches, in new figures
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of text at a column and line; ``value`` is the index of its value, None for plain text."""
+
+    column: int
+    line: int
+    text: str
+    value: int | None
 
 
 def text_activations(
@@ -35,24 +54,25 @@ def text_activations(
     ax: Axes | None = None,
     colorbar: bool = True,
 ) -> Axes:
-    """Write a text with each token on the colour of a neuron's activation.
+    """Draw a text in which the background of each token shows a neuron's activation.
 
     Parameters
     ----------
     tokens : (n_tokens,) sequence of str
-        The text, in pieces. Line breaks show as ↵ and break the line; what the font lacks shows as □.
+        The text of each token. A line break is drawn as ↵ and starts a new line; characters that the font
+        lacks are drawn as □.
     values : (n_tokens,) array
-        The neuron's activations, or any number a token.
+        The neuron's activations, or any other value per token.
     width : int
-        Characters to a line.
+        Characters per line.
     vmax : float or None
-        Where the colours end; None is the largest magnitude.
+        End of the color scale; None is the largest magnitude.
     label : str
-        What the values are, for the colour bar.
+        Name of the values, for the color bar.
     ax : Axes or None
-        Where to write, as large as fits; None makes a figure of the size that the text needs.
+        Axes to fill; None makes a figure that fits the text.
     colorbar : bool
-        Whether to draw one under the text.
+        Whether to draw a color bar under the text.
 
     Returns
     -------
@@ -61,7 +81,7 @@ def text_activations(
     Raises
     ------
     InputError
-        If there is not one number, and no NaN, for each token.
+        If there is not exactly one finite value per token.
 
     Examples
     --------
@@ -71,28 +91,26 @@ def text_activations(
                  mask=False,
            fill_value=1e+20)
     """
-    values = numbers("values", values, "(n_tokens,)")
-    same_length("tokens", tokens, len(values), "values")
+    values = checked_array("values", values, "(n_tokens,)")
+    check_length("tokens", tokens, len(values), "values")
     if width < 8:
-        raise InputError(f"width is {width}, expected at least 8 characters to a line")
-    pieces, x, line = [], 0, 0
+        raise InputError(f"width is {width}, expected at least 8 characters per line")
+    pieces, column, line = [], 0, 0
     for i, token in enumerate(tokens):
         for text in wrapped(printable(token, text_font()), width):
-            if x and x + columns(text) > width:
-                x, line = 0, line + 1
-            pieces.append((x, line, text, i))
-            x += columns(text)
+            if column and column + columns(text) > width:
+                column, line = 0, line + 1
+            pieces.append(Piece(column, line, text, i))
+            column += columns(text)
         if token.endswith("\n"):
-            x, line = 0, line + 1
-    ax = page(ax, width, line + 1, colorbar)
-    write(
-        ax,
-        pieces,
-        values,
-        scale(ax, values, vmax),
-        (0, -(line + 2) * LINE, min(30, width)) if colorbar else None,
-        label,
-    )
+            column, line = 0, line + 1
+    ax = text_page(ax, width, line + 1, colorbar)
+    colors = color_scale(ax, values, vmax)
+    draw_pieces(ax, pieces, values, colors)
+    if colorbar:
+        below = ax.inset_axes((0, -(line + 2) * LINE, min(30, width), 1), transform=ax.transData)
+        mappable = ScalarMappable(Normalize(colors["vmin"], colors["vmax"]), colors["cmap"])
+        add_colorbar(ax, mappable, label, cax=below, orientation="horizontal")
     return ax
 
 
@@ -104,30 +122,30 @@ def top_snippets(
     width: int = 72,
     ax: Axes | None = None,
 ) -> Axes:
-    """Write the places where a neuron is most active, a line each, strongest first.
+    """Draw the places where a neuron is most active, one per line, strongest first.
 
     Parameters
     ----------
     tokens : (n_texts,) sequence of sequence of str
-        Texts in pieces.
+        The tokens of each text.
     values : (n_texts,) sequence of (n_tokens,) array
-        The neuron's activations in each.
+        The neuron's activations in each text.
     n : int
-        Lines, fewer where the texts hold fewer. No line shows the peak of another.
+        Maximum number of lines. No line contains the peak of another line.
     width : int
-        Characters to a line; the tokens around the peak fill it.
+        Characters per line; tokens around the peak fill the line.
     ax : Axes or None
-        Where to write, as large as fits; None makes a figure of the size that the text needs.
+        Axes to fill; None makes a figure that fits the text.
 
     Returns
     -------
     Axes
-        The activation at the peak, and the peak, framed, among its neighbours.
+        Each line has the activation at the peak, and the framed peak between its neighbors.
 
     Raises
     ------
     InputError
-        If there is not one number, and no NaN, for each token.
+        If there is not exactly one finite value per token.
 
     Examples
     --------
@@ -135,134 +153,139 @@ def top_snippets(
     >>> ax.collections[0].get_array().max()
     np.float64(4.0)
     """
-    same_length("values", values, len(tokens), "texts")
+    check_length("values", values, len(tokens), "texts")
     if n < 1 or width < 24 or not len(tokens):
         raise InputError(f"n is {n}, width {width}, texts {len(tokens)}; expected at least 1, 24 and 1")
-    given = [numbers(f"values of text {i}", one, "(n_tokens,)") for i, one in enumerate(values)]
+    arrays = [checked_array(f"values of text {i}", one, "(n_tokens,)") for i, one in enumerate(values)]
     texts = [[printable(token, text_font()) for token in text] for text in tokens]
-    for i, (text, one) in enumerate(zip(texts, given, strict=True)):
-        same_length(f"values of text {i}", one, len(text), "tokens")
-    peaks = sorted(
-        ((i, at) for i, one in enumerate(given) for at in range(len(one))), key=lambda p: -given[p[0]][p[1]]
-    )
-    pieces: list[tuple[int, int, str, int]] = []
+    for i, (text, array) in enumerate(zip(texts, arrays, strict=True)):
+        check_length(f"values of text {i}", array, len(text), "tokens")
+    pieces: list[Piece] = []
     drawn: list[float] = []
     frames: list[Rectangle] = []
-    shown: set[tuple[int, int]] = set()
-    line = 0
-    digits = int(np.clip(2 - math.floor(math.log10(max(abs(one).max() for one in given) or 1)), 0, 6))
-    for i, at in peaks:
-        first, last = around(texts[i], at, width - 12)
-        if line == n or (i, at) in shown:
-            continue
-        shown |= {(i, j) for j in range(first, last + 1)}
-        x = 11
-        pieces.append((0, line, f"{given[i][at]:9.{digits}f}", -1))
+    largest = max(abs(array).max() for array in arrays)
+    digits = int(np.clip(2 - math.floor(math.log10(largest or 1)), 0, 6))
+    snippets = select_snippets(texts, arrays, n, width - 12)
+    for line, (i, peak, first, last) in enumerate(snippets):
+        pieces.append(Piece(0, line, f"{arrays[i][peak]:9.{digits}f}", None))
+        column = 11
         for j in range(first, last + 1):
-            piece = texts[i][j][: width - x]
-            frames += [cell(x, line, piece)] if j == at else []
-            pieces.append((x, line, piece, len(drawn)))
-            drawn.append(given[i][j])
-            x += columns(piece)
-        line += 1
-    ax = page(ax, width, line, False)
-    coloured = np.array(drawn)
-    write(ax, pieces, coloured, scale(ax, coloured), None)
-    ax.add_collection(PatchCollection(frames, facecolor="none", edgecolor=ink(ax), linewidth=1.2))
+            piece = texts[i][j][: width - column]
+            frames += [cell(column, line, piece)] if j == peak else []
+            pieces.append(Piece(column, line, piece, len(drawn)))
+            drawn.append(arrays[i][j])
+            column += columns(piece)
+    ax = text_page(ax, width, len(snippets), False)
+    draw_pieces(ax, pieces, np.array(drawn), color_scale(ax, np.array(drawn)))
+    ax.add_collection(PatchCollection(frames, facecolor="none", edgecolor=text_color(ax), linewidth=1.2))
     ax.set_title("activation   at the framed token", loc="left", fontsize=9)
     return ax
 
 
+def select_snippets(
+    texts: Sequence[Sequence[str]], arrays: Sequence[Array], n: int, width: int
+) -> list[tuple[int, int, int, int]]:
+    """Return (text, peak, first token, last token) of at most n snippets, the highest peaks first."""
+    peaks = sorted(
+        ((i, j) for i, array in enumerate(arrays) for j in range(len(array))),
+        key=lambda p: -arrays[p[0]][p[1]],
+    )
+    shown: set[tuple[int, int]] = set()
+    snippets: list[tuple[int, int, int, int]] = []
+    for i, peak in peaks:
+        if len(snippets) < n and (i, peak) not in shown:
+            first, last = around(texts[i], peak, width)
+            shown |= {(i, j) for j in range(first, last + 1)}
+            snippets.append((i, peak, first, last))
+    return snippets
+
+
 def around(text: Sequence[str], at: int, width: int) -> tuple[int, int]:
-    """Return the first and last token of the longest stretch about a token that fits, left before right."""
+    """Return the first and last token of the longest range around a token that fits in ``width``.
+
+    The range grows by one token on the left and one on the right in turn.
+    """
     first = last = at
     room, grown = width - columns(text[at]), True
     while grown:
         grown = False
-        for step in (first - 1, last + 1):
-            if 0 <= step < len(text) and columns(text[step]) <= room:
-                first, last = min(first, step), max(last, step)
-                room, grown = room - columns(text[step]), True
+        for i in (first - 1, last + 1):
+            if 0 <= i < len(text) and columns(text[i]) <= room:
+                first, last = min(first, i), max(last, i)
+                room, grown = room - columns(text[i]), True
     return first, last
 
 
-def page(ax: Axes | None, width: int, n_lines: int, bar: bool) -> Axes:
-    """Return axes without a frame whose unit is the width of a character, with room for n lines."""
-    height = LINE * (n_lines + (2 if bar else 0))
+def text_page(ax: Axes | None, width: int, n_lines: int, colorbar: bool) -> Axes:
+    """Return axes without a frame for n lines of text; their unit is the width of a character."""
+    height = LINE * (n_lines + (2 if colorbar else 0))
     if ax is None:
-        ax = new_axes(width * CHARACTER + 0.3, height * CHARACTER + (0.45 if bar else 0.4))
+        ax = new_axes(width * CHARACTER + 0.3, height * CHARACTER + (0.45 if colorbar else 0.4))
     ax.set(xlim=(0, width), ylim=(-height, 0), aspect="equal", anchor="NW")
     ax.set_axis_off()
     return ax
 
 
-def write(
-    ax: Axes,
-    pieces: Sequence[tuple[int, int, str, int]],
-    values: Array,
-    colours: dict[str, Any],
-    bar: tuple[float, float, float] | None,
-    label: str = "activation",
-) -> None:
-    """Write pieces of text (column, line, text, which value or -1), each on the colour of its value.
+def draw_pieces(ax: Axes, pieces: Sequence[Piece], values: Array, colors: dict[str, Any]) -> None:
+    """Draw pieces of text, each on the color of its value.
 
-    The letters are drawn as outlines in the axes' own unit: they keep their places whatever becomes of the
-    size of the axes.
+    The letters are drawn as outlines in data coordinates, so they keep their places when the axes are
+    resized.
     """
-    norm = Normalize(colours["vmin"], colours["vmax"])
-    cells = [cell(x, line, text) for x, line, text, which in pieces if which >= 0]
-    boxes = PatchCollection(cells, cmap=colours["cmap"], norm=norm, linewidth=0)
-    boxes.set_array(np.array([values[which] for *_, which in pieces if which >= 0]))
+    norm = Normalize(colors["vmin"], colors["vmax"])
+    with_value = [piece for piece in pieces if piece.value is not None]
+    cells = [cell(piece.column, piece.line, piece.text) for piece in with_value]
+    boxes = PatchCollection(cells, cmap=colors["cmap"], norm=norm, linewidth=0)
+    boxes.set_array(np.array([values[piece.value] for piece in with_value]))
     ax.add_collection(boxes)
     font = text_font()
-    size = 100 / get_width(font)
-    for x, line, text, which in pieces:
-        if not text.strip():
-            continue  # nothing to see, and no path
-        colour = ink(ax) if which < 0 else readable_on(colours["cmap"](norm(values[which])))
-        letters = TextPath((x, -(line + 0.68) * LINE), text.replace("$", r"\$"), size=size, prop=font)
-        ax.add_patch(PathPatch(letters, facecolor=colour, linewidth=0))
-    if bar is not None:
-        below = ax.inset_axes((*bar, 1), transform=ax.transData)
-        mappable = ScalarMappable(norm, colours["cmap"])
-        add_colorbar(ax, mappable, label, cax=below, orientation="horizontal")
+    size = 100 / character_width(font)
+    for piece in pieces:
+        if not piece.text.strip():
+            continue  # white space has no outline
+        color = text_color(ax)
+        if piece.value is not None:
+            color = readable_on(colors["cmap"](norm(values[piece.value])))
+        position = (piece.column, -(piece.line + 0.68) * LINE)
+        letters = TextPath(position, piece.text.replace("$", r"\$"), size=size, prop=font)
+        ax.add_patch(PathPatch(letters, facecolor=color, linewidth=0))
 
 
-def cell(x: int, line: int, text: str) -> Rectangle:
+def cell(column: int, line: int, text: str) -> Rectangle:
     """Return the box behind a piece of text."""
-    return Rectangle((x, -(line + 0.97) * LINE), columns(text), LINE * 0.94)
+    return Rectangle((column, -(line + 0.97) * LINE), columns(text), LINE * 0.94)
 
 
-def get_width(font: FontProperties) -> float:
-    """Return how wide a character is at size 100 in the monospace font."""
+def character_width(font: FontProperties) -> float:
+    """Return the width of a character of a monospace font at size 100."""
     file = get_font(findfont(font))
     file.set_size(100, 72)
     return file.load_char(ord("0")).linearHoriAdvance / 65536
 
 
 def text_font() -> FontProperties:
-    """Return the monospace font in use."""
+    """Return the current monospace font."""
     return FontProperties(family="monospace")
 
 
 def plain_font() -> FontProperties:
-    """Return the font of labels in use."""
+    """Return the current font of labels."""
     return FontProperties()
 
 
 def printable(token: str, font: FontProperties) -> str:
-    """Return a token without line breaks or tabs, and □ for what the font has no picture of."""
+    """Return a token with visible line breaks and tabs, and □ for characters that the font lacks."""
     text = token.replace("\r\n", "\n").replace("\n", "↵").replace("\t", "→")
     file = get_font(findfont(font))
     return "".join(c if file.get_char_index(ord(c)) else "□" for c in text)
 
 
 def columns(text: str) -> int:
-    """Return how many characters wide a text is, at least one: wide East Asian characters count twice."""
+    """Return the width of a text in characters, at least 1; wide East Asian characters count twice."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return max(1, len(text) + wide)
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Cut a piece that alone is wider than a line; an empty one stays one piece."""
+    """Split a token that is wider than a line; an empty token stays one piece."""
     return [text[i : i + width] for i in range(0, len(text), width)] or [""]

@@ -62,7 +62,7 @@ def topics_found(material: Material, vectors: Array, n_seeds: int) -> tuple[floa
 
 def fig4(material: Material, *, n_seeds: int = 5) -> dict[str, Any]:
     """Texts' sets in the plane by topic, at three depths, and whether k-means finds the topics."""
-    from minicore.plots.sets import project
+    from minicore.projection import project
 
     layers, three = range(material.model.config.n_layers), material.three_layers
     found = [topics_found(material, material.directions(layer), n_seeds) for layer in layers]

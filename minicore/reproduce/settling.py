@@ -92,7 +92,7 @@ def read_restricted(
 
 def token_sets(material: Material, n_texts: int, tokens_each: int) -> tuple[dict[str, Any], float, float]:
     """Return tokens' sets in the plane, the share of the 10 nearest that are of their text, and chance's."""
-    from minicore.plots.sets import project
+    from minicore.projection import project
 
     documents = material.long(tokens_each + 8, n_texts)
     cores: list[Array] = []
@@ -134,7 +134,7 @@ def fig3(
     n_texts: int = 16,
 ) -> dict[str, Any]:
     """How meaning and core of a text change as tokens are added; one text's coordinates and frequencies."""
-    from minicore.plots.sets import project
+    from minicore.projection import project
 
     n_tokens = max(max(bases) + max(added), *lengths)
     documents = material.long(n_tokens, n_texts)

@@ -20,8 +20,8 @@ from minicore import CoreSet, InputError, plots, sentence_core, token_core  # no
 from minicore.core.stability import prefix_counts, stability_curve  # noqa: E402
 from minicore.plots import axes as shared  # noqa: E402
 from minicore.plots.activations import grid_shape  # noqa: E402
-from minicore.plots.sets import pca  # noqa: E402
 from minicore.plots.text import around, columns  # noqa: E402
+from minicore.projection import pca  # noqa: E402
 from tests.helpers import GOLDEN, TESTS, run_python
 
 BASELINE = TESTS / "plots_baseline"
@@ -248,7 +248,7 @@ def test_text_is_readable_on_its_background(name, style):
     """All text outside cells and bars differs from the background by at least 3 to 1 (WCAG 2.2, 1.4.11)."""
     with plt.style.context(["default", style]):
         ax = DRAWN[name](None)
-        behind = shared.luminance(shared.paper(ax))
+        behind = shared.luminance(shared.background(ax))
     words = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()]
     words += ax.get_legend().get_texts() if ax.get_legend() else []
     for inner in ax.child_axes:
@@ -272,12 +272,12 @@ def test_transparent_axes_take_the_background_that_their_text_is_for():
         ax = plots.new_axes()
         ax.patch.set_alpha(0)
         ax.figure.patch.set_alpha(0)
-        assert shared.is_dark(ax) and shared.paper(ax) == (0, 0, 0)
+        assert shared.is_dark(ax) and shared.background(ax) == (0, 0, 0)
 
 
 def test_series_differ_in_more_than_colour():
     ax = plots.new_axes()
-    looks = [tuple(shared.look(ax, i).values()) for i in range(32)]
+    looks = [tuple(shared.series_style(ax, i).values()) for i in range(32)]
     assert len(set(looks)) == 32
     assert len({colour for colour, *_ in looks}) == 8  # as many as the sample corpus has topics
 
@@ -302,8 +302,8 @@ def test_zero_is_the_background_and_maps_grow_away_from_it():
         with plt.style.context(style):
             ax = plots.new_axes()
             steps = [shared.luminance(c[:3]) for c in shared.sequential(ax)(np.linspace(0, 1, 50))]
-            assert np.allclose(shared.sequential(ax)(0.0)[:3], shared.paper(ax))
-            assert np.allclose(shared.diverging(ax)(0.5)[:3], shared.paper(ax), atol=0.02)
+            assert np.allclose(shared.sequential(ax)(0.0)[:3], shared.background(ax))
+            assert np.allclose(shared.diverging(ax)(0.5)[:3], shared.background(ax), atol=0.02)
             growing = np.diff(steps) * (1 if shared.is_dark(ax) else -1)
             assert (growing > 0).all()
 
@@ -560,18 +560,18 @@ def test_a_model_can_be_seen(ax):
 SETS, LABELS = core_sets(2, 2)
 NAN = [[1.0, np.nan]]
 REFUSED = [
-    (plots.activation_map, (NAN,), r"activations holds nan at \[0, 1\]"),
+    (plots.activation_map, (NAN,), r"activations: nan at \[0, 1\]"),
     (plots.activation_map, ([1.0],), r"shape \(1,\), expected \(n_tokens, n_neurons\)"),
     (plots.activation_map, ([["a"]],), "not an array of numbers"),
     (plots.activation_map, (np.ones((2, 3)), ["a"]), "tokens: there are 1, expected 2"),
-    (plots.activation_map, (np.ones((2, 3)), None, [3]), "neurons holds 3, not in 0 to 2"),
+    (plots.activation_map, (np.ones((2, 3)), None, [3]), "neurons: 3 is not a neuron, expected 0 to 2"),
     (plots.activation_map, (np.empty((0, 3)),), r"shape \(0, 3\)"),
     (plots.frequency_grid, ([1, 5], 4), "counts run from 1 to 5, expected 0 to n_tokens, 4"),
     (plots.frequency_grid, ([1, -5],), "expected counts of 0 or more"),
     (plots.frequency_grid, ([1, 5], None, []), "expected a list of neuron ids"),
     (plots.frequency_grid, ([1, 5], None, 0), "expected a list of neuron ids"),
     (plots.text_activations, (["a"], [1.0, 2.0]), "tokens: there are 1, expected 2"),
-    (plots.text_activations, (["a"], [np.inf]), "holds inf"),
+    (plots.text_activations, (["a"], [np.inf]), "values: inf at"),
     (plots.top_snippets, ([["a"]], [[1.0, 2.0]]), "values of text 0: there are 2, expected 1"),
     (plots.top_snippets, ([], []), "texts 0"),
     (plots.overlap_matrix, (np.ones((2, 3)),), r"shape \(2, 3\)"),
@@ -579,7 +579,7 @@ REFUSED = [
     (plots.overlap_matrix, (SETS, ["a"]), "names: there are 1, expected 4"),
     (plots.overlap_matrix, ([SETS[0], CoreSet({0: [1]}, 9, 2)],), "different models"),
     (plots.stability_curves, ([1, 2], [0.5, 0.6, 0.7]), "2 lengths for 3 steps"),
-    (plots.stability_curves, ([2, 1], [0.5, 0.6]), "lengths do not ascend, first at 1"),
+    (plots.stability_curves, ([2, 1], [0.5, 0.6]), "lengths are not ascending, first at 1"),
     (plots.coordinates_over_length, (np.eye(3), [1, 2]), "lengths: there are 2, expected 3"),
     (plots.timeline, (np.ones((2, 3)),), "of bool"),
     (plots.timeline, (np.zeros((2, 3), bool),), "nothing to draw"),
@@ -587,15 +587,15 @@ REFUSED = [
     (plots.embedding, (np.eye(4), ["a"]), "labels: there are 1, expected 4"),
     (plots.embedding, (np.eye(2), ["a", "b"]), "expected at least 3"),
     (plots.quality_curves, ({"a": [[0.1, 1, 1]]},), r"results of a have shape \(1, 3\)"),
-    (plots.quality_curves, ({"a": [[0.1, 0, -1, 1]]},), "hold -1"),
+    (plots.quality_curves, ({"a": [[0.1, 0, -1, 1]]},), "results of a: -1"),
     (plots.quality_curves, ({},), "nothing to draw"),
     (plots.quality_curves, ({"a": [[0.1, 1, 1, 1]]}, "ration"), "did you mean ratio"),
     (plots.similarity_scatter, ([1, 2], [1, 2]), "at least 3"),
     (plots.similarity_scatter, ([1, 2, 3], [1, 2]), "core: there are 2, expected 3"),
     (plots.bars, ({"a": [1.0, 2.0]}, ["x"]), "values of a: there are 2, expected 1"),
     (plots.bars, ({"a": [np.nan]}, ["x"]), "there are no values"),
-    (plots.bars, ({"a": [-1.0]}, ["x"]), "hold -1 tokens/s"),
-    (plots.roofline, ({"a": (1.0, 0.0)}, 20, 150), "holds 0"),
+    (plots.bars, ({"a": [-1.0]}, ["x"]), "values of a: -1 tokens/s"),
+    (plots.roofline, ({"a": (1.0, 0.0)}, 20, 150), "roofline: 0, expected"),
     (plots.roofline, ({}, 20, 150), "no points"),
 ]
 
