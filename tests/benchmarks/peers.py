@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import engines
 import numpy as np
@@ -77,11 +77,15 @@ CONTESTANTS = _contestants()
 
 
 def work() -> None:
-    """Serve requests, a JSON object a line; standard output is the parent's, so nobody else prints there."""
-    import psutil
+    """Serve requests. Standard output is the parent's: what engines print goes to standard error."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        serve(out)
 
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+
+def serve(out: TextIO) -> None:
+    """Answer each line of standard input, a JSON object, with another."""
+    import psutil
 
     def answer(value: dict[str, Any]) -> None:
         print(json.dumps(value), file=out, flush=True)

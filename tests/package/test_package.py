@@ -1,6 +1,5 @@
 """What a user gets by installing and importing: names, version, start-up times, the README's map."""
 
-import importlib.metadata
 import os
 import re
 import shlex
@@ -54,13 +53,8 @@ def test_public_names():
     assert all(getattr(minicore, name).__doc__ for name in minicore.__all__ if name != "__version__")
 
 
-def test_version_is_the_distributions():
+def test_the_citation_names_this_version():
     assert f"version: {minicore.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    try:
-        installed = importlib.metadata.version("minicore-lm")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("minicore is imported from the checkout, not installed")
-    assert minicore.__version__ == installed
 
 
 @pytest.mark.numpy
