@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "Backend", "Decoder", "DecoderStats", "check_backend", "make_backend", "make_decoder"]
 
-BACKENDS = ("numpy", "cpu", "cuda")
+BACKENDS = ("numpy", "numba", "cpu", "cuda")
 
 
 def check_backend(
@@ -41,6 +41,8 @@ def check_backend(
     """
     if backend not in (*BACKENDS, "auto"):
         raise unknown("backend", backend, (*BACKENDS, "auto"))
+    if backend == "numba" and dtype != "float32":
+        raise InputError(f"backend numba decodes float32, expected that dtype in place of {dtype}")
     if backend not in ("cuda", "auto"):
         return backend, None
     from minicore.backends.cuda import availability
@@ -61,7 +63,8 @@ def make_backend(model: Model, backend: str = "auto", memory_limit: int | None =
     ----------
     model : Model
     backend : str
-        ``numpy`` (the reference), ``cpu`` (Numba), ``cuda`` (an NVIDIA GPU) or ``auto``.
+        ``numpy`` (the reference), ``numba`` (plain loops, float32), ``cpu`` (vectors and threads), ``cuda``
+        (an NVIDIA GPU) or ``auto``.
     memory_limit : int or None
         Bytes. The process keeps to it while it decodes with the core neurons of a mapped model, whose FFN
         weights are given back layer by layer. With ``cuda`` these are bytes on the GPU: FFN weights stay in
@@ -84,6 +87,10 @@ def make_backend(model: Model, backend: str = "auto", memory_limit: int | None =
         from minicore.backends.numpy import NumpyBackend
 
         return NumpyBackend(model, memory_limit)
+    if name == "numba":
+        from minicore.backends.cpu.plain_decoder import NumbaBackend
+
+        return NumbaBackend(model, memory_limit)
     if name == "cuda":
         from minicore.backends.cuda.backend import CudaBackend
 

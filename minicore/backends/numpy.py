@@ -50,7 +50,7 @@ class NumpyBackend:
         """Read ids into the cache and return the logits after each of them."""
         return forward(self.model, ids, cache, hooks, self.ops)
 
-    def decoder(self, cache: KVCache, selection: Selection | None = None) -> NumpyDecoder:
+    def decoder(self, cache: KVCache, selection: Selection | None = None) -> Decoder:
         """Return a decoder that continues a prefilled cache with the selected neurons."""
         if self.memory_limit is not None:
             return NumpyDecoder(core_only(self.model, selection, self.memory_limit), cache, ops=self.ops)

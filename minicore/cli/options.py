@@ -193,7 +193,7 @@ def clusters_option(parser: Options) -> None:
 # --- how the command runs ---
 
 
-def backend_option(parser: Options, names: Sequence[str] = ("numpy", "cpu", "cuda", "auto")) -> None:
+def backend_option(parser: Options, names: Sequence[str] = ("numpy", "numba", "cpu", "cuda", "auto")) -> None:
     """Add --backend; the last name is the default."""
     known = f"{', '.join(names[:-1])} or {names[-1]}"
     parser.add_argument(

@@ -25,7 +25,7 @@ class Options:
     Attributes
     ----------
     backend : str
-        ``numpy``, ``cpu`` or ``cuda``.
+        ``numpy``, ``numba``, ``cpu`` or ``cuda``.
     why_backend : str or None
         Why ``auto`` did not take the GPU that is there.
     max_new_tokens : int

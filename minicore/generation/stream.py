@@ -128,7 +128,8 @@ def stream(
         Further inputs of predictors: ``gamma``, ``token_beta``, ``budget``, ``clusters``, ``embedding``,
         ``calibration``, ``window``, ``wanted``. See :func:`minicore.generation.prediction.make_recorder`.
     backend : str
-        ``numpy``, ``cpu``, ``cuda`` or ``auto`` (``cuda`` where there is a GPU for it, else ``cpu``).
+        ``numpy``, ``numba`` (plain compiled loops, float32; NumPy reads the prompt), ``cpu``, ``cuda`` or
+        ``auto`` (``cuda`` where there is a GPU for it, else ``cpu``).
     temperature, top_k, top_p, seed
         See :class:`Sampler`; temperature 0 is greedy. Without ``top_k`` and ``top_p`` a GPU draws the tokens
         itself: from the same distribution, but not the same tokens for a seed.

@@ -25,6 +25,7 @@ from minicore.backends.cpu.compiling import callable_from_python
 from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.backends.cpu.quantized_inputs import input_size
 from minicore.backends.cpu.rows import prepare_input, storage
+from minicore.backends.dims import ACTIVATION_CODES, Dims
 from minicore.backends.numpy import NumpyDecoder
 from minicore.bench.plan import BOUNDS
 from minicore.bench.validation import relative_error
@@ -79,9 +80,9 @@ def prepared(w: np.ndarray | QuantizedMatrix, x: np.ndarray) -> np.ndarray:
 _matvec, _ffn = callable_from_python(step.matvec), callable_from_python(ffn.ffn)
 
 
-def dims(**changes: object) -> step.Dims:
-    plain = dict.fromkeys(step.Dims._fields, 0)
-    return step.Dims(**(plain | {"layer_norm": False, "eps": 1e-5, "gated": False} | changes))
+def dims(**changes: object) -> Dims:
+    plain = dict.fromkeys(Dims._fields, 0)
+    return Dims(**(plain | {"layer_norm": False, "eps": 1e-5, "gated": False} | changes))
 
 
 # --- matrix times vector ---
@@ -152,7 +153,7 @@ def test_ffn(benchmark, reading, format, rows, way):
     p[ffn.W_GATE], p[ffn.W_IN], p[ffn.W_OUT] = address(gate), address(up), address(out)
     p[ffn.ROWS] = address(ids) if rows == "core" else 0
     p[ffn.N_ROWS], p[ffn.N_STORED] = len(chosen_ids), m
-    shape = dims(d_model=D, gated=True, activation=ffn.ACTIVATION_CODES["silu"])
+    shape = dims(d_model=D, gated=True, activation=ACTIVATION_CODES["silu"])
     inputs, y = prepared(gate, x), np.zeros(D, np.float32)
     neurons = np.empty(ffn.NEURON_BLOCK, np.int32)
     activations = np.empty((2, ffn.NEURON_BLOCK), np.float32)

@@ -48,9 +48,6 @@ KNOWN_CYCLES: set[frozenset[str]] = set()
 KNOWN_LONG = {"backends/cuda/decoder.py", "evaluation/quality/measurement.py"}
 KNOWN_COPIES: dict[str, int] = {}
 KNOWN_SPLATS = {
-    "backends/cpu/attention_simd.py": 1,
-    "backends/cpu/integer_rows.py": 1,
-    "backends/cpu/plain_rows.py": 1,
     "backends/cuda/decoder.py": 3,
     "backends/cuda/prefill.py": 2,
     "evaluation/tasks/run.py": 1,

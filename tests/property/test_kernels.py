@@ -19,6 +19,7 @@ from minicore import ops
 from minicore.backends.cpu import attention, ffn, integer_rows, intrinsics, rows, simd, step
 from minicore.backends.cpu.compiling import FAST, callable_from_python
 from minicore.backends.cpu.rows import storage
+from minicore.backends.dims import ACTIVATION_CODES, Dims
 from minicore.quantization import quantize_int8
 from tests.helpers import GOLDEN
 
@@ -40,8 +41,8 @@ def address(w):
 
 
 def dims(**changes):
-    plain = dict.fromkeys(step.Dims._fields, 0)
-    return step.Dims(**(plain | {"layer_norm": False, "eps": 1e-5, "gated": False} | changes))
+    plain = dict.fromkeys(Dims._fields, 0)
+    return Dims(**(plain | {"layer_norm": False, "eps": 1e-5, "gated": False} | changes))
 
 
 @nb.njit
@@ -77,7 +78,7 @@ def run_ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, sh
     parts = {name: w if w is None or w.ndim == 1 else storage(w) for name, w in parts.items()}
     p = np.array([address(parts.get(name)) for name in step.COLUMNS], np.int64)
     p[ffn.ROWS], p[ffn.N_ROWS], p[ffn.N_STORED] = address(rows), len(rows), len(w_in)
-    shape = dims(d_model=x.size, gated=w_gate is not None, activation=ffn.ACTIVATION_CODES[activation])
+    shape = dims(d_model=x.size, gated=w_gate is not None, activation=ACTIVATION_CODES[activation])
     like, y, n_used = parts["mlp.w_in"][:0].reshape(-1), np.zeros(x.size, np.float32), 0
     x = prepared(like, x)
     neurons = np.empty(ffn.NEURON_BLOCK, np.int32)

@@ -129,7 +129,7 @@ def _write_scores(
     """Add up the elements of each position's n_h sums and write them to the heads' scores."""
     none = [sums[0].type(None)] * 3
     for h in range(n_h):
-        four = horizontal_sums(builder, *(sums[h::n_h] + none)[:4])
+        four = horizontal_sums(builder, (sums[h::n_h] + none)[:4])
         four = builder.sitofp(four, vector(F32, 4)) if four.type.element == I32 else four
         for r, p in enumerate(positions):
             at = times(builder, builder.add(p, times(builder, stride, h)), 4)
@@ -302,7 +302,8 @@ def largest_of_pairs(typingctx: Any, x: Any, n: Any) -> Any:
             return [larger(new, old) for new, old in zip(pair, largest, strict=True)]
 
         lowest = [constant(F32, [float("-inf")] * REGISTER)] * 2
-        largest = larger(*loop(builder, args[1], lowest, body))
+        first, second = loop(builder, args[1], lowest, body)
+        largest = larger(first, second)
         for apart in (8, 4, 2, 1)[REGISTER < 16 :]:
             other = shuffle(builder, largest, [lane ^ apart for lane in range(REGISTER)])
             largest = larger(largest, other)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 # Files outside this package whose constants become part of the machine code.
-CONSTANTS = ("quantization.py", "core/statistics.py")
+CONSTANTS = ("quantization.py", "core/statistics.py", "backends/dims.py")
 
 
 @cache

@@ -85,6 +85,13 @@ def _cached(function: Callable[..., Any], **options: Any) -> Any:
     return compiled
 
 
+def plain(function: Callable[..., Any]) -> Any:
+    """Compile a function that may allocate arrays, and that both Python and other functions call."""
+    compiled = nb.njit(fastmath=FAST, error_model="numpy")(function)
+    compiled._cache = KernelCache(function)
+    return compiled
+
+
 def inner(function: Callable[..., Any]) -> Any:
     """Compile a function that only kernels call."""
     return nb.njit(fastmath=FAST, no_cpython_wrapper=True, **COMMON)(function)

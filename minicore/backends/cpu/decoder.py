@@ -21,6 +21,7 @@ from minicore.backends.cpu.intrinsics import call
 from minicore.backends.cpu.memory import settle
 from minicore.backends.cpu.quantized_inputs import input_size
 from minicore.backends.cpu.rows import storage
+from minicore.backends.dims import Dims, dims_of
 from minicore.backends.numpy import NumpyDecoder, run_by_steps
 from minicore.backends.protocol import DecoderStats
 from minicore.core.neurons import CoreSet
@@ -50,7 +51,7 @@ class CpuDecoder:
     ) -> None:
         cfg = model.config
         self.model, self.cache, self.n_threads = model, cache, n_threads or threads.default_threads()
-        self.dims = kernels.Dims(n_positions=cfg.n_ctx + cfg.position_offset, **kernels.constants(cfg))
+        self.dims = dims_of(cfg)
         self.tile = tile_of(self.dims.n_heads, self.dims.n_kv_heads, self.dims.d_head)
         self.like = storage(model.params["embed"]).reshape(-1)[:0]
         rope = cfg.positions == "rope"
@@ -187,7 +188,7 @@ def _row_bytes(model: Model) -> int:
     return int((w.data if isinstance(w, QuantizedMatrix) else w).nbytes // len(w))
 
 
-def _state(dims: kernels.Dims, n_tile_heads: int, n_threads: int, capacity: int) -> kernels.State:
+def _state(dims: Dims, n_tile_heads: int, n_threads: int, capacity: int) -> kernels.State:
     """Return a decoder's buffers."""
     d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
     share = -(-capacity // n_threads)

@@ -7,9 +7,8 @@ import numpy as np
 from minicore.backends.cpu.compiling import inlined, inner
 from minicore.backends.cpu.intrinsics import array_at, exp
 from minicore.backends.cpu.rows import add_rows, begin_sum, dot_rows, end_sum
+from minicore.backends.dims import RELU, SILU
 
-RELU, SILU, GELU_TANH = range(3)
-ACTIVATION_CODES = {"relu": RELU, "silu": SILU, "gelu_tanh": GELU_TANH}
 # Neurons whose activations are computed at once: exponentials vectorise, and long blocks keep streams
 # unbroken.
 NEURON_BLOCK = 2048

@@ -132,17 +132,17 @@ def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
     def dots(typingctx: Any, codes: Any, scales: Any, x: Any, x_scales: Any, sums: Any, n: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             x, x_scales, sums = (pointer(builder, args[k]) for k in (2, 3, 4))
-            rows = list(zip(*(pointers(builder, args[k]) for k in (0, 1)), strict=True))
+            rows = list(zip(pointers(builder, args[0]), pointers(builder, args[1]), strict=True))
 
             def body(i: Any, totals: list[Any]) -> list[Any]:
                 group = load(builder, vector(I8, 4 * LINE), x, times(builder, i, 64))
                 x_scale = load(builder, F32, x_scales, times(builder, i, 4))
                 return [
-                    weights(builder, kind, *row, group, x_scale, sums, i, total)
-                    for row, total in zip(rows, totals, strict=True)
+                    weights(builder, kind, codes, scales, group, x_scale, sums, i, total)
+                    for (codes, scales), total in zip(rows, totals, strict=True)
                 ]
 
-            four = horizontal_sums(builder, *loop(builder, args[5], zeros(4, lanes), body))
+            four = horizontal_sums(builder, loop(builder, args[5], zeros(4, lanes), body))
             return as_tuple(context, builder, signature.return_type, four)
 
         four, one = FOUR_ADDRESSES, types.int64

@@ -116,7 +116,7 @@ def dots(typingctx: Any, like: Any, rows: Any, x: Any, d: Any) -> Any:
 
         sums = loop(builder, lines, zeros(4 * PIECES, REGISTER), line)
         totals = [reduce(builder.fadd, sums[PIECES * r : PIECES * (r + 1)]) for r in range(4)]
-        four = horizontal_sums(builder, *totals)
+        four = horizontal_sums(builder, totals)
         sums = loop(builder, n_rest, [builder.extract_element(four, I32(r)) for r in range(4)], rest)
         return context.make_tuple(builder, signature.return_type, sums)
 

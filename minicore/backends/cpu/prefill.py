@@ -18,10 +18,11 @@ from minicore import ops
 from minicore.backends.cpu import threads
 from minicore.backends.cpu.attention import exponentials
 from minicore.backends.cpu.compiling import kernel
-from minicore.backends.cpu.ffn import ACTIVATION_CODES, activate
+from minicore.backends.cpu.ffn import activate
 from minicore.backends.cpu.quantized_inputs import fake_quantize_rows
 from minicore.backends.cpu.rows import rows_to_float32, storage
 from minicore.backends.cpu.statistics import ADDERS, add_counts  # noqa: F401 (adders for recordings)
+from minicore.backends.dims import ACTIVATION_CODES
 from minicore.checkpoint.tensors import DTYPES
 from minicore.ops import attend, attention_pattern, tiles, to_float32  # noqa: F401 (some as they are)
 from minicore.quantization import FORMATS, GROUP, QuantizedMatrix

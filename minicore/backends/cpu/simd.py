@@ -93,13 +93,12 @@ def fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
 
-def horizontal_sums(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+def horizontal_sums(builder: Any, four: Sequence[Any]) -> Any:
     """Return the sums of four vectors, of floats or integers, as one vector of four elements."""
-    plus = builder.add if isinstance(a.type.element, ir.IntType) else builder.fadd
-    if a.type.count == 16:  # shuffling long registers takes twice as long
-        a, b, c, d = (
-            plus(shuffle(builder, v, range(8)), shuffle(builder, v, range(8, 16))) for v in (a, b, c, d)
-        )
+    plus = builder.add if isinstance(four[0].type.element, ir.IntType) else builder.fadd
+    if four[0].type.count == 16:  # shuffling long registers takes twice as long
+        four = [plus(shuffle(builder, v, range(8)), shuffle(builder, v, range(8, 16))) for v in four]
+    a, b, c, d = four
     n = a.type.count
     half, quarter = n // 2, n // 4
 

@@ -15,25 +15,15 @@ in a mapped file.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from minicore.backends.cpu.attention import Share, attend, merge_shares, prepare_queries, store_head
 from minicore.backends.cpu.compiling import inlined, inner, kernel
-from minicore.backends.cpu.ffn import (
-    ACTIVATION_CODES,
-    B_OUT,
-    N_ROWS,
-    RELU,
-    SILU,
-    ffn,
-)
+from minicore.backends.cpu.ffn import B_OUT, N_ROWS, ffn
 from minicore.backends.cpu.intrinsics import WAITING, array_at, barrier, called
 from minicore.backends.cpu.rows import dot_rows, prepare_input, row_to_float32
-from minicore.config import ModelConfig
-
-__all__ = ["ACTIVATION_CODES", "RELU", "SILU", "constants", "step"]  # the GPU kernels read the first four
 
 # Columns of the table of weights: addresses, 0 for what a model does not have, then the layer's list of
 # neurons (0 for all), how many it lists, and how many rows the matrices have.
@@ -46,40 +36,6 @@ COLUMNS = (
 LN1_W, LN1_B, W_Q, W_K, W_V, W_O, B_Q, B_K, B_V, B_O, LN2_W, LN2_B = range(12)
 # The table's last row is the rest of the model.
 EMBED, POS_EMBED, LN_F_W, LN_F_B, HEAD, HEAD_B = range(6)
-
-
-class Dims(NamedTuple):
-    """The ModelConfig fields that kernels use."""
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    n_vocab: int
-    n_positions: int
-    position_offset: int
-    layer_norm: bool
-    eps: float
-    activation: int
-    gated: bool
-
-
-def constants(cfg: ModelConfig) -> dict[str, Any]:
-    """Return the ModelConfig fields that every compiled step gets, on the CPU and on a GPU."""
-    return {
-        "n_layers": cfg.n_layers,
-        "d_model": cfg.d_model,
-        "n_heads": cfg.n_heads,
-        "n_kv_heads": cfg.n_kv_heads,
-        "d_head": cfg.d_head,
-        "n_vocab": cfg.n_vocab,
-        "position_offset": cfg.position_offset,
-        "layer_norm": cfg.norm == "layernorm",
-        "eps": cfg.norm_eps,
-        "activation": ACTIVATION_CODES[cfg.activation],
-        "gated": cfg.gated,
-    }
 
 
 class State(NamedTuple):

@@ -14,12 +14,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from minicore import ops
-from minicore.backends.cpu.step import constants
 from minicore.backends.cuda.graph import GraphStep
 from minicore.backends.cuda.kernels import decode as kernels
 from minicore.backends.cuda.kernels.launch import configured
 from minicore.backends.cuda.kv_cache import device_storage
 from minicore.backends.cuda.memory import allocate
+from minicore.backends.dims import constants
 from minicore.backends.numpy import NumpyDecoder, run_by_steps
 from minicore.backends.protocol import DecoderStats
 from minicore.config import ModelConfig

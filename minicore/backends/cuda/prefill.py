@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from minicore import ops
-from minicore.backends.cpu.step import ACTIVATION_CODES
 from minicore.backends.cuda.decoder import weights_of
 from minicore.backends.cuda.kernels import prefill as kernels
 from minicore.backends.cuda.kernels.decode import shape as layout
 from minicore.backends.cuda.kernels.intrinsics import SIMULATED
 from minicore.backends.cuda.kv_cache import DeviceStorage, device_storage
 from minicore.backends.cuda.memory import allocate
+from minicore.backends.dims import ACTIVATION_CODES
 from minicore.core.statistics import GATE_SHIFT, STATISTICS
 from minicore.errors import InputError
 from minicore.forward import Hooks

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from minicore.backends.cpu.step import RELU, SILU
 from minicore.backends.cuda.kernels.intrinsics import as_bits, as_float, as_half, device, get
+from minicore.backends.dims import RELU, SILU
 from minicore.quantization import GROUP
 
 
