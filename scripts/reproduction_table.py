@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minicore.reproduce.runner import EXPERIMENTS
+from minicore.reproduce.experiments import EXPERIMENTS
 
 
 def read(report: Path) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         prompts=args.prompts,
         backend=args.backend,
         seed=args.seed,
-        where=chosen_workers(args),
+        workers=chosen_workers(args),
         out=args.output,
         progress=True,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from minicore.cli.terminal import show_progress
 
 if TYPE_CHECKING:
-    from minicore.evaluation.sweep import Where
+    from minicore.evaluation.sweep import Workers
     from minicore.model import Model
 
 DEFAULT_MODEL = "minicore-opt-core"  # part of the package; shows the paper's phenomena in minutes
@@ -222,8 +222,8 @@ def worker_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen_workers(args: argparse.Namespace) -> Where:
-    """Return where the jobs run."""
-    from minicore.evaluation.sweep import Where
+def chosen_workers(args: argparse.Namespace) -> Workers:
+    """Return the workers that run the jobs."""
+    from minicore.evaluation.sweep import Workers
 
-    return Where(workers=args.workers, threads=args.threads, scheduler=args.scheduler)
+    return Workers(n_processes=args.workers, n_threads=args.threads, scheduler=args.scheduler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from minicore.cli.options import (
@@ -15,6 +16,7 @@ from minicore.cli.options import (
     worker_options,
 )
 from minicore.cli.terminal import note, print_json
+from minicore.files import atomic_write
 from minicore.formatting import format_cell, format_table
 
 EXAMPLES = """
@@ -66,10 +68,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the experiments and print each as it finishes."""
-    from minicore.reproduce import runner
+    from minicore.reproduce.experiments import EXPERIMENTS
+    from minicore.reproduce.runner import reproduce
 
     results: dict[str, dict[str, Any]] = {}
-    for name, found in runner.reproduce(
+    for name, found in reproduce(
         args.figures,
         load_model(args),
         args.output,
@@ -78,10 +81,11 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         progress=True,
         workers=chosen_workers(args),
+        draw=draw_picture,
     ):
         results[name] = found
         if not args.json:
-            experiment = runner.EXPERIMENTS[name]
+            experiment = EXPERIMENTS[name]
             lines = report_lines(name, found, experiment.title, experiment.claim)
             print("\n".join(lines), flush=True)
     if args.json:
@@ -93,6 +97,14 @@ def run(args: argparse.Namespace) -> int:
         )
     note_files(args, results)
     return 0
+
+
+def draw_picture(name: str, found: dict[str, Any], path: Path) -> None:
+    """Draw the picture of an experiment's result to a PNG file."""
+    from minicore.plots import paper
+
+    with atomic_write(path) as part:
+        paper.draw(name, found).savefig(part, format="png", dpi=120)
 
 
 def note_files(args: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:

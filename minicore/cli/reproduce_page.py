@@ -1,4 +1,4 @@
-"""The report of all figures: one HTML page with its pictures inside, no network and no script."""
+"""The report of all figures: one HTML page that contains its pictures and needs no network and no script."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from minicore.files import atomic_write
 from minicore.formatting import format_cell
-from minicore.reproduce.runner import EXPERIMENTS
+from minicore.reproduce.experiments import EXPERIMENTS
 
 PAGE = """\
 <!DOCTYPE html>
@@ -45,10 +45,10 @@ details { margin: .5rem 0; }
 <body>
 <h1>CoreInfer's figures on {{ model }}</h1>
 <p>Measured by minicore {{ version }} in {{ dtype }}, in {{ minutes }} minutes. Each section has what the
-paper (arXiv 2410.18311) says, what was measured here, and one sentence, computed from the numbers, on
-whether the two agree. The paper's models have 6.7 billion parameters and more; a small one need not behave
-like them. In brackets are 95% bootstrap intervals over texts (figure 4: the range over seeds of k-means;
-table 1: over pairs; table 3: quartiles over rounds).</p>
+paper (arXiv 2410.18311) says, what was measured here, and a sentence, computed from the numbers, that says
+whether the two agree. The paper's models have 6.7 billion parameters or more; a small model need not behave
+like them. Brackets hold 95% bootstrap intervals over texts (figure 4: the range over seeds of k-means; table
+1: over pairs; table 3: quartiles over rounds).</p>
 <div class="scroll"><table>
 <tr><th>figure</th><th>agrees</th></tr>
 {% for name, one in sections.items() -%}
@@ -83,7 +83,7 @@ settings {{ one.settings }}</p>
 
 
 def write_page(results: Mapping[str, dict[str, Any]], out: str | PathLike[str]) -> Path:
-    """Write OUT/report.html of experiments whose pictures are in OUT, and return its path."""
+    """Write OUT/report.html about experiments whose pictures are in OUT, and return its path."""
     from jinja2 import Environment
 
     sections = {
@@ -95,7 +95,7 @@ def write_page(results: Mapping[str, dict[str, Any]], out: str | PathLike[str]) 
             "settings": ", ".join(f"{key} {value}" for key, value in found["key"]["settings"].items())
             or "none",
         }
-        for name in EXPERIMENTS  # in the paper's order, whichever was done first
+        for name in EXPERIMENTS  # in the paper's order
         if (found := results.get(name))
     }
     key = next(iter(results.values()))["key"]

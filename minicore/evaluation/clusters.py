@@ -1,4 +1,4 @@
-"""Fitting clusters of texts on a model: thousands of texts, one core set each, resumable."""
+"""Fitting clusters of texts on a model: one core set per text, for thousands of texts, resumable."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,26 +18,29 @@ from minicore.core import similarity
 from minicore.core.neurons import CoreSet
 from minicore.core.similarity import Clusters
 from minicore.errors import InputError
-from minicore.evaluation.sweep import ModelRef, Where, borrow, share, sweep
+from minicore.evaluation.shared_model import ModelRef, register_model, resolve_model
+from minicore.evaluation.sweep import Workers, sweep
+from minicore.evaluation.texts import parse_json, read_text
 from minicore.files import atomic_write
 from minicore.generation.prediction import encode_prompt, fingerprint, make_recorder, record
 from minicore.model import Model
 
 Array = np.ndarray
+Text = str | Sequence[int]  # a text, or its token ids
 
-SAVE_EVERY = 30  # seconds between two writes of what is done so far
+SAVE_EVERY = 30  # seconds between two writes of the sets so far
 
 
 def read_labelled(path: str | PathLike[str]) -> tuple[list[str], list[str] | None]:
-    """Return a file's texts and, where every one has it, their labels.
+    """Return a file's texts, and their labels if every text has one.
 
-    ``.jsonl`` holds JSON lines: a string, or an object with ``text`` and perhaps ``label``; any other file
-    one text a line. Empty lines are left out.
+    ``.jsonl`` holds JSON lines: a string, or an object with ``text`` and perhaps ``label``. Any other file
+    holds one text per line. Empty lines are skipped.
 
     Raises
     ------
     InputError
-        If the file cannot be read, is not UTF-8, holds no text, or a line is not as described.
+        If the file cannot be read, is not UTF-8 or holds no text, or a line is not as described.
 
     Examples
     --------
@@ -48,24 +52,15 @@ def read_labelled(path: str | PathLike[str]) -> tuple[list[str], list[str] | Non
     (['Knead the dough.'], ['cooking'])
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: byte {error.object[error.start]:#04x}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
     texts: list[str] = []
     labels: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         if path.suffix not in (".jsonl", ".ndjson"):
             texts.append(line)
             continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: is not valid JSON ({error})") from None
+        value = parse_json(line, f"{path}, line {number}")
         value = {"text": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("text"), str) or not value["text"]:
             raise InputError(f'{path}, line {number}: expected a text, or an object whose "text" is one')
@@ -93,7 +88,7 @@ def fit_clusters(
     seed: int = 0,
     max_tokens: int = 512,
     partial: str | PathLike[str] | None = None,
-    workers: Where | None = None,
+    workers: Workers | None = None,
 ) -> Clusters:
     """Return clusters of texts by meaning, with the neurons frequent in each (2410.18311 sec. 4.1).
 
@@ -101,31 +96,31 @@ def fit_clusters(
     ----------
     model : Model
     texts : sequence of str, or of sequences of ids
-        One after the other is prefilled; what is kept of each is its core sets, a bit a neuron.
+        Texts are prefilled one by one; only their core sets are kept, one bit per neuron.
     labels : sequence of str or None
-        The texts' clusters as the data have them; None is k-means.
+        The cluster of each text, from the data set; None clusters by k-means.
     predictor, alpha, beta
-        How a text's core sets are made: of the predictors that record the prompt.
+        How a text's core sets are made. The predictor must be one that records the prompt.
     layer : int or None
-        Layer whose core sets are clustered and by which a prompt is assigned; None is at 25/32 of the
-        depth, where the paper has it.
+        Layer whose core sets are clustered, and by which a prompt is assigned to a cluster; None is the
+        layer at 25/32 of the depth, as in the paper.
     k : int or None
-        Number of clusters of k-means; None is chosen by the elbow rule, at least 4.
+        Number of clusters of k-means; None chooses it by the elbow rule, at least 4.
     embeddings : (n_texts, d) array or None
         Sentence embeddings to cluster and assign by, in place of core sets.
     seed : int
-        For k-means.
+        Random seed of k-means.
     max_tokens : int
-        A longer text counts with its first so many tokens.
+        Only this many tokens of a text are read, from its beginning.
     partial : path or None
-        Where the work done so far is kept, so that a fit that was cut off goes on where it was.
-    workers : Where or None
+        File for the sets computed so far, from which an interrupted fit resumes.
+    workers : Workers or None
         What reads the texts; None is one thread of this process.
 
     Raises
     ------
     InputError
-        If an option is out of range, there are too few texts, or ``partial`` holds work on other texts,
+        If an option is out of range, there are too few texts, or ``partial`` belongs to other texts,
         settings or another model.
 
     Examples
@@ -136,32 +131,40 @@ def fit_clusters(
     >>> fit_clusters(model, texts, ["cooking", "law"]).names
     ['cooking', 'law']
     """
-    recorder = make_recorder(model, predictor, alpha, beta)
-    if recorder.row.scores is None or not recorder.row.records or recorder.row.limit:
-        raise InputError(f"predictor {predictor} makes no set of a text's own, stability does")
+    row = make_recorder(model, predictor, alpha, beta).row
+    if row.scores is None or not row.records or row.limit:
+        raise InputError(f"predictor {predictor} makes no set from a text's own tokens, stability does")
     if max_tokens < 1:
         raise InputError(f"max_tokens is {max_tokens}, expected 1 or more")
     if not len(texts):
         raise InputError("there are no texts to cluster")
     if labels is not None and len(labels) != len(texts):
         raise InputError(f"there are {len(labels)} labels for {len(texts)} texts")
-    config = model.config
     settings = {
         "predictor": predictor,
         "alpha": alpha,
         "beta": beta,
         "max_tokens": max_tokens,
-        "n_neurons": config.n_neurons,
+        "n_neurons": model.config.n_neurons,
         "model": model.name,
     }
-    work = Work(partial, fingerprint(model), settings, texts, config.n_layers)
-
-    ref = share(model)
-    jobs = [Job(ref, _plain(text), predictor, alpha, beta, max_tokens) for text in texts[work.n_done :]]
-    sets = work.run(sweep(core_bits, jobs, workers, total=len(texts), unit=" texts", progress=True))
+    sets = PartialSets(partial, fingerprint(model), settings, texts, model.config.n_layers)
+    ref = register_model(model)
+    jobs = [
+        Job(
+            model=ref,
+            text=_as_json(text),
+            predictor=predictor,
+            alpha=alpha,
+            beta=beta,
+            max_tokens=max_tokens,
+        )
+        for text in texts[sets.n_done :]
+    ]
+    found = sweep(core_bits, jobs, workers, total=len(texts), unit=" texts", progress=True)
     return similarity.fit(
-        sets,
-        work.fingerprint,
+        sets.collect(found),
+        sets.fingerprint,
         labels=labels,
         layer=layer,
         embeddings=embeddings,
@@ -171,7 +174,8 @@ def fit_clusters(
     )
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Job:
     """A text, and how its core sets are made."""
 
     model: ModelRef
@@ -183,8 +187,8 @@ class Job(NamedTuple):
 
 
 def core_bits(job: Job) -> Array:  # -> (n_layers, n_bytes) uint8
-    """Return a text's core sets, a bit a neuron."""
-    model = borrow(job.model)
+    """Return a text's core sets, one bit per neuron."""
+    model = resolve_model(job.model)
     ids, config = _first_tokens(model, job.text, job.max_tokens), model.config
     recorder = make_recorder(model, job.predictor, job.alpha, job.beta)
     record(NumpyBackend(model), ids, recorder, model.new_cache(len(ids)))
@@ -194,25 +198,32 @@ def core_bits(job: Job) -> Array:  # -> (n_layers, n_bytes) uint8
     return np.packbits(np.stack(rows).astype(bool), axis=1)
 
 
-def _first_tokens(model: Model, text: str | Sequence[int], most: int) -> list[int]:
+def _first_tokens(model: Model, text: Text, most: int) -> list[int]:
     if isinstance(text, str) and model.tokenizer is not None:
         text = model.tokenizer.encode(text)
     return encode_prompt(model, text if isinstance(text, str) else text[: min(most, model.config.n_ctx)])
 
 
-class Work:
-    """One core set a text, kept in a file from time to time.
+class PartialSets:
+    """The core sets of texts, saved to a file from time to time.
 
     Parameters
     ----------
     path : path or None
-        The file; None keeps nothing.
-    fingerprint, settings
-        Of the model, and how the sets are made; work on others is refused.
+        The file; None saves nothing.
+    fingerprint : str
+        The model's.
+    settings : dict
+        How the sets are made. A file of another model or of other settings is refused.
     texts : sequence
-        All of them.
+        All texts.
     n_layers : int
         The model's.
+
+    Attributes
+    ----------
+    n_done : int
+        The sets of that many texts are known, counted from the first.
     """
 
     def __init__(
@@ -220,7 +231,7 @@ class Work:
         path: str | PathLike[str] | None,
         fingerprint: str,
         settings: dict[str, Any],
-        texts: Sequence[Any],
+        texts: Sequence[Text],
         n_layers: int,
     ) -> None:
         self.path = None if path is None else Path(path)
@@ -230,10 +241,11 @@ class Work:
         if self.path and self.path.exists():
             self._load(self.path)
 
-    def run(self, found: Iterable[tuple[int, Array]]) -> Array:  # -> (n_texts, n_layers, n_bytes) uint8
-        """Take the sets of the texts not done yet, in any order, and return all.
+    def collect(self, found: Iterable[tuple[int, Array]]) -> Array:
+        # -> (n_texts, n_layers, n_bytes) uint8
+        """Take the sets of the remaining texts, in any order, and return the sets of all texts.
 
-        ``n_done`` texts are kept, those before the first that has not come.
+        The file holds the sets before the first text whose set is still missing.
         """
         saved, first, ahead = time.monotonic(), self.n_done, set[int]()
         try:
@@ -250,8 +262,9 @@ class Work:
         return self.sets
 
     def _meta(self, n_done: int) -> dict[str, str]:
-        """Return what says whose work it is; the digest is of the texts done."""
-        digest = hashlib.sha256(json.dumps(list(map(_plain, self.texts[:n_done]))).encode()).hexdigest()
+        """Return the metadata that identify the sets; the digest is that of the first n_done texts."""
+        done = json.dumps([_as_json(text) for text in self.texts[:n_done]])
+        digest = hashlib.sha256(done.encode()).hexdigest()
         meta = {"fingerprint": self.fingerprint, "settings": self.settings, "texts": digest}
         return {"minicore.cluster_work": json.dumps(meta, sort_keys=True)}
 
@@ -269,15 +282,15 @@ class Work:
             with safe_open(path, framework="numpy") as file:
                 meta, sets = file.metadata() or {}, file.get_tensor("sets")
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is not unfinished work of a cluster fit ({error})") from None
+            raise InputError(f"{path} is not an unfinished cluster fit ({error})") from None
         n_done = len(sets)
         if n_done > len(self.texts) or sets.shape[1:] != self.sets.shape[1:] or meta != self._meta(n_done):
             raise InputError(
-                f"{path} holds unfinished work on other texts, settings or another model; remove it to go on"
+                f"{path} is an unfinished fit of other texts, settings or another model; remove it to go on"
             )
         self.sets[:n_done], self.n_done = sets, n_done
 
 
-def _plain(text: Any) -> Any:
-    """Return a text or ids as JSON can hold them."""
+def _as_json(text: Text) -> str | list[int]:
+    """Return a text or its ids as JSON can hold them."""
     return text if isinstance(text, str) else [int(i) for i in text]

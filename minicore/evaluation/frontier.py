@@ -1,7 +1,7 @@
-"""How little can be kept for how little loss: the smallest beta of each predictor within a given loss.
+"""How few neurons can be kept for a given loss: each predictor's smallest beta within it.
 
-The search measures, it does not extrapolate: every point of it is a study on the same passages, and what
-is reported is a setting that was measured.
+The search measures and does not extrapolate: every point is a study on the same passages, and the result is
+always a setting that was measured.
 """
 
 from __future__ import annotations
@@ -9,42 +9,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from minicore.errors import InputError
-from minicore.evaluation.quality import (
-    Conditions,
-    Row,
-    Rows,
-    Setting,
-    grid,
-    reading_backend,
-    study,
-    write_report,
-)
+from minicore.evaluation.quality.measurement import Row
+from minicore.evaluation.quality.settings import DENSE, ConditionOptions, Conditions, Setting, grid
+from minicore.evaluation.quality.storage import Rows, rows_path, write_report
+from minicore.evaluation.quality.study import reading_backend, study
 from minicore.evaluation.texts import Passage, passages
 from minicore.model import Model
 
-FIRST = (0.6, 0.8)  # betas that every search begins with
+FIRST = (0.6, 0.8)  # betas that every search measures first
 STEP = 0.005  # betas are multiples of it; a search ends between two neighbours
 
 
 def next_beta(loss_at: Mapping[float, float], target: float, step: float = STEP) -> float | None:
     """Return the beta to measure next in search of a loss of ``target`` nats, None when it is found.
 
-    Near 1 the loss of keeping beta is about c (1 - beta)**p: the line through two measured points in
-    logarithms says where it meets the target. What it says is kept strictly inside the bracket of the
-    largest beta that loses too much and the smallest that does not, so that every step narrows it.
+    Near 1 the loss of keeping beta is about c (1 - beta)**p, a straight line in logarithms. The line through
+    two measured points meets the target at the guess. The guess is kept strictly between the largest beta
+    that loses too much and the smallest that does not, so that every step narrows this bracket.
 
     Parameters
     ----------
     loss_at : mapping of float to float
-        What was measured: beta to nats a token lost. All of the neurons (1.0) lose nothing.
+        Measured points: beta to the nats lost per token. Keeping all neurons (1.0) loses nothing.
     target : float
-        Nats a token.
+        Nats per token.
     step : float
-        Betas differ by at least that.
+        Smallest difference between two betas.
 
     Examples
     --------
@@ -82,33 +75,34 @@ def search(
     progress: bool = False,
     backend: str = "numpy",
 ) -> list[Row]:
-    """Find each predictor's smallest beta within each loss; all of them advance one point a round.
+    """Find each predictor's smallest beta within each loss; each round measures one more point of each.
 
     Parameters
     ----------
     model, texts, predictors, conditions, others, rows, budget, token_beta, progress, backend
-        As for :func:`minicore.evaluation.quality.study` and ``grid``.
+        As for :func:`minicore.evaluation.quality.study.study` and
+        :func:`~minicore.evaluation.quality.settings.grid`.
     losses : sequence of float
-        Perplexity over dense, less one: 0.05 is five percent.
+        Perplexity relative to dense, minus one: 0.05 is five percent.
     rounds : int
-        Points measured after the first two, at most, for each predictor and loss.
+        Most points measured after the first two, for each predictor and loss.
 
     Returns
     -------
     list of dict
-        The summary of the setting found, with ``loss`` (the one asked for) and ``tight`` (whether the
-        next smaller beta was measured, and loses too much); ``beta`` is 1 where nothing less will do.
+        The summary of the setting found, with ``loss`` (the one asked for) and ``tight`` (whether the next
+        smaller beta was measured and loses too much). ``beta`` is 1 where no smaller one is within the loss.
 
     Raises
     ------
     InputError
-        If a loss is not above 0, or as :func:`study`.
+        If a loss is not above 0, or as :func:`~minicore.evaluation.quality.study.study`.
 
     Examples
     --------
     >>> import minicore as mc
     >>> model = mc.load("minicore-opt-core")
-    >>> from minicore.reproduce.material import sample_files
+    >>> from minicore.evaluation.texts import sample_files
     >>> conditions = Conditions.of(model, prompt_tokens=32, continuation_tokens=16)
     >>> texts, _ = passages(model, sample_files(), conditions.n_tokens, n_passages=2)
     >>> [found] = search(model, texts, ["griffin"], [0.2], conditions, rounds=1)
@@ -119,14 +113,16 @@ def search(
         if not loss > 0:
             raise InputError(f"loss is {loss}, expected above 0: 0.05 is five percent more perplexity")
     rows = Rows(conditions) if rows is None else rows
-    of: dict[str, dict[float, Row]] = {name: {} for name in predictors}
+    measured: dict[str, dict[float, Row]] = {name: {} for name in predictors}
     todo = [setting for name in predictors for setting in grid([name], FIRST, budget, token_beta)]
     for _ in range(rounds + 1):
-        measured = study(model, texts, todo, conditions, others, rows, progress=progress, backend=backend)
-        for setting, row in zip(todo, measured, strict=True):
-            of[setting.predictor][float(setting.beta)] = row
+        found = study(model, texts, todo, conditions, others, rows, progress=progress, backend=backend)
+        for setting, row in zip(todo, found, strict=True):
+            measured[setting.predictor][float(setting.beta)] = row
         wanted = {
-            (name, next_beta(_losses(of[name]), math.log1p(loss))) for name in predictors for loss in losses
+            (name, next_beta(_nats_lost(measured[name]), math.log1p(loss)))
+            for name in predictors
+            for loss in losses
         }
         todo = [
             Setting(name, beta, budget, token_beta if "+" in name else None)
@@ -135,21 +131,21 @@ def search(
         ]
         if not todo:
             break
-    dense = study(model, texts, [Setting("dense", 1.0)], conditions, others, rows, backend=backend)[0]
-    return [_found(name, of[name], loss, dense) for name in predictors for loss in losses]
+    [dense] = study(model, texts, [DENSE], conditions, others, rows, backend=backend)
+    return [smallest_within(loss, name, measured[name], dense) for name in predictors for loss in losses]
 
 
-def _losses(rows: Mapping[float, Row]) -> dict[float, float]:  # beta -> nats a token
+def _nats_lost(rows: Mapping[float, Row]) -> dict[float, float]:  # beta -> nats per token
     return {beta: math.log(row["ratio"][0]) for beta, row in rows.items()}
 
 
-def _found(name: str, rows: Mapping[float, Row], loss: float, dense: Row) -> Row:
-    """Return the smallest beta measured within the loss that has none above it beyond the loss."""
-    losses = _losses(rows)
-    low = max((beta for beta in losses if losses[beta] > math.log1p(loss)), default=0.0)
-    high = min((beta for beta in losses if beta > low), default=1.0)
-    row = rows[high] if high < 1 else dense | {"predictor": name}
-    return row | {"loss": loss, "tight": next_beta(losses, math.log1p(loss)) is None}
+def smallest_within(loss: float, predictor: str, rows: Mapping[float, Row], dense: Row) -> Row:
+    """Return the smallest measured beta above all those that lose more than the loss."""
+    target, lost = math.log1p(loss), _nats_lost(rows)
+    low = max((beta for beta in lost if lost[beta] > target), default=0.0)
+    high = min((beta for beta in lost if beta > low), default=1.0)
+    row = rows[high] if high < 1 else dense | {"predictor": predictor}
+    return row | {"loss": loss, "tight": next_beta(lost, target) is None}
 
 
 def find(
@@ -165,25 +161,25 @@ def find(
     backend: str = "auto",
     out: str | PathLike[str] | None = None,
     progress: bool = False,
-    **conditions: Any,
+    **conditions: Unpack[ConditionOptions],
 ) -> dict[str, Any]:
-    """Search on passages of text files: what ``minicore eval frontier`` does.
+    """Search on passages of text files, as ``minicore eval frontier`` does.
 
-    Parameters and the report are those of :func:`minicore.evaluation.quality.evaluate`, with ``losses``
-    and ``rounds`` of :func:`search` in place of betas.
+    Takes the parameters of :func:`minicore.evaluation.quality.study.evaluate`, with ``losses`` and
+    ``rounds`` of :func:`search` in place of betas, and returns the same report.
     """
     if n_passages < 1 or rounds < 0:
         raise InputError(f"passages is {n_passages}, rounds {rounds}; expected at least 1 and 0")
-    where = Conditions.of(model, **conditions)
-    grid(predictors, FIRST, budget, token_beta)
-    rows = Rows(where, None if out is None else Path(out).with_suffix(".rows.jsonl"))
-    measured, others = passages(model, texts, where.n_tokens, n_passages, where.fit_passages, where.seed)
+    under = Conditions.of(model, **conditions)
+    grid(predictors, FIRST, budget, token_beta)  # report a mistake before any work
+    rows = Rows(under, rows_path(out))
+    measured, others = passages(model, texts, under.n_tokens, n_passages, under.fit_passages, under.seed)
     found = search(
         model,
         measured,
         predictors,
         losses,
-        where,
+        under,
         others,
         rows,
         budget=budget,

@@ -1,11 +1,11 @@
-"""Calibrating the stability test: does what a prompt's set still changes say how well it will hold?
+"""Calibration of the stability test: does a set that still moves predict how well it will hold?
 
     minicore eval stability TEXTS -m MODEL
 
-Passages are read once. At every prompt length the score of the test is taken from the tokens before it, and
-the recall of the prompt's set against C_alpha^beta([s, g]) from these and ``horizon`` tokens after. Every
-second passage changes its topic on the way: its beginning is another passage's. Half of the passages
-calibrate (least squares of recall on score and log2 of the length), the other half tell how well that
+Each passage is read once. At every prompt length, the test's score is computed from the tokens before it,
+and the recall of the prompt's set against C_alpha^beta([s, g]) from those and ``horizon`` tokens after. In
+every second passage the topic changes: it begins with the beginning of another passage. Half of the passages
+calibrate (least squares of recall on score and log2 of the length); the other half measures how well that
 predicts.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
 from os import PathLike
@@ -28,19 +28,22 @@ from minicore.core.stability import TEST_BETA, WANTED, growth_marks, similarity
 from minicore.core.statistics import Recording
 from minicore.errors import InputError
 from minicore.evaluation.texts import passages
-from minicore.forward import Hook, join_hooks
+from minicore.forward import Hooks, join_hooks
 from minicore.model import Model
 
 Array = np.ndarray
-Row = dict[str, Any]
+Row = dict[str, Any]  # a measurement as JSON holds it
 
-LENGTHS = (16, 32, 64, 128, 256)
+LENGTHS = (16, 32, 64, 128, 256)  # of prompts
 HORIZON = 128  # tokens of continuation
 
 
 def with_shift(ids: Array, other: Array, rng: np.random.Generator) -> tuple[Array, int]:
-    """Return a passage that begins as another one, and where it changes over (at a power of 2, drawn)."""
-    at = 2 ** int(rng.integers(3, int(math.log2(max(LENGTHS)))))  # 8 to half of the longest prompt
+    """Return a passage that begins as another one does, and the token at which it changes.
+
+    That is a power of 2, drawn from 8 to half of the longest prompt.
+    """
+    at = 2 ** int(rng.integers(3, int(math.log2(max(LENGTHS)))))
     return np.concatenate([other[:at], ids[: len(ids) - at]]), at
 
 
@@ -50,20 +53,19 @@ def counts_at(
     layers: Sequence[int],
     alpha: float,
     lengths: Iterable[int],
-    hooks: Mapping[str, Hook] | None = None,
+    hooks: Hooks | None = None,
 ) -> dict[int, Array]:  # -> length -> (n_layers, n_neurons) int64
-    """Return f_alpha (eq. 3) of prefixes of a text, which is read once; ``hooks`` see the pass as well."""
+    """Return f_alpha (eq. 3) of a text's prefixes from one reading, which ``hooks`` see as well."""
     model = backend.model
     recording = Recording(["counts"], layers, model.config.n_neurons, alpha, marks=sorted(set(lengths)))
-    counted = ((f"blocks.{layer}.mlp.hook_post", partial(recording.update, layer)) for layer in layers)
-    both = join_hooks(chain((hooks or {}).items(), counted))
-    backend.prefill(ids, model.new_cache(len(ids)), both)
+    counting = ((f"blocks.{layer}.mlp.hook_post", partial(recording.update, layer)) for layer in layers)
+    backend.prefill(ids, model.new_cache(len(ids)), join_hooks(chain((hooks or {}).items(), counting)))
     at = recording.at_mark
     return {mark: np.stack([at[mark][layer]["counts"] for layer in layers]) for mark in at}
 
 
 def read(backend: Backend, ids: Array, layers: Sequence[int], alpha: float, horizon: int) -> list[Row]:
-    """Read one passage and return, for each prompt length, score and recall of the prompt's set."""
+    """Read one passage; return score and recall of the prompt's set for each prompt length."""
     lengths = [n for n in LENGTHS if n + horizon <= len(ids)]
     marks = {mark for n in lengths for mark in (*growth_marks(n), n, n + horizon)}
     counts = counts_at(backend, ids[: max(lengths) + horizon], layers, alpha, marks)
@@ -77,8 +79,8 @@ def read(backend: Backend, ids: Array, layers: Sequence[int], alpha: float, hori
     ]
 
 
-def recall(prompt: Array, whole: Array) -> float:  # (n_layers, n_neurons) counts twice -> in [0, 1]
-    """Return the share of C([s, g]) that C(s) holds, the mean over layers."""
+def recall(prompt: Array, whole: Array) -> float:  # counts, (n_layers, n_neurons) twice -> in [0, 1]
+    """Return the share of C([s, g]) that C(s) holds, averaged over layers."""
     shares = []
     for before, after in zip(prompt, whole, strict=True):
         target = core_from_scores(after, TEST_BETA)
@@ -100,35 +102,32 @@ def measure(
     Raises
     ------
     InputError
-        As :func:`passages`, or if there are fewer than 4 passages.
+        As :func:`~minicore.evaluation.texts.passages`, or if there are fewer than 4 passages.
 
     Examples
     --------
     >>> import minicore as mc
     >>> model = mc.load("minicore-opt-core")
-    >>> from minicore.reproduce.material import sample_files
+    >>> from minicore.evaluation.texts import sample_files
     >>> rows = measure(model, sample_files(), n_passages=4, layers=[4])
     >>> [row["n"] for row in rows if row["passage"] == 0]
     [16, 32, 64, 128, 256]
     """
     from tqdm import tqdm
 
-    backend = NumpyBackend(model)
     found, others = passages(model, paths, max(LENGTHS) + horizon, n_passages, n_passages // 2, seed)
     if len(found) < 4:
         raise InputError(f"{len(found)} passages of {max(LENGTHS) + horizon} tokens, expected at least 4")
     layers = range(model.config.n_layers) if layers is None else layers
-    rng, rows = np.random.default_rng(seed), []
+    backend, rng, rows = NumpyBackend(model), np.random.default_rng(seed), []
     others = others or found[::-1]
     bar = tqdm(found, desc="stability", unit=" passages", leave=False, disable=not sys.stderr.isatty())
     for i, passage in enumerate(bar):
         ids, shift = passage.ids, None
         if i % 2:
             ids, shift = with_shift(ids, others[i // 2 % len(others)].ids, rng)
-        rows += [
-            {"passage": i, "name": passage.name, "shift": shift} | row
-            for row in read(backend, ids, layers, alpha, horizon)
-        ]
+        about = {"passage": i, "name": passage.name, "shift": shift}
+        rows += [about | row for row in read(backend, ids, layers, alpha, horizon)]
     return rows
 
 
@@ -139,24 +138,18 @@ FEATURES = {
 }
 
 
-def design(rows: Sequence[Row], features: Sequence[str]) -> Array:  # -> (n_rows, 1 + n_features)
-    """Return the regression's matrix: ones and the features."""
-    columns = {"score": [row["score"] for row in rows], "log2_n": [math.log2(row["n"]) for row in rows]}
-    return np.column_stack([np.ones(len(rows)), *(columns[name] for name in features)])
-
-
 def calibrate(rows: Sequence[Row], wanted: float = WANTED) -> dict[str, Any]:
-    """Fit recall on half of the passages and say how well the other half is predicted.
+    """Fit recall on half of the passages and measure how well it is predicted on the other half.
 
-    Passages i with i % 4 < 2 calibrate, so that both halves hold as many with a change of topic.
+    Passages i with i % 4 < 2 calibrate, so that both halves have as many topic shifts.
 
     Returns
     -------
     dict
-        For each set of features: ``weights`` (constant first), ``rmse``, ``correlation`` and ``accuracy``
-        of saying whether recall reaches ``wanted``, all on the passages held out (``rmse_shifted``: on
-        prompts whose last half holds the change of topic); ``always``: the accuracy of the more frequent
-        answer.
+        For each set of features, ``weights`` (constant first), and on the held-out passages ``rmse``,
+        ``correlation`` and ``accuracy`` (of predicting whether recall reaches ``wanted``). Keys that end in
+        ``_shifted`` are those of prompts whose last half holds a topic shift. ``always`` is the accuracy of
+        always giving the more frequent answer.
 
     Examples
     --------
@@ -171,28 +164,36 @@ def calibrate(rows: Sequence[Row], wanted: float = WANTED) -> dict[str, Any]:
     [0.2, 1.0]
     """
     fit = [row for row in rows if row["passage"] % 4 < 2]
-    held = [row for row in rows if row["passage"] % 4 >= 2]
-    seen, true = (np.array([row["recall"] for row in part]) for part in (fit, held))
-    recent = np.array([row["shift"] is not None and row["n"] / 2 <= row["shift"] < row["n"] for row in held])
+    held_out = [row for row in rows if row["passage"] % 4 >= 2]
+    target, true = (np.array([row["recall"] for row in part]) for part in (fit, held_out))
+    shifted = np.array(
+        [row["shift"] is not None and row["n"] / 2 <= row["shift"] < row["n"] for row in held_out]
+    )
     good = true >= wanted
-    out: dict[str, Any] = {
+    report: dict[str, Any] = {
         "wanted": wanted,
         "n_fit": len(fit),
-        "n_held_out": len(held),
-        "n_shifted": int(recent.sum()),
+        "n_held_out": len(held_out),
+        "n_shifted": int(shifted.sum()),
         "always": float(max(good.mean(), 1 - good.mean())),
     }
     for name, features in FEATURES.items():
-        weights = np.linalg.lstsq(design(fit, features), seen, rcond=None)[0]
-        said = design(held, features) @ weights
-        error = said - true
-        out[name] = {
+        weights = np.linalg.lstsq(design(fit, features), target, rcond=None)[0]
+        predicted = design(held_out, features) @ weights
+        error, right = predicted - true, (predicted >= wanted) == good
+        report[name] = {
             "weights": weights.tolist(),
             "rmse": float(np.sqrt(np.mean(error**2))),
-            "rmse_shifted": float(np.sqrt(np.mean(error[recent] ** 2))) if recent.any() else None,
-            "bias_shifted": float(np.mean(error[recent])) if recent.any() else None,
-            "correlation": float(np.corrcoef(said, true)[0, 1]),
-            "accuracy": float(((said >= wanted) == good).mean()),
-            "accuracy_shifted": float(((said >= wanted) == good)[recent].mean()) if recent.any() else None,
+            "rmse_shifted": float(np.sqrt(np.mean(error[shifted] ** 2))) if shifted.any() else None,
+            "bias_shifted": float(np.mean(error[shifted])) if shifted.any() else None,
+            "correlation": float(np.corrcoef(predicted, true)[0, 1]),
+            "accuracy": float(right.mean()),
+            "accuracy_shifted": float(right[shifted].mean()) if shifted.any() else None,
         }
-    return out
+    return report
+
+
+def design(rows: Sequence[Row], features: Sequence[str]) -> Array:  # -> (n_rows, 1 + n_features)
+    """Return the design matrix of the regression: ones and the features."""
+    columns = {"score": [row["score"] for row in rows], "log2_n": [math.log2(row["n"]) for row in rows]}
+    return np.column_stack([np.ones(len(rows)), *(columns[name] for name in features)])

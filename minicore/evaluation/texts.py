@@ -1,4 +1,4 @@
-"""Texts to measure on: files to passages of token ids, all of one length, drawn by a seed."""
+"""Texts to measure on: files are cut into passages of token ids of one length, and some are drawn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Passage:
     Attributes
     ----------
     name : str
-        File and where in it, for rows and messages.
+        File and position in it, for rows and messages.
     ids : (n_tokens,) int64 array
     """
 
@@ -34,8 +34,20 @@ class Passage:
     ids: Array
 
 
+SAMPLES = ("topics.jsonl", "long.jsonl")
+
+
+def sample_files() -> list[Path]:
+    """Return the paths of the sample corpus: in the package, or in ``tutorials/data`` of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "data", package.parent / "tutorials" / "data"):
+        if all((folder / name).is_file() for name in SAMPLES):
+            return [folder / name for name in SAMPLES]
+    raise InputError("the sample corpus is not in this installation, expected files of your own (--texts)")
+
+
 def read_text(path: str | PathLike[str]) -> str:
-    """Return a UTF-8 file's text; InputError names the file, the line and the byte that is not."""
+    """Return the text of a UTF-8 file; InputError names the file, line and byte that are wrong."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -47,7 +59,7 @@ def read_text(path: str | PathLike[str]) -> str:
 
 
 def parse_json(text: str, where: str, loads: Callable[[str], Any] = json.loads) -> Any:
-    """Return what a JSON text holds; InputError says where it is none, or nested deeper than Python reads."""
+    """Return the value of a JSON text; InputError says where it is invalid or nested too deeply."""
     try:
         return loads(text)
     except (ValueError, RecursionError) as error:
@@ -55,7 +67,7 @@ def parse_json(text: str, where: str, loads: Callable[[str], Any] = json.loads) 
 
 
 def read_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of each line of a JSON lines file: a string or an object's "text"."""
+    """Yield line number and text of each line of a JSON lines file: a string, or an object's "text"."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -74,38 +86,39 @@ def passages(
     n_others: int = 0,
     seed: int = 0,
 ) -> tuple[list[Passage], list[Passage]]:
-    """Cut files into passages of n_tokens and draw some to measure and others to fit on.
+    """Cut files into passages of n_tokens, and draw some to measure and others to fit on.
 
-    A plain text is cut end to end; of JSON lines (``.jsonl``) each line that is long enough gives its
-    beginning, so that no passage runs over from one document into another.
+    A plain text is cut end to end. From JSON lines (``.jsonl``), each line that is long enough contributes
+    its beginning, so that no passage spans two documents.
 
     Parameters
     ----------
     model : Model
-        Its tokenizer makes the ids; what that puts before a text (BOS) begins every passage.
+        Its tokenizer makes the ids. Every passage begins with what the tokenizer puts before a text (BOS).
     paths : sequence of path
         UTF-8 files, plain or JSON lines.
     n_tokens, n_passages, n_others : int
-        Length of each, and how many of both kinds; fewer if the files hold fewer, the others first.
+        Length of a passage, and how many to draw of each kind. If the files hold fewer passages, there are
+        fewer others first.
     seed : int
-        Of the draw, without replacement. Which passages are measured does not depend on n_others.
+        Random seed of the draw, which is without replacement. The measured passages do not depend on
+        n_others.
 
     Returns
     -------
     measured, others : list of Passage
-        Each in the order in which they stand in the files.
+        Each in file order.
 
     Raises
     ------
     InputError
-        If a file cannot be read or parsed (by file and line), holds no passage of that length, or the
-        passages do not fit the model's context; their last token need not, as it is only predicted.
+        If a file cannot be read or parsed (by file and line), no file holds a passage of that length, or
+        passages do not fit the model's context. Their last token need not fit, as it is only predicted.
 
     Examples
     --------
     >>> import minicore as mc
     >>> model = mc.load("minicore-opt-core")
-    >>> from minicore.reproduce.material import sample_files
     >>> measured, others = passages(model, sample_files(), n_tokens=64, n_passages=3, n_others=2)
     >>> len(measured), len(others), measured[0].ids.shape
     (3, 2, (64,))

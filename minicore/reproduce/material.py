@@ -1,10 +1,11 @@
-"""What the figures are made from: a model and texts, each read once however many figures there are."""
+"""The material of the figures: a model and texts, each of which is read once for all figures."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +21,10 @@ from minicore.core.neurons import core_from_scores
 from minicore.core.similarity import Clusters, default_layer, fit, unit
 from minicore.errors import InputError
 from minicore.evaluation.clusters import read_labelled
-from minicore.evaluation.quality import Conditions, Row, Setting, study
-from minicore.evaluation.texts import Passage, read_text
+from minicore.evaluation.quality.measurement import Row
+from minicore.evaluation.quality.settings import Conditions, Setting
+from minicore.evaluation.quality.study import study
+from minicore.evaluation.texts import Passage, read_text, sample_files
 from minicore.forward import Hooks
 from minicore.generation.prediction import fingerprint
 from minicore.model import Model
@@ -30,9 +33,8 @@ from minicore.reproduce.sts import in_core, read_batch
 Array = np.ndarray
 T = TypeVar("T")
 
-LONGEST = 512  # tokens of a document that are looked at
-SAMPLES = ("topics.jsonl", "long.jsonl")
-ALPHA, BETA = 0.4, 0.2  # the paper's, where a figure does not vary them
+LONGEST = 512  # tokens read of a document
+ALPHA, BETA = 0.4, 0.2  # the paper's values, where a figure does not vary them
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Document:
     name : str
         File and line, or file and first token.
     label : str or None
-        Its topic, where the file says.
+        Its topic, if the file gives it.
     ids : (n_tokens,) int64 array
-        With what the tokenizer puts before a text.
+        Beginning with what the tokenizer puts before a text.
     """
 
     name: str
@@ -54,17 +56,8 @@ class Document:
     ids: Array
 
 
-def sample_files() -> list[Path]:
-    """Return the paths of the sample corpus: in the package, or in tutorials/data of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "data", package.parent / "tutorials" / "data"):
-        if all((folder / name).is_file() for name in SAMPLES):
-            return [folder / name for name in SAMPLES]
-    raise InputError("the sample corpus is not in this installation, expected files of your own (--texts)")
-
-
 def read_documents(model: Model, paths: Sequence[str | PathLike[str]]) -> list[Document]:
-    """Read files: of JSON lines each line is a document; a plain text is cut, LONGEST tokens each.
+    """Read files. Each line of JSON lines is a document; a plain text is cut into LONGEST tokens each.
 
     Raises
     ------
@@ -96,12 +89,12 @@ def read_documents(model: Model, paths: Sequence[str | PathLike[str]]) -> list[D
             for at in range(0, len(whole), room)
         ]
     if not found:
-        raise InputError(f"{', '.join(map(str, paths))}: there is no text in it")
+        raise InputError(f"{', '.join(map(str, paths))}: holds no text")
     return found
 
 
 class Material:
-    """A model, documents, files of sentence pairs, and what several figures need of them.
+    """A model, documents and files of sentence pairs, with what several figures derive from them.
 
     Parameters
     ----------
@@ -111,6 +104,7 @@ class Material:
     pairs : sequence of path
         Files of sentence pairs for Table 1.
     seed : int
+        Random seed of draws, clusters and layouts.
     progress : bool
         Show progress bars on stderr if it is a terminal.
     """
@@ -132,18 +126,18 @@ class Material:
 
     @property
     def layer(self) -> int:
-        """The layer that stands for all where one is shown: at the depth of the paper's 25 of 32."""
+        """The layer that is shown where only one is, at the depth of the paper's 25 of 32."""
         return default_layer(self.model.config.n_layers)
 
     @property
     def three_layers(self) -> list[int]:
-        """Layers at the depths of the paper's 5, 15 and 25 of 32, without doubles."""
+        """The distinct layers at the depths of the paper's 5, 15 and 25 of 32."""
         n = self.model.config.n_layers
         return sorted({min(round(depth / 32 * n), n - 1) for depth in (5, 15, 25)})
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What tells this material from another."""
+        """What identifies this material."""
         digest = hashlib.sha256()
         for document in self.documents:
             digest.update(json.dumps([document.label, document.ids.tolist()]).encode())
@@ -157,7 +151,7 @@ class Material:
 
     @cached_property
     def about_pairs(self) -> dict[str, Any]:
-        """What tells the files of pairs from others."""
+        """What identifies the files of pairs."""
         texts = [read_text(path) for path in self.pairs]
         return {"pairs": hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]}
 
@@ -169,8 +163,8 @@ class Material:
 
     # --- documents ---
 
-    def long(self, n_tokens: int, most: int) -> list[Document]:
-        """Return documents cut to n_tokens, those that are shorter left out; drawn if there are more."""
+    def long_documents(self, n_tokens: int, most: int) -> list[Document]:
+        """Return documents of n_tokens or more, cut to n_tokens; at most ``most`` are drawn."""
         found = [document for document in self.documents if len(document.ids) >= n_tokens]
         if len(found) < 2:
             raise InputError(
@@ -196,7 +190,7 @@ class Material:
         """The topics of the labelled documents."""
         return np.array([document.label for document in self.labelled])
 
-    # --- what a model makes of them ---
+    # --- core neurons of the documents ---
 
     @cached_property
     def frequency(self) -> Array:  # (n_labelled, n_layers, n_neurons) float32
@@ -213,14 +207,12 @@ class Material:
         return in_core(self.frequency[:, layer], beta)
 
     def directions(self, layer: int) -> Array:  # -> (n_labelled, n_neurons) float32, of length 1
-        """Return the same sets as vectors of length 1, whose distances are the sets' overlap."""
+        """Return the same sets as vectors of length 1, whose distance is the sets' overlap."""
         return unit(self.cores(layer).astype(np.float32))
 
-    def sets(
-        self, counts: Array, beta: float = BETA
-    ) -> list[Array]:  # (n_layers, n_neurons) -> n_layers of ids
-        """Return each layer's core of one text's counts."""
-        return [core_from_scores(row, beta) for row in counts]
+    def sets(self, counts: Array) -> list[Array]:  # (n_layers, n_neurons) -> n_layers of ids
+        """Return the core of each layer of one text's counts."""
+        return [core_from_scores(row, BETA) for row in counts]
 
     def study(
         self,
@@ -230,22 +222,20 @@ class Material:
         prompt_tokens: int,
         n_generated: int = 0,
     ) -> list[Row]:
-        """Measure predictors on documents' continuations, see :func:`minicore.evaluation.quality.study`.
+        """Measure predictors on documents' continuations (:func:`minicore.evaluation.quality.study.study`).
 
         Clusters for ``similarity`` are fitted on the labelled documents that are not measured.
         """
-        import tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             clusters = None
             if "similarity" in predictors:
                 clusters = Path(folder) / "clusters"
-                self.fit([document.name for document in documents]).save(clusters)
+                self.clusters_without([document.name for document in documents]).save(clusters)
             conditions = Conditions.of(
                 self.model,
-                prompt_tokens,
-                len(documents[0].ids) - prompt_tokens - 1,
-                ALPHA,
+                prompt_tokens=prompt_tokens,
+                continuation_tokens=len(documents[0].ids) - prompt_tokens - 1,
+                alpha=ALPHA,
                 fit_passages=0,
                 clusters=clusters,
                 seed=self.seed,
@@ -262,9 +252,9 @@ class Material:
                 backend="cpu",
             )
 
-    def fit(self, without: Sequence[str]) -> Clusters:
-        """Return clusters by topic of the labelled documents, but for those named."""
-        kept = [i for i, document in enumerate(self.labelled) if document.name not in without]
+    def clusters_without(self, names: Sequence[str]) -> Clusters:
+        """Return clusters by topic of the labelled documents other than those named."""
+        kept = [i for i, document in enumerate(self.labelled) if document.name not in names]
         if not kept:
             raise InputError("all labelled texts are measured, expected others to fit clusters on")
         beta = 0.4
@@ -276,6 +266,6 @@ class Material:
 def nats(
     backend: Backend, ids: Array, hooks: Hooks | Callable[[str, Array], None] | None = None
 ) -> Array:  # (n,) -> (n - 1,)
-    """Return what each token after the first costs the model, -log p."""
+    """Return the cost of each token after the first to the model, -log p in nats."""
     logits = ops.log_softmax(backend.forward(ids[:-1], backend.model.new_cache(len(ids)), hooks))
     return -logits[np.arange(len(ids) - 1), ids[1:]]

@@ -1,8 +1,8 @@
-"""Do sentences of close meaning have close core neurons? (CoreInfer, 2410.18311 table 1 and sec. 3.2)
+"""Do sentences with close meaning have close core neurons? (CoreInfer, 2410.18311 table 1 and sec. 3.2)
 
-Pairs of sentences that people scored for similarity are read by the model; each layer's core neurons of
-the two are compared, and Spearman's rho says whether the order of the pairs is the people's. The measure
-and the layer are chosen on all files but the last and tested on the last.
+The model reads pairs of sentences that people have scored for similarity. The core neurons of the two
+sentences are compared in each layer, and Spearman's rho tells whether that ranks the pairs as people do.
+Measure and layer are chosen on all files but the last, and tested on the last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Pairs:
     Attributes
     ----------
     name : str
-        The file's.
+        Name of the file.
     scores : (n,) float64 array
         Human similarity.
     first, second : list of str
@@ -53,12 +53,12 @@ class Pairs:
 
 
 def read_pairs(path: str | PathLike[str], most: int | None = None) -> Pairs:
-    """Read a file of lines: score, tab, sentence, tab, sentence.
+    """Read a file whose lines are: score, tab, sentence, tab, sentence.
 
     Raises
     ------
     InputError
-        If a line is not that, by file and line, or there are fewer than two.
+        If a line has another form (by file and line), or there are fewer than two.
 
     Examples
     --------
@@ -89,6 +89,14 @@ def read_pairs(path: str | PathLike[str], most: int | None = None) -> Pairs:
     return Pairs(Path(path).name, np.array(scores[:most]), first[:most], second[:most])
 
 
+def read_files(paths: Sequence[str | PathLike[str]], most: int | None = None) -> list[Pairs]:
+    """Read files of pairs, whose names must differ."""
+    files = [read_pairs(path, most) for path in paths]
+    if len({pairs.name for pairs in files}) < len(files):
+        raise InputError("two files of pairs have the same name, expected different ones")
+    return files
+
+
 def read_sentences(
     backend: Backend, sentences: Sequence[str], alpha: float, layers: Sequence[int], progress: bool = False
 ) -> dict[str, Array]:  # sentence -> (n_layers, n_neurons) float32
@@ -111,7 +119,7 @@ def read_sentences(
 
 def read_batch(backend: Backend, batch: Sequence[Array], alpha: float, layers: Sequence[int]) -> Array:
     # (n_tokens of each,) -> (n_texts, n_layers, n_neurons) float32
-    """Read short texts together: each attends to itself alone, the FFNs' weights are read once for all."""
+    """Read short texts together: each attends only to itself; the FFNs' weights are read once for all."""
     model, config, n_tokens = backend.model, backend.model.config, [len(ids) for ids in batch]
     starts = np.cumsum([0, *n_tokens[:-1]])
     texts = [slice(start, start + n) for start, n in zip(starts, n_tokens, strict=True)]
@@ -139,11 +147,11 @@ def read_batch(backend: Backend, batch: Sequence[Array], alpha: float, layers: S
     return frequency
 
 
-# --- how alike: two (n_layers, n_neurons) frequencies -> (n_layers,) ---
+# --- measures of similarity: two (n_layers, n_neurons) frequencies -> (n_layers,) ---
 
 
 def jaccard(a: Array, b: Array, beta: float) -> Array:
-    """Shared over involved neurons of the sentence-wise cores, as the paper measures."""
+    """Return shared / involved neurons of the sentence-wise cores, the paper's measure."""
     in_a, in_b = in_core(a, beta), in_core(b, beta)
     involved = (in_a | in_b).sum(axis=1)
     return np.where(involved, (in_a & in_b).sum(axis=1) / np.maximum(involved, 1), 1.0)
@@ -158,12 +166,12 @@ def in_core(frequency: Array, beta: float) -> Array:  # (n_layers, n_neurons) ->
 
 
 def ruzicka(a: Array, b: Array) -> Array:
-    """Jaccard's measure for frequencies instead of sets: sum of the smaller over sum of the larger."""
+    """Return the Jaccard similarity of frequencies instead of sets: sum of minima / sum of maxima."""
     return np.minimum(a, b).sum(axis=1) / np.maximum(np.maximum(a, b).sum(axis=1), 1e-12)
 
 
 def cosine(a: Array, b: Array) -> Array:
-    """Cosine of the frequencies; 0 where one is all zero."""
+    """Return the cosine of the frequencies, 0 where one is all zero."""
     lengths = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
     return (a * b).sum(axis=1) / np.where(lengths > 0, lengths, 1)
 
@@ -171,7 +179,7 @@ def cosine(a: Array, b: Array) -> Array:
 def similarities(
     pairs: Pairs, frequency: dict[str, Array], betas: Sequence[float], centre: Array
 ) -> dict[str, Array]:  # measure -> (n_pairs, n_layers)
-    """Return every measure of every pair; ``centre`` (n_layers, n_neurons) is what "centred" takes off.
+    """Return every measure of every pair. "Centred" subtracts ``centre`` (n_layers, n_neurons).
 
     Most neurons' frequencies hardly depend on the sentence; without their mean the cosine sees what does.
     """
@@ -186,7 +194,7 @@ def similarities(
 
 
 def word_overlap(model: Model, pairs: Pairs) -> Array:  # -> (n_pairs,)
-    """Return the Jaccard similarity of the pairs' token ids: what needs no model to see."""
+    """Return the Jaccard similarity of the pairs' token ids, the baseline that needs no model."""
     assert model.tokenizer is not None
     ids = [[set(model.tokenizer.encode(text)) for text in side] for side in (pairs.first, pairs.second)]
     return np.array([len(a & b) / len(a | b) for a, b in zip(*ids, strict=True)])
@@ -210,18 +218,18 @@ def study(
     ----------
     model : Model
     files : sequence of path
-        Pairs, see :func:`read_pairs`; measure and layer are chosen on all but the last (by the highest
-        mean rho), which is the test.
+        Pairs, see :func:`read_pairs`. Measure and layer are chosen on all files but the last (by the highest
+        mean rho) and tested on the last.
     alpha : float
         Fraction of a token's positive activations kept.
     betas : sequence of float
         Fractions of the neurons kept in the sets that are compared.
     layers : str, slice, range, list of int or None
-        Layers to look at.
+        Layers to compare; None is all.
     most : int or None
-        Pairs read of each file; None is all.
+        Pairs read from each file; None is all.
     seed : int
-        Of the bootstrap over pairs.
+        Random seed of the bootstrap over pairs.
     out : path or None
         Where to write the result as JSON.
     progress : bool
@@ -230,15 +238,16 @@ def study(
     Returns
     -------
     dict
-        ``rho``: measure -> file -> a value a layer of ``layers``; ``chosen``: the measure and layer of
-        highest mean rho where they were chosen, and ``test_rho``: ``[rho, low, high]`` on the last file;
-        ``best_jaccard``: the same for the best of the paper's own measure; ``overlap``: file -> rho of
-        the overlap of the tokens, which any measure has to beat to be about meaning.
+        ``rho``: measure -> file -> one value for each of ``layers``. ``chosen``: measure and layer with the
+        highest mean rho where they were chosen, and ``test_rho``, ``[rho, low, high]`` on the last file.
+        ``best_jaccard``: the same for the best of the paper's own measure. ``overlap``: file -> rho of the
+        token overlap, which a measure has to beat to be about meaning.
 
     Raises
     ------
     InputError
-        If a file is malformed (by file and line), or there are fewer than two files.
+        If a file is malformed (by file and line), there are fewer than two files, or an option is out of
+        range.
 
     Examples
     --------
@@ -250,7 +259,7 @@ def study(
     ...     files = [Path(folder) / name for name in ("choose.tsv", "test.tsv")]
     ...     sizes = [path.write_text(lines) for path in files]
     ...     found = study(model, files, betas=[0.2])
-    >>> len(found["rho"]["jaccard, beta 0.2"]["test.tsv"])  # a layer each
+    >>> len(found["rho"]["jaccard, beta 0.2"]["test.tsv"])  # one for each layer
     5
     """
     if len(files) < 2:
@@ -263,21 +272,18 @@ def study(
         check_fraction("beta", beta)
     check_fraction("alpha", alpha)
     chosen_layers = parse_layers(layers, model.config.n_layers)
-    sets = [read_pairs(path, most) for path in files]
-    if len({pairs.name for pairs in sets}) < len(sets):
-        raise InputError("two files of pairs have the same name, expected different ones")
+    sets = read_files(files, most)
     sentences = [text for pairs in sets for text in (*pairs.first, *pairs.second)]
     frequency = read_sentences(make_backend(model), sentences, alpha, chosen_layers, progress)
     seen = {text for pairs in sets[:-1] for text in (*pairs.first, *pairs.second)}
-    centre = np.mean([frequency[text] for text in seen], axis=0)  # of the test file nothing is known
-    alike = [similarities(pairs, frequency, betas, centre) for pairs in sets]
+    centre = np.mean([frequency[text] for text in seen], axis=0)  # nothing is taken from the test file
+    similarity = {pairs.name: similarities(pairs, frequency, betas, centre) for pairs in sets}
     rho = {
-        measure: {
-            pairs.name: [spearman(column, pairs.scores) for column in of[measure].T]
-            for pairs, of in zip(sets, alike, strict=True)
-        }
-        for measure in alike[0]
+        measure: {pairs.name: correlations(similarity[pairs.name][measure], pairs) for pairs in sets}
+        for measure in similarity[sets[0].name]
     }
+    tested = similarity[sets[-1].name]
+    jaccards = [measure for measure in rho if measure.startswith("jaccard")]
     found = {
         "model": model.name,
         "dtype": model.dtype,
@@ -288,10 +294,8 @@ def study(
         "layers": chosen_layers,
         "rho": rho,
         "overlap": {pairs.name: spearman(word_overlap(model, pairs), pairs.scores) for pairs in sets},
-        "chosen": held_out(list(rho), rho, sets, alike[-1], chosen_layers, seed),
-        "best_jaccard": held_out(
-            [m for m in rho if m.startswith("jaccard")], rho, sets, alike[-1], chosen_layers, seed
-        ),
+        "chosen": held_out(list(rho), rho, sets, tested, chosen_layers, seed),
+        "best_jaccard": held_out(jaccards, rho, sets, tested, chosen_layers, seed),
     }
     if out is not None:
         with atomic_write(out) as part:
@@ -299,18 +303,26 @@ def study(
     return found
 
 
+def correlations(similarity: Array, pairs: Pairs) -> list[float]:  # (n_pairs, n_layers) -> n_layers
+    """Return Spearman's rho of a measure with human similarity, layer by layer."""
+    return [spearman(column, pairs.scores) for column in similarity.T]
+
+
 def held_out(
     measures: Sequence[str],
     rho: dict[str, dict[str, list[float]]],
     sets: Sequence[Pairs],
-    alike: dict[str, Array],
+    tested: dict[str, Array],
     layers: Sequence[int],
     seed: int,
 ) -> dict[str, Any]:
-    """Choose measure and layer on all files but the last, and correlate on the last."""
+    """Choose measure and layer by rho on all files but the last, and test them on the last.
+
+    ``tested`` holds the last file's similarities, measure -> (n_pairs, n_layers).
+    """
     mean = np.array([np.mean([rho[m][pairs.name] for pairs in sets[:-1]], axis=0) for m in measures])
     which, layer = np.unravel_index(mean.argmax(), mean.shape)
-    both = np.stack([alike[measures[int(which)]][:, layer], sets[-1].scores], axis=1)
+    both = np.stack([tested[measures[int(which)]][:, layer], sets[-1].scores], axis=1)
     return {
         "measure": measures[int(which)],
         "layer": layers[int(layer)],

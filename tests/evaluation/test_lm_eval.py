@@ -192,7 +192,7 @@ def test_a_rolling_likelihood_chooses_anew_from_all_before():
             )
         logits.append(forward(narrow, np.array(whole[:-1][start : start + 6]), cache))
     log_probs = ops.log_softmax(np.concatenate(logits))
-    assert model.roll(front, ids) == pytest.approx(log_probs[np.arange(len(ids)), ids].sum(), rel=1e-5)
+    assert model.scorer.roll(front, ids) == pytest.approx(log_probs[np.arange(len(ids)), ids].sum(), rel=1e-5)
 
 
 def test_generation_is_generates():

@@ -20,10 +20,11 @@ from minicore.backends.numpy import NumpyBackend
 from minicore.bootstrap import bootstrap, ranks, spearman
 from minicore.cli import eval_frontier, eval_quality, eval_sts
 from minicore.errors import InputError
-from minicore.evaluation import quality
 from minicore.evaluation.frontier import STEP, next_beta, search
 from minicore.evaluation.quality import Conditions, Reading, Rows, Setting, grid, study
-from minicore.evaluation.sweep import Where
+from minicore.evaluation.quality.hot_sets import read_others
+from minicore.evaluation.quality.storage import key_of
+from minicore.evaluation.sweep import Workers
 from minicore.evaluation.texts import Passage, passages
 from minicore.reproduce import sts
 from tests.helpers import GOLDEN
@@ -115,7 +116,7 @@ def test_a_set_is_measured_as_decoding_with_it_step_by_step(model):
     reading = read(model, "griffin")
     cache = KVCache(model.config, len(passage.ids))
     prefill(model, passage.ids[:12], cache)
-    decoder = make_decoder(model, cache, reading.choose(setting), "numpy")
+    decoder = make_decoder(model, cache, reading.select(setting), "numpy")
     nll = [
         -ops.log_softmax(decoder.step(int(passage.ids[i])))[passage.ids[i + 1]]
         for i in range(12, len(passage.ids) - 1)
@@ -124,7 +125,7 @@ def test_a_set_is_measured_as_decoding_with_it_step_by_step(model):
 
 
 def test_the_set_is_the_prompts_alone(model):
-    chosen = read(model, "stability").choose(Setting("stability", 0.3))
+    chosen = read(model, "stability").select(Setting("stability", 0.3))
     assert chosen == mc.predict(model, draw(model, 1)[0].ids[:12], "stability", 0.4, 0.3)
 
 
@@ -132,9 +133,9 @@ def test_sources_are_the_tokens_they_name(model):
     ids = draw(model, 1)[0].ids
     reading = read(model, "stability@all", "oracle", "griffin@continuation")
     whole = mc.predict(model, ids[:-1], "stability", 0.4, 0.3)
-    assert reading.choose(Setting("stability@all", 0.3)) == reading.choose(Setting("oracle", 0.3)) == whole
+    assert reading.select(Setting("stability@all", 0.3)) == reading.select(Setting("oracle", 0.3)) == whole
     _, seen = model.run_with_cache(ids[:-1], "*.mlp.hook_post")
-    for layer, chosen in reading.choose(Setting("griffin@continuation", 0.3)).neurons.items():
+    for layer, chosen in reading.select(Setting("griffin@continuation", 0.3)).neurons.items():
         a = seen[f"blocks.{layer}.mlp.hook_post"][12:].astype(np.float64)
         scores = np.square(a / np.linalg.norm(a, axis=1, keepdims=True)).sum(axis=0)
         best = np.argsort(-scores, kind="stable")[: math.floor(0.3 * len(scores))]
@@ -144,7 +145,7 @@ def test_sources_are_the_tokens_they_name(model):
 def test_recall_is_the_share_of_the_target_that_was_predicted(model):
     reading = read(model, "stability", "oracle", "random")
     assert reading.measure(Setting("oracle", 0.3))["recall"] == 1
-    mine, target = (reading.choose(Setting(name, 0.3)) for name in ("stability", "oracle"))
+    mine, target = (reading.select(Setting(name, 0.3)) for name in ("stability", "oracle"))
     shares = [len(set(mine.neurons[i]) & set(target.neurons[i])) / len(target.neurons[i]) for i in target]
     assert reading.measure(Setting("stability", 0.3))["recall"] == pytest.approx(np.mean(shares))
     assert reading.measure(Setting("random", 0.3))["recall"] < 1
@@ -188,8 +189,8 @@ def test_common_prefix_counts_tokens_until_they_part(chat):
     reading = read(chat, "random")
     setting, n = Setting("random", 0.2), 8
     dense, core = (
-        reading._generate(NumpyBackend(chat.restrict(selection)), n)
-        for selection in (None, reading.choose(setting))
+        reading._generate(reading.backend.restrict(selection), n)
+        for selection in (None, reading.select(setting))
     )
     same = next((i for i in range(n) if dense[i] != core[i]), n)
     assert reading.measure(setting, n)["common_prefix"] == same
@@ -204,15 +205,14 @@ def test_common_prefix_counts_tokens_until_they_part(chat):
 def test_hot_sets_come_from_other_texts_alone(chat):
     fit, measured = draw(chat, 3, seed=7), draw(chat, 1)
     settings = grid(["griffin@others", "static"], [0.3])
-    others, frequency = quality.read_others(NumpyBackend(chat), fit, settings, conditions(chat))
-    reading = Reading(
-        NumpyBackend(chat), measured[0], conditions(chat), ["griffin@others", "static"], others, frequency
-    )
+    backend, predictors = NumpyBackend(chat), ["griffin@others", "static"]
+    others = read_others(backend, fit, settings, conditions(chat))
+    reading = Reading(backend, measured[0], conditions(chat), predictors, others.recorders, others.frequency)
     counts = sum(
         mc.token_core(chat.run_with_cache(p.ids)[1]["blocks.0.mlp.hook_post"], 0.4).sum(axis=0) for p in fit
     )
     best = np.sort(np.argsort(-counts, kind="stable")[: math.floor(0.3 * len(counts))])
-    np.testing.assert_array_equal(reading.choose(settings[1]).neurons[0], best)
+    np.testing.assert_array_equal(reading.select(settings[1]).neurons[0], best)
     with pytest.raises(InputError, match="other texts"):
         study(chat, measured, settings, conditions(chat))
 
@@ -221,7 +221,7 @@ def test_summary_is_of_the_rows(chat):
     texts, settings = draw(chat, 6), grid(["dense", "stability"], [0.3])
     rows = Rows(conditions(chat))
     dense, core = study(chat, texts, settings, conditions(chat), rows=rows)
-    of = [rows.rows[quality.key_of(passage, settings[1])] for passage in texts]
+    of = [rows.rows[key_of(passage, settings[1])] for passage in texts]
     differences = np.array([row["nll"] - row["dense_nll"] for row in of])
     assert dense["ratio"] == (1, 1, 1)
     assert core["ratio"][0] == pytest.approx(np.exp(differences.mean()))
@@ -235,7 +235,7 @@ def test_two_processes_measure_the_same(chat, tmp_path):
     texts, others = draw(chat, 3), draw(chat, 2, seed=9)
     settings, where = grid(EVERY, [0.3]), conditions(chat)
     one = study(chat, texts, settings, where, others, backend="cpu")
-    assert study(chat, texts, settings, where, others, workers=Where(2), backend="cpu") == one
+    assert study(chat, texts, settings, where, others, workers=Workers(2), backend="cpu") == one
 
 
 def test_a_stopped_study_goes_on_with_the_same_rows(chat, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import minicore
 from minicore import InputError, cli, sentence_core
 from minicore.backends.numpy import NumpyBackend
 from minicore.cli import reproduce_page as page
+from minicore.cli.reproduce import draw_picture
 from minicore.core.neurons import jaccard
-from minicore.evaluation.sweep import Where
-from minicore.reproduce import decoding, meaning, settling, sts
-from minicore.reproduce import runner as reproduce
+from minicore.evaluation.sweep import Workers
+from minicore.reproduce import fig2, fig3, fig5, fig11, growth, runner, sts, topics
 from minicore.reproduce.material import ALPHA, BETA, Material, nats, read_documents, sample_files
 from minicore.reproduce.verdict import judge
+
+reproduce = partial(runner.reproduce, draw=draw_picture)
 
 NAME = "minicore-opt-core"
 TOPICS = ("astronomy", "cooking", "law")
@@ -90,18 +94,18 @@ def material(model, files) -> Material:
 def made(model, files, pairs, tmp_path_factory) -> tuple[Path, dict]:
     """Every figure, small."""
     out = tmp_path_factory.mktemp("out")
-    return out, dict(reproduce.reproduce(["all"], model, out, texts=files, pairs=pairs, sizes=SMALL))
+    return out, dict(reproduce(["all"], model, out, texts=files, pairs=pairs, sizes=SMALL))
 
 
 # --- what is written ---
 
 
 def test_all_is_every_figure(made):
-    assert sorted(made[1]) == sorted(reproduce.EXPERIMENTS)
+    assert sorted(made[1]) == sorted(runner.EXPERIMENTS)
     assert list(made[1])[-1] == "table3"  # speed is measured when nothing else is
 
 
-@pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
+@pytest.mark.parametrize("name", runner.EXPERIMENTS)
 def test_a_figure_is_numbers_a_table_and_a_picture(made, name):
     out, found = made[0], made[1][name]
     assert json.loads((out / f"{name}.json").read_text("utf-8")) == found
@@ -126,24 +130,24 @@ def test_what_is_there_is_not_measured_again(made, model, files, pairs, monkeypa
         raise AssertionError("measured again")
 
     out, found = made
-    refusing = {name: one._replace(run=refuse) for name, one in reproduce.EXPERIMENTS.items()}
+    refusing = {name: replace(one, measure=refuse) for name, one in runner.EXPERIMENTS.items()}
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce, "EXPERIMENTS", refusing)
-        patch.setattr(reproduce, "settings", lambda name, sizes: found[name]["key"]["settings"])
-        again = dict(reproduce.reproduce(["all"], model, out, texts=files, pairs=pairs, sizes=SMALL))
+        patch.setattr(runner, "EXPERIMENTS", refusing)
+        patch.setattr(runner, "settings", lambda name, sizes: found[name]["key"]["settings"])
+        again = dict(reproduce(["all"], model, out, texts=files, pairs=pairs, sizes=SMALL))
         assert again == found
         for other in ({"seed": 1}, {"texts": files[:1]}):
             with pytest.raises(AssertionError, match="measured again"):
-                list(reproduce.reproduce(["fig9"], model, out, **{"texts": files, **other}))
+                list(reproduce(["fig9"], model, out, **{"texts": files, **other}))
     with pytest.raises(AssertionError, match="measured again"), monkeypatch.context() as patch:
-        patch.setattr(reproduce, "settings", lambda name, sizes: {"n_texts": 5})
-        patch.setattr(reproduce, "EXPERIMENTS", refusing)
-        list(reproduce.reproduce(["fig9"], model, out, texts=files))
+        patch.setattr(runner, "settings", lambda name, sizes: {"n_texts": 5})
+        patch.setattr(runner, "EXPERIMENTS", refusing)
+        list(reproduce(["fig9"], model, out, texts=files))
 
 
 def test_two_workers_measure_the_same(made, model, files, tmp_path):
     names = ["fig9", "fig12"]
-    found = dict(reproduce.reproduce(names, model, tmp_path, texts=files, sizes=SMALL, workers=Where(2)))
+    found = dict(reproduce(names, model, tmp_path, texts=files, sizes=SMALL, workers=Workers(2)))
     assert sorted(found) == sorted(names)
     for name in names:
         assert found[name] | {"seconds": 0} == made[1][name] | {"seconds": 0}
@@ -153,7 +157,7 @@ def test_two_workers_measure_the_same(made, model, files, tmp_path):
 def test_a_broken_file_is_measured_anew(model, files, tmp_path):
     (tmp_path / "fig9.json").write_text('{"half', "utf-8")
     (tmp_path / "fig9.png").write_text("of other numbers", "utf-8")
-    dict(reproduce.reproduce(["fig9"], model, tmp_path, texts=files))
+    dict(reproduce(["fig9"], model, tmp_path, texts=files))
     assert json.loads((tmp_path / "fig9.json").read_text("utf-8"))["figure"] == "fig9"
     with Image.open(tmp_path / "fig9.png") as picture:
         assert picture.width > 200
@@ -193,18 +197,18 @@ def test_the_report_holds_everything_itself(made):
 
 
 def test_sets_of_a_growing_text_are_the_definitions(material):
-    found = settling.fig3(material, **SMALL["fig3"])
+    found = fig3.measure(material, **SMALL["fig3"])
     row = next(row for row in found["table"] if (row["base"], row["added"]) == (16, 16))
     alike = []
-    for document in material.long(32, 3):
+    for document in material.long_documents(32, 3):
         _, cache = material.model.run_with_cache(document.ids, "*mlp.hook_post")
         alike += [[jaccard(*(sentence_core(a[:n], ALPHA, BETA) for n in (16, 32))) for a in cache.values()]]
     assert row["core"][0] == pytest.approx(np.mean(alike), abs=1e-3)  # compiled maths rounds otherwise
 
 
 def test_meaning_is_the_centred_mean_of_the_middle_layer(material):
-    documents = material.long(20, 3)
-    read = settling.read_growing(material, documents, [8, 20])
+    documents = material.long_documents(20, 3)
+    read = growth.read_growing(material, documents, [8, 20])
     states = [
         material.model.run_with_cache(document.ids, "blocks.2.hook_resid_post")[1]["blocks.2.hook_resid_post"]
         for document in documents
@@ -222,8 +226,8 @@ def test_keeping_everything_costs_nothing(made):
 
 
 def test_a_text_is_read_with_its_own_set(material):
-    document, model = material.long(24, 3)[0], material.model
-    lost = settling.read_restricted(NumpyBackend(model), document, [], [0.4])["beta", 0.4]
+    document, model = material.long_documents(24, 3)[0], material.model
+    lost = fig2.read_restricted(NumpyBackend(model), document, [], [0.4])["beta", 0.4]
     core = minicore.predict(model, document.ids[:-1].tolist(), "stability", 0.4, 0.4)
     narrow = nats(NumpyBackend(model.restrict(core)), document.ids)
     np.testing.assert_allclose(lost, narrow - nats(NumpyBackend(model), document.ids), atol=1e-3)
@@ -257,13 +261,13 @@ def test_clusters_of_perfect_sets_are_the_topics(material, monkeypatch):
         "directions",
         lambda self, layer: np.eye(4, dtype=np.float32)[topic] + 1e-3 * np.arange(len(topic))[:, None],
     )
-    assert meaning.topics_found(material, material.directions(0), 2) == (1, 1, 1)
-    counts = np.array(meaning.fig11(material)["drawn"]["counts"])
+    assert topics.topics_found(material, material.directions(0), 2) == (1, 1, 1)
+    counts = np.array(fig11.measure(material)["drawn"]["counts"])
     assert (counts == np.diag(counts.sum(axis=0))).all()
 
 
 def test_a_layer_without_activity_has_no_topics(material):
-    assert meaning.topics_found(material, np.zeros((len(material.labels), 8)), 1) == (0, 0, 0)
+    assert topics.topics_found(material, np.zeros((len(material.labels), 8)), 1) == (0, 0, 0)
 
 
 def test_every_file_of_pairs_is_tested_in_turn(made, model, pairs):
@@ -275,16 +279,16 @@ def test_every_file_of_pairs_is_tested_in_turn(made, model, pairs):
 
 
 def test_clusters_are_fitted_on_texts_that_are_not_measured(material):
-    measured = material.long(25, 4)
-    clusters = material.fit([document.name for document in measured])
+    measured = material.long_documents(25, 4)
+    clusters = material.clusters_without([document.name for document in measured])
     assert clusters.sizes.sum() == len(material.labelled) - 4
     with pytest.raises(InputError, match="expected others to fit clusters on"):
-        material.fit([document.name for document in material.documents])
+        material.clusters_without([document.name for document in material.documents])
 
 
 def test_surprise_is_the_whole_models(material):
-    ids = material.long(24, 2)[0].ids
-    written = decoding.write_on(material, ids, 5, {"predictor": "dense"})
+    ids = material.long_documents(24, 2)[0].ids
+    written = fig5.write_on(material, ids, 5, {"predictor": "dense"})
     logits = material.model.forward([*ids, *written["ids"]])[len(ids) - 1 : -1].astype(np.float64)
     wanted = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(5), written["ids"]]
     np.testing.assert_allclose(written["nats"], wanted, atol=1e-3)
@@ -300,7 +304,7 @@ def test_surprise_is_the_whole_models(material):
     ],
 )
 def test_a_sentence_says_what_holds(checks, agrees, begins):
-    assert judge(*checks) == {"agrees": agrees, "sentence": begins}
+    assert judge(checks) == (agrees, begins)
 
 
 # --- texts ---
@@ -351,7 +355,7 @@ def test_bad_input_is_one_sentence(argv, said, tmp_path, capsys, monkeypatch):
 
 def test_an_unknown_setting_is_named(model, files, tmp_path):
     with pytest.raises(InputError, match="unknown setting of fig9 'depth'"):
-        list(reproduce.reproduce(["fig9"], model, tmp_path, texts=files, sizes={"fig9": {"depth": 3}}))
+        list(reproduce(["fig9"], model, tmp_path, texts=files, sizes={"fig9": {"depth": 3}}))
 
 
 # --- the command ---

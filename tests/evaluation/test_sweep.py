@@ -17,7 +17,10 @@ import pytest
 
 from minicore.backends.cpu.threads import default_threads
 from minicore.errors import InputError
-from minicore.evaluation.sweep import ATTEMPTS, Journal, Where, WorkerDied, borrow, share, sweep
+from minicore.evaluation.journal import Journal
+from minicore.evaluation.process_pool import ATTEMPTS, WorkerDied
+from minicore.evaluation.shared_model import register_model, resolve_model
+from minicore.evaluation.sweep import Workers, sweep
 from tests.helpers import GOLDEN, run_python
 
 
@@ -70,21 +73,21 @@ def die(_: int) -> None:
 
 def logits(job: tuple[object, list[int]]) -> np.ndarray:
     ref, ids = job
-    return borrow(ref).forward(ids)
+    return resolve_model(ref).forward(ids)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_job_has_its_result(workers):
-    assert dict(sweep(square, range(9), Where(workers))) == {i: i * i for i in range(9)}
+    assert dict(sweep(square, range(9), Workers(workers))) == {i: i * i for i in range(9)}
 
 
 def test_jobs_run_in_as_many_threads_as_asked_wherever_they_run():
-    for where in (Where(1, 1), Where(1, 3), Where(2, 3)):
-        assert {n for _, n in sweep(threads, range(3), where)} == {where.threads}
+    for where in (Workers(1, 1), Workers(1, 3), Workers(2, 3)):
+        assert {n for _, n in sweep(threads, range(3), where)} == {where.n_threads}
 
 
 def test_two_workers_are_two_other_processes_that_end_with_the_sweep():
-    pids = {pid for _, pid in sweep(process, range(8), Where(2))}
+    pids = {pid for _, pid in sweep(process, range(8), Workers(2))}
     assert len(pids) == 2 and os.getpid() not in pids
     for pid in pids:
         with pytest.raises(ProcessLookupError):
@@ -100,46 +103,46 @@ def test_nothing_is_left_behind(tmp_path):
 
 
 def test_no_jobs_need_no_workers():
-    assert list(sweep(square, [], Where(2))) == []
+    assert list(sweep(square, [], Workers(2))) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_job_raises_comes_through(workers):
     with pytest.raises(InputError, match="three is too much"):
-        list(sweep(fail, range(9), Where(workers)))
+        list(sweep(fail, range(9), Workers(workers)))
 
 
 def test_what_cannot_be_pickled_is_told_in_words():
     with pytest.raises(RuntimeError, match="Odd") as told:
-        list(sweep(fail_oddly, range(2), Where(2)))
+        list(sweep(fail_oddly, range(2), Workers(2)))
     assert "fail_oddly" in "".join(told.value.__notes__)
 
 
 def test_a_worker_that_dies_loses_its_job_alone_and_that_is_retried(tmp_path):
     jobs = [(n, str(tmp_path)) for n in range(6)]
-    assert dict(sweep(die_once, jobs, Where(2))) == {n: n * n for n in range(6)}
+    assert dict(sweep(die_once, jobs, Workers(2))) == {n: n * n for n in range(6)}
     started = sorted((tmp_path / "log").read_text().split())
     assert started == sorted("0 1 2 2 3 4 5".split())  # the other worker's jobs were not begun again
 
 
 def test_a_job_that_always_ends_its_worker_is_given_up():
     with pytest.raises(WorkerDied, match=str(ATTEMPTS)):
-        list(sweep(die, [0], Where(2)))
+        list(sweep(die, [0], Workers(2)))
 
 
-def test_where_is_checked(monkeypatch):
-    monkeypatch.setattr("minicore.evaluation.sweep.CONNECT", 0.3)
-    for wrong in ({"workers": 0}, {"threads": 0}):
+def test_workers_are_checked(monkeypatch):
+    monkeypatch.setattr("minicore.evaluation.sweep.CONNECT_SECONDS", 0.3)
+    for wrong in ({"n_processes": 0}, {"n_threads": 0}):
         with pytest.raises(InputError, match="expected 1 or more"):
-            Where(**wrong)
+            Workers(**wrong)
     with pytest.raises(InputError, match="cannot be reached"):
-        list(sweep(square, [1], Where(scheduler="tcp://127.0.0.1:9")))
+        list(sweep(square, [1], Workers(scheduler="tcp://127.0.0.1:9")))
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match="pip install"):
-        list(sweep(square, [1], Where(scheduler="tcp://127.0.0.1:9")))
+        list(sweep(square, [1], Workers(scheduler="tcp://127.0.0.1:9")))
 
 
 # --- a Dask cluster ---
@@ -158,10 +161,10 @@ def cluster():
 def test_a_dask_cluster_gives_the_same_to_the_bit_and_outlives_a_worker(cluster, tmp_path):
     import minicore
 
-    ref = share(minicore.load(GOLDEN / "llama"))
+    ref = register_model(minicore.load(GOLDEN / "llama"))
     jobs = [(ref, list(range(1, n))) for n in (5, 9, 12, 3)]
-    where = Where(scheduler=cluster.scheduler_address)
-    here, two = dict(sweep(logits, jobs)), dict(sweep(logits, jobs, Where(2)))
+    where = Workers(scheduler=cluster.scheduler_address)
+    here, two = dict(sweep(logits, jobs)), dict(sweep(logits, jobs, Workers(2)))
     there = dict(sweep(logits, jobs, where))
     for i in range(len(jobs)):
         np.testing.assert_array_equal(here[i], two[i])
@@ -189,7 +192,7 @@ def test_a_study_of_a_task_goes_on_when_one_of_two_dask_workers_is_killed(cluste
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    assert evaluate(*said, where=Where(scheduler=cluster.scheduler_address), out=out) == whole
+    assert evaluate(*said, workers=Workers(scheduler=cluster.scheduler_address), out=out) == whole
     killer.join()
     rows = Journal(out / "answers.jsonl", whole["conditions"]).rows
     assert len(rows) == 40 * 5 == len({(row["example"], row["predictor"], row["beta"]) for row in rows})
@@ -202,12 +205,12 @@ def test_a_model_is_loaded_once_a_process_and_another_is_refused(tmp_path):
     import minicore
 
     model = minicore.load(GOLDEN / "llama")
-    ref = share(model)
-    assert borrow(ref) is model
+    ref = register_model(model)
+    assert resolve_model(ref) is model
     with pytest.raises(InputError, match="another model"):
-        borrow(ref._replace(fingerprint="0" * 32))
-    again = borrow(ref)  # dropped in between, so read anew
-    assert again is not model and borrow(ref) is again
+        resolve_model(ref._replace(fingerprint="0" * 32))
+    again = resolve_model(ref)  # dropped in between, so read anew
+    assert again is not model and resolve_model(ref) is again
 
 
 # --- the journal ---
@@ -248,11 +251,12 @@ def test_a_journal_of_another_study_or_no_journal_is_refused(tmp_path):
 
 DRIVER = """
 import sys
-from minicore.evaluation.sweep import Journal, Where, sweep
+from minicore.evaluation.journal import Journal
+from minicore.evaluation.sweep import Workers, sweep
 from tests.evaluation.test_sweep import process
 if __name__ == "__main__":
     journal = Journal(sys.argv[1], {})
-    for i, pid in sweep(process, range(10_000), Where(2)):
+    for i, pid in sweep(process, range(10_000), Workers(2)):
         journal.add([{"i": i, "pid": pid}])
 """
 
@@ -305,5 +309,5 @@ def lengths(words):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_may_be_a_sweep(workers):
-    found = dict(sweep(lengths, [["one", "three"], ["seven"]], Where(workers)))
+    found = dict(sweep(lengths, [["one", "three"], ["seven"]], Workers(workers)))
     assert found == {0: [3, 5], 1: [5]}

@@ -15,8 +15,9 @@ import minicore as mc
 from minicore import cli
 from minicore.cli.eval_tasks import report_lines
 from minicore.errors import InputError
-from minicore.evaluation.sweep import Where
-from minicore.evaluation.tasks import metrics, readers, run
+from minicore.evaluation.sweep import Workers
+from minicore.evaluation.tasks import metrics, readers, run, scoring
+from minicore.evaluation.tasks.answers import Prompted
 from minicore.evaluation.tasks.prompts import FOLDER, Prompts
 from minicore.evaluation.tasks.readers import Example
 from tests.helpers import GOLDEN, SHARED
@@ -263,7 +264,7 @@ BAD = [
     ("summary", [{"document": "d", "summary": " "}], "line 1: summary is .*expected a text"),
     ("summary", [{"document": 5, "summary": "s"}], "line 1: document is 5"),
     ("summary", [{"source": [], "target": ["t"]}], "line 1: source is \\[\\]"),
-    ("summary", [], "no example"),
+    ("summary", [], "holds no example"),
     ("qa", [{"context": "c", "question": "q", "answers": {"text": []}}], "line 1: answers"),
     ("qa", [{"context": "c", "question": "q", "answers": 3}], "line 1: answers is 3"),
     ("openqa", [{"question": "q", "answer": [None]}], "line 1: answer"),
@@ -271,7 +272,7 @@ BAD = [
     ("openqa", [{"question": "q", "answer": {"value": "x", "aliases": 3}}], "line 1: aliases"),
     ("translation", [{"translation": {"en": "a"}}], "line 1: translation"),
     ("translation", [{"translation": {"xx": "a", "en": "b"}}], "line 1: 'xx'"),
-    ("translation", [{"translation": {"de": "a", "deu": "b"}}], "line 1: de and deu are one language"),
+    ("translation", [{"translation": {"de": "a", "deu": "b"}}], "line 1: de and deu are the same language"),
     ("steps", [{"question": "q", "answer": 4}], "line 1: answer is 4"),
     ("steps", [{"question": "q", "answer": "#### four"}], 'line 1: answer is "four", expected a number'),
     ("summary", [GOOD, "[" * 100_000], "line 2: is not valid JSON"),
@@ -326,7 +327,7 @@ def test_malformed_parallel_text_is_named(tmp_path):
     for other, said in (
         (write(tmp_path / "short.en", "Yes."), "has 3 lines and .* 1"),
         (write(tmp_path / "n.en", "Yes.", "b", "No."), "n.de, line 2: is empty"),
-        (write(tmp_path / "n.deu", "Ja.", "b", "Nein."), "of one language"),
+        (write(tmp_path / "n.deu", "Ja.", "b", "Nein."), "in the same language"),
         (write(tmp_path / "n.txt", "Yes."), "its language"),
     ):
         with pytest.raises(InputError, match=said):
@@ -491,12 +492,12 @@ def test_answers_are_what_generate_gives(model, questions):
 def test_differences_are_paired():
     """Two answers to the same examples: what makes an example hard for both does not widen the interval."""
     put, n = Prompts.read("openqa"), 60
-    asked = [run.Asked(example("yes"), [1], 0) for _ in range(n)]
+    asked = [Prompted(example("yes"), [1], 0) for _ in range(n)]
     texts = ["yes" if i % 2 else "no" for i in range(n)]
-    same = run.scores(put, texts, asked, texts, 0)
+    same = scoring.score_answers(put, texts, asked, texts, 0)
     assert same["to_dense"]["exact"] == (0, 0, 0)
     assert same["scores"]["exact"][1] < 50 < same["scores"]["exact"][2]
-    assert run.scores(put, texts, asked, None, 0)["to_dense"] is None
+    assert scoring.score_answers(put, texts, asked, None, 0)["to_dense"] is None
 
 
 def test_corpus_scores_are_drawn_as_if_the_texts_were(model):
@@ -506,18 +507,18 @@ def test_corpus_scores_are_drawn_as_if_the_texts_were(model):
     rng, words = np.random.default_rng(0), "the cat saw a bird in some old tree near it".split()
     draw = lambda: " ".join(rng.choice(words, 7))  # noqa: E731
     texts, right = [draw() for _ in range(12)], [draw() for _ in range(12)]
-    each = run.statistics_of("bleu", texts, [example(r) for r in right])
+    each = scoring.statistics_of("bleu", texts, [example(r) for r in right])
     rows = np.random.default_rng(3).integers(0, 12, (2000, 12))
     scores = [BLEU().corpus_score([texts[i] for i in r], [[right[i] for i in r]]).score for r in rows]
     low, high = np.quantile(scores, [0.025, 0.975])
-    assert run.interval("bleu", [each], 3)[1:] == (pytest.approx(low), pytest.approx(high))
+    assert scoring.interval("bleu", [each], 3)[1:] == (pytest.approx(low), pytest.approx(high))
 
 
 def test_empty_answers_are_scored_and_counted():
     put = Prompts.read("openqa")
-    asked = [run.Asked(example("yes"), [1], 0)] * 4
+    asked = [Prompted(example("yes"), [1], 0)] * 4
     rows = [{"text": text, "kept": 1.0} for text in ("", " \n", "yes", "no")]
-    table = run.summarise(put, asked, rows, None, 0)
+    table = scoring.summarise(put, asked, rows, None, 0)
     assert table["empty"] == 0.5 and table["scores"]["exact"][0] == 25
 
 
@@ -529,7 +530,7 @@ def test_the_same_table_however_it_was_run(model, questions, tmp_path):
     run.evaluate(model, "openqa", [questions], ["griffin"], [0.5], out=out, **said)
     path = out / "answers.jsonl"
     path.write_bytes(path.read_bytes()[:-20])  # killed while it wrote
-    parts = run.evaluate(model, "openqa", [questions], PREDICTORS, [0.5], out=out, where=Where(2), **said)
+    parts = run.evaluate(model, "openqa", [questions], PREDICTORS, [0.5], out=out, workers=Workers(2), **said)
     assert parts == whole
     before = path.read_bytes()
     assert run.evaluate(model, "openqa", [questions], PREDICTORS, [0.5], out=out, **said) == whole

@@ -14,7 +14,7 @@ from minicore.core import similarity
 from minicore.core.similarity import Clusters, elbow, fit, kmeans, unit
 from minicore.evaluation import clusters as fitting
 from minicore.evaluation.clusters import fit_clusters, read_labelled
-from minicore.evaluation.sweep import Where
+from minicore.evaluation.sweep import Workers
 from minicore.generation.prediction import fingerprint
 from tests.helpers import GOLDEN
 from tests.helpers.clusters import clusters_of
@@ -223,14 +223,14 @@ class CutOff(Exception):
 
 def test_two_processes_fit_the_same(model, tmp_path):
     texts, labels = texts_of(6), list("ababab")
-    one, two = (fit_clusters(model, texts, labels, workers=Where(n)) for n in (1, 2))
+    one, two = (fit_clusters(model, texts, labels, workers=Workers(n)) for n in (1, 2))
     np.testing.assert_array_equal(one.counts, two.counts)
     np.testing.assert_array_equal(one.centroids, two.centroids)
 
 
 def test_sets_that_come_in_any_order_are_kept_up_to_the_first_that_is_missing(tmp_path):
     def work():
-        return fitting.Work(tmp_path / "p", "f", {"n_neurons": 8}, list("abcd"), 1)
+        return fitting.PartialSets(tmp_path / "p", "f", {"n_neurons": 8}, list("abcd"), 1)
 
     def found():
         for i in (1, 0, 3):
@@ -238,11 +238,11 @@ def test_sets_that_come_in_any_order_are_kept_up_to_the_first_that_is_missing(tm
         raise CutOff
 
     with pytest.raises(CutOff):
-        work().run(found())
+        work().collect(found())
     again = work()
     assert again.n_done == 2 and again.sets.ravel().tolist() == [1, 2, 0, 0]
     rest = [(1, np.full((1, 1), 4, np.uint8)), (0, np.full((1, 1), 3, np.uint8))]
-    assert again.run(iter(rest)).ravel().tolist() == [1, 2, 3, 4]
+    assert again.collect(iter(rest)).ravel().tolist() == [1, 2, 3, 4]
 
 
 def test_a_fit_that_was_cut_off_goes_on_where_it_was(model, tmp_path, monkeypatch):
@@ -267,15 +267,15 @@ def test_a_fit_that_was_cut_off_goes_on_where_it_was(model, tmp_path, monkeypatc
     np.testing.assert_array_equal(again.centroids, whole.centroids)
     monkeypatch.undo()
     for changed in ({"texts": texts[::-1]}, {"beta": 0.3}, {"texts": texts[:3]}):
-        with pytest.raises(mc.InputError, match="unfinished work on other texts, settings"):
+        with pytest.raises(mc.InputError, match="unfinished fit of other texts, settings"):
             fit_clusters(model, changed.pop("texts", texts), partial=partial, k=1, **changed)
     partial.write_bytes(b"nonsense")
-    with pytest.raises(mc.InputError, match="is not unfinished work"):
+    with pytest.raises(mc.InputError, match="is not an unfinished cluster fit"):
         fit_clusters(model, texts, labels, partial=partial)
 
 
 @pytest.mark.parametrize("options, said", [
-    ({"predictor": "random"}, "makes no set of a text's own"), ({"predictor": "gate"}, "makes no set"),
+    ({"predictor": "random"}, "makes no set from a text's own"), ({"predictor": "gate"}, "makes no set"),
     ({"max_tokens": 0}, "max_tokens is 0"), ({"labels": ["a"]}, "1 labels for 3 texts"),
     ({"alpha": 0}, "alpha"),
 ])  # fmt: skip
@@ -323,7 +323,7 @@ def test_the_command_fits_clusters_that_generate_reads(tmp_path, capsys):
     assert cli.main(["cluster", "fit", str(texts), "-m", model, "-o", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["clusters"] == {"a": 2, "b": 2} and printed["texts"] == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "t.jsonl"]  # unfinished work is gone
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "t.jsonl"]  # the unfinished fit is gone
     said = ["generate", "the ant", "-m", model, "--predictor", "similarity", "--clusters", str(out)]
     assert cli.main([*said, "--gamma", "0.25", "-n", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["core_fraction"] == 0.25

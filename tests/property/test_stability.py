@@ -133,7 +133,7 @@ def test_is_stable_of_a_model_is_what_auto_goes_by(model):
 def test_the_study_measures_what_a_prompts_set_is_worth(model, monkeypatch):
     monkeypatch.setattr(study, "LENGTHS", (8, 16))
     ids = np.array(prompt(model, 26))
-    rows = study.read(model, ids, range(3), alpha=0.4, horizon=10)
+    rows = study.read(NumpyBackend(model), ids, range(3), alpha=0.4, horizon=10)
     assert [row["n"] for row in rows] == [8, 16]
     for row in rows:
         whole = mc.predict(model, ids[: row["n"] + 10].tolist(), "stability", beta=stability.TEST_BETA)

@@ -1,1 +1,1 @@
-"""The paper's tasks: data in the field's formats, prompts, the field's metrics, and a study that resumes."""
+"""The paper's tasks: data in their published formats, prompts, published metrics, and a resumable study."""

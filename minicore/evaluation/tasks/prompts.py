@@ -1,4 +1,4 @@
-"""An example to a prompt: templates and worked examples in a data file, documents cut where too long."""
+"""Prompts of examples: templates and worked examples from a data file; documents are cut where too long."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from minicore.evaluation.tasks.readers import Example
 from minicore.evaluation.texts import read_text
 from minicore.model import Model
 
-FOLDER = Path(__file__).parent / "prompts"
+FOLDER = Path(__file__).parent / "prompts"  # the prompts that come with minicore
 FLOORS = ("lead", "majority", "source")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """How a task is put to a model.
+    """The prompts of a task.
 
     Attributes
     ----------
     name : str
-        Of the file.
-    instruction : str
-        What every prompt begins with.
+        Name of the file.
     template : str
-        An example with places such as ``{question}``; the answer comes right behind it.
-    between : str
-        What parts a worked example from the next one.
-    document : str
-        The place whose text is cut on its left where a prompt is too long; "" for none.
-    stop : tuple of str
-        Texts that end an answer.
+        The prompt of an example, with fields such as ``{question}``. The answer follows it directly.
+    metrics : tuple of str
+        Names of :data:`minicore.evaluation.tasks.metrics.METRICS`, the main one first.
+    floor : str
+        The answer that needs no model: the ``lead`` sentence of the document, the ``majority`` of the right
+        answers, or the ``source`` text itself.
     new_tokens : int
         Most tokens of an answer.
-    metrics : tuple of str
-        Names of :data:`minicore.evaluation.tasks.metrics.METRICS`, the one that counts first.
-    floor : str
-        An answer that no model is needed for: the ``lead`` sentence of the document, the ``majority`` of
-        the right answers, or the ``source`` text itself.
+    instruction : str
+        The beginning of every prompt.
+    between : str
+        The text after each worked example.
+    document : str
+        The field whose beginning is cut where a prompt is too long; "" for none.
+    stop : tuple of str
+        Texts that end an answer.
     shots : tuple of mapping
-        Worked examples: a text for each place, and ``answer``.
+        Worked examples: a text for each field, and ``answer``.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Prompts:
 
     @classmethod
     def read(cls, name: str) -> Prompts:
-        """Read a file of prompts, or the one of that name that comes with minicore.
+        """Read a file of prompts, or the prompts of that name that come with minicore.
 
         Raises
         ------
         InputError
-            If it cannot be read or is no such file.
+            If the file cannot be read, or does not hold prompts.
 
         Examples
         --------
@@ -92,7 +92,7 @@ class Prompts:
         if value["floor"] not in FLOORS:
             raise InputError(f"{path}: {unknown('floor', value['floor'], FLOORS)}")
         if value["floor"] == "lead" and not value.get("document"):
-            raise InputError(f"{path}: the floor lead needs document, the place whose first sentence it is")
+            raise InputError(f"{path}: the floor lead needs document, the field whose first sentence it is")
         for shot in value.get("shots", []):
             if "answer" not in shot:
                 raise InputError(f"{path}: a worked example has no answer: {shot}")
@@ -100,14 +100,14 @@ class Prompts:
         return cls(name=path.stem, **value)
 
     def fill(self, fields: Mapping[str, str]) -> str:
-        """Return the template with its places filled."""
+        """Return the template with its fields filled."""
         try:
             return self.template.format_map(fields)
         except KeyError as error:
-            raise InputError(f"prompts {self.name}: there is no {error} to fill the template with") from None
+            raise InputError(f"prompts {self.name}: the template needs {error}, which is missing") from None
 
     def front(self, example: Example, n_shots: int) -> str:
-        """Return what comes before an example: the instruction and the worked examples of its kind."""
+        """Return what precedes an example: the instruction and n_shots worked examples in its languages."""
         languages = {key: text for key, text in example.fields.items() if key.endswith("_language")}
         fitting = [shot for shot in self.shots if languages.items() <= shot.items()]
         if not 0 <= n_shots <= len(fitting):
@@ -119,14 +119,14 @@ class Prompts:
         return self.instruction + "".join(worked)
 
     def ids(self, model: Model, example: Example, n_shots: int) -> tuple[list[int], int]:
-        """Return a prompt's ids, and how many words of its document were left out to make room.
+        """Return the ids of an example's prompt, and how many words of its document were left out.
 
-        The words left out are the first ones: a prompt and the longest answer fit the model's context.
+        Words are left out from the beginning until prompt and longest answer fit the model's context.
 
         Raises
         ------
         InputError
-            If it does not fit without any document, or there are not that many worked examples.
+            If the prompt does not fit even without its document, or there are fewer worked examples.
 
         Examples
         --------
@@ -138,7 +138,7 @@ class Prompts:
         (['Question: How many legs has a cat?', 'Answer:'], 0)
         """
         if model.tokenizer is None:
-            raise InputError(f"{model.source} has no tokenizer, so tasks cannot be put to it")
+            raise InputError(f"{model.source} has no tokenizer, which tasks need")
         encode, room = model.tokenizer.encode, model.config.n_ctx - self.new_tokens
         front, fields = self.front(example, n_shots), dict(example.fields)
         document = fields.get(self.document, "")
@@ -151,12 +151,12 @@ class Prompts:
         ids = without(0)
         if len(ids) <= room:
             return ids, 0
-        low, high = 0, len(starts) - 1  # with `low` words left out it does not fit, with `high` it must
+        low, high = 0, len(starts) - 1  # without `low` words it does not fit, without `high` it must
         if not document or len(ids := without(high)) > room:
             raise InputError(
                 f"{example.where}: with {n_shots} worked examples its prompt has {len(ids)} tokens"
                 f"{' without the document' if document else ''}, but the context of {model.config.n_ctx} "
-                f"leaves {room} beside an answer of {self.new_tokens}"
+                f"leaves {room} next to an answer of {self.new_tokens}"
             )
         while high - low > 1:
             middle = (low + high) // 2
@@ -164,13 +164,13 @@ class Prompts:
         return without(high), high
 
     def floors(self, examples: Sequence[Example]) -> list[str]:
-        """Return the answer to each example that no model is needed for."""
+        """Return the answer to each example that needs no model."""
         if self.floor == "lead":
             field = self.document
             return [re.split(r"(?<=[.!?])\s", example.fields[field], maxsplit=1)[0] for example in examples]
         if self.floor == "source":
             return [example.fields["source"] for example in examples]
-        said = [{normalise(right): right for right in example.references} for example in examples]
-        counts = Counter(key for of in said for key in of)
+        right = [{normalise(text): text for text in example.references} for example in examples]
+        counts = Counter(key for texts in right for key in texts)
         best = max(counts, key=lambda key: counts[key])  # the first of the most frequent
-        return [next(of[best] for of in said if best in of)] * len(examples)
+        return [next(texts[best] for texts in right if best in texts)] * len(examples)

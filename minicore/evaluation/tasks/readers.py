@@ -1,7 +1,7 @@
-"""Data of the paper's tasks as they come: JSON lines, SQuAD's JSON, CSV, parallel text, hub names.
+"""Data of the paper's tasks as published: JSON lines, SQuAD's JSON, CSV, parallel text, hub data sets.
 
-A file is read into records that know their line, and a table says which keys make a record which kind of
-example. What is malformed is named by file and line.
+A file is read into records that know their line. A table says which keys make a record which kind of example.
+Errors name file and line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from json import decoder, scanner
 from os import PathLike
 from pathlib import Path
@@ -24,7 +24,7 @@ from minicore.evaluation.texts import parse_json, read_text
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
-HUB = "hub:"  # what a name of Hugging Face datasets begins with
+HUB = "hub:"  # the prefix of names of Hugging Face datasets
 
 LANGUAGES = {
     **dict.fromkeys(("de", "deu"), "German"),
@@ -36,22 +36,22 @@ LANGUAGES = {
 
 @dataclass(frozen=True)
 class Example:
-    """One thing asked of a model.
+    """One question to a model, with its answers.
 
     Attributes
     ----------
     id : str
-        Its own in the data it came from.
+        Unique in its data.
     where : str
         File and line, or name and row.
     fields : dict of str to str
-        What a prompt's places are filled with.
+        The fields of a prompt's template.
     references : tuple of str
-        The answers that are right.
+        The right answers.
     wrong : tuple of str
-        Answers that are known to be wrong, where the data have such.
+        Answers known to be wrong, where the data have them.
     prompts : str
-        The prompts that fit it.
+        Name of the prompts that fit it.
     """
 
     id: str
@@ -63,20 +63,20 @@ class Example:
 
 
 class Record(NamedTuple):
-    """What a place in a file holds."""
+    """One record of a file, and where it stands."""
 
     where: str
     values: Mapping[str, Any]
 
     def text(self, key: str, empty: bool = False) -> str:
-        """Return a value that has to be a text, with something in it unless it may be empty."""
+        """Return a value that must be a text, and not an empty one unless ``empty`` is set."""
         value = self.values[key]
         if not _is_text(value, empty):
             raise InputError(f"{self.where}: {key} is {_short(value)}, expected a text")
         return value.strip()
 
     def texts(self, key: str, values: object = None) -> tuple[str, ...]:
-        """Return a value that has to be a text, or a list of at least one."""
+        """Return a value that must be a text or a non-empty list of texts."""
         values = self.values[key] if values is None else values
         listed = [values] if isinstance(values, str) else values
         if not isinstance(listed, list | tuple) or not listed or not all(map(_is_text, listed)):
@@ -85,35 +85,36 @@ class Record(NamedTuple):
 
 
 def _is_text(value: object, empty: bool = False) -> bool:
-    """Say whether it is a text that UTF-8 can hold: JSON's escapes can spell half a character."""
+    """Return whether a value is a text that UTF-8 can hold; JSON's escapes can spell half a character."""
     if not isinstance(value, str) or not (value.strip() or empty):
         return False
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _short(value: object) -> str:
-    said = json.dumps(value, default=str)
-    return said if len(said) <= 60 else said[:57] + "..."
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
-# --- a record to an example ---
+# --- from a record to an example ---
 
 Parts = tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]  # fields, references, wrong answers
 
 
 def xsum(record: Record) -> Parts:
-    """XSum, in which a few articles were nothing but pictures."""
+    """XSum, in which a few articles have no text, only pictures."""
     return {"document": record.text("document", empty=True)}, (record.text("summary"),), ()
 
 
 def scitldr(record: Record) -> Parts:
+    """SciTLDR, whose documents are lists of sentences."""
     return {"document": " ".join(record.texts("source"))}, record.texts("target"), ()
 
 
 def squad(record: Record) -> Parts:
-    """SQuAD 1.1, and 2.0 whose unanswerable questions have the empty answer."""
+    """SQuAD 1.1, and 2.0, whose unanswerable questions have the empty answer."""
     answers = record.values["answers"]
-    if isinstance(answers, list):  # the files' own form; the hub's is {"text": [...]}
+    if isinstance(answers, list):  # the form of the files; the hub has {"text": [...]}
         answers = {"text": [answer.get("text") if isinstance(answer, dict) else answer for answer in answers]}
     if not isinstance(answers, dict) or "text" not in answers:
         raise InputError(f"{record.where}: answers is {_short(answers)}, expected a list of answers")
@@ -123,7 +124,7 @@ def squad(record: Record) -> Parts:
 
 
 def truthful(record: Record) -> Parts:
-    """TruthfulQA, its answers closed by a full stop and abstaining right, as its authors score it."""
+    """TruthfulQA: answers end in a full stop, and abstaining is right, as its authors score it."""
     right, wrong = (
         tuple(answer if answer.endswith(".") else answer + "." for answer in record.texts(key))
         for key in ("correct_answers", "incorrect_answers")
@@ -133,6 +134,7 @@ def truthful(record: Record) -> Parts:
 
 
 def trivia(record: Record) -> Parts:
+    """TriviaQA, whose answers have aliases."""
     answer = record.values["answer"]
     aliases = answer.get("aliases") or []
     if not isinstance(aliases, list | tuple):
@@ -141,14 +143,14 @@ def trivia(record: Record) -> Parts:
 
 
 def short_answer(record: Record) -> Parts:
-    """NQ-open and whatever else has a question and its answers; of TriviaQA's form as well."""
+    """NQ-open, TriviaQA, and other data that have a question and its answers."""
     if isinstance(record.values["answer"], dict):
         return trivia(record)
     return {"question": record.text("question")}, record.texts("answer"), ()
 
 
 def steps(record: Record) -> Parts:
-    """A problem and a number, perhaps behind its working and ``####``, as GSM8K writes it."""
+    """A problem and a number, which may follow a solution and ``####`` as in GSM8K."""
     number = record.text("answer").rpartition("####")[2].strip()
     if not NUMBER.fullmatch(number):
         raise InputError(f"{record.where}: answer is {_short(number)}, expected a number")
@@ -156,23 +158,24 @@ def steps(record: Record) -> Parts:
 
 
 def translation(record: Record) -> Parts:
+    """A sentence in two languages, as in WMT: from the first to the second."""
     pair = record.values["translation"]
     if not isinstance(pair, dict) or len(pair) != 2:
         raise InputError(f"{record.where}: translation is {_short(pair)}, expected a text in two languages")
-    source, target = pair  # in the order in which they come: from the one to the other
+    source, target = pair
     for code in (source, target):
         if code not in LANGUAGES:
             known = ", ".join(LANGUAGES)
-            raise InputError(f"{record.where}: {code!r} is no language known here, expected one of {known}")
+            raise InputError(f"{record.where}: {code!r} is not a known language, expected one of {known}")
     if LANGUAGES[source] == LANGUAGES[target]:
-        raise InputError(f"{record.where}: {source} and {target} are one language, expected two")
+        raise InputError(f"{record.where}: {source} and {target} are the same language, expected two")
     both = Record(record.where, pair)
     fields = {"source_language": LANGUAGES[source], "target_language": LANGUAGES[target]}
     return fields | {"source": both.text(source)}, (both.text(target),), ()
 
 
 class Shape(NamedTuple):
-    """A row of the table: whose data have these keys, what they are for, which prompts fit them."""
+    """A row of the table: a data set's name, task, keys and reader, and the prompts that fit it."""
 
     name: str
     task: str
@@ -208,13 +211,14 @@ def read(task: str, data: Sequence[str | PathLike[str]]) -> list[Example]:
     Returns
     -------
     list of Example
-        With an id each: the record's own where it has one (``#2`` behind it where it came before), else
-        where it stands.
+        Each with a unique id: the record's own, with ``#2`` appended where it is repeated, or else its
+        position.
 
     Raises
     ------
     InputError
-        If a file cannot be read, holds no example, or a record is not of the task's form, by file and line.
+        If a file cannot be read or holds no example, or a record does not have the task's form (by file and
+        line).
 
     Examples
     --------
@@ -237,21 +241,28 @@ def read(task: str, data: Sequence[str | PathLike[str]]) -> list[Example]:
             )
         fields, right, wrong = shape.read(record)
         given = next((record.values[key] for key in ID_KEYS if key in record.values), Path(record.where).name)
-        example = Example(str(given), record.where, fields, right, wrong, shape.prompts)
-        found.append(replace(example, id=_own_id(example.id, seen)))
+        example = Example(
+            id=_unique_id(str(given), seen),
+            where=record.where,
+            fields=fields,
+            references=right,
+            wrong=wrong,
+            prompts=shape.prompts,
+        )
+        found.append(example)
     if not found:
-        raise InputError(f"{', '.join(map(str, data))}: no example in it")
+        raise InputError(f"{', '.join(map(str, data))}: holds no example")
     return found
 
 
-def _own_id(name: str, seen: Counter[str]) -> str:
+def _unique_id(name: str, seen: Counter[str]) -> str:
     seen[name] += 1
     if seen[name] == 1:
         return name
-    return _own_id(f"{name}#{seen[name]}", seen)  # which another record may be called by itself
+    return _unique_id(f"{name}#{seen[name]}", seen)  # another record may have this very id
 
 
-# --- a file to records ---
+# --- from a file to records ---
 
 
 def records(data: Sequence[str | PathLike[str]]) -> Iterator[Record]:
@@ -270,6 +281,7 @@ def records(data: Sequence[str | PathLike[str]]) -> Iterator[Record]:
 
 
 def json_lines(path: Path) -> Iterator[Record]:
+    """Yield the objects of a JSON lines file."""
     for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), 1):
         if not line.strip():
             continue
@@ -284,10 +296,11 @@ CSV_COLUMNS = {
     "Question": "question",
     "Correct Answers": "correct_answers",
     "Incorrect Answers": "incorrect_answers",
-}  # of TruthfulQA; answers are parted by semicolons
+}  # TruthfulQA's; answers are separated by semicolons
 
 
 def csv_rows(path: Path) -> Iterator[Record]:
+    """Yield the rows of TruthfulQA's CSV file."""
     rows = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), strict=True)
     missing = [column for column in CSV_COLUMNS if column not in (rows.fieldnames or [])]
     if missing:
@@ -306,8 +319,8 @@ def csv_rows(path: Path) -> Iterator[Record]:
 
 
 def nested_json(path: Path) -> Iterator[Record]:
-    """Yield the questions of SQuAD's and TriviaQA's own files."""
-    value = parse_json(read_text(path).removeprefix("\ufeff"), str(path), Located.loads)
+    """Yield the questions of files in SQuAD's or TriviaQA's format."""
+    value = parse_json(read_text(path).removeprefix("\ufeff"), str(path), loads_located)
     if isinstance(value, dict) and isinstance(value.get("Data"), list):
         for entry in value["Data"]:
             yield _trivia_entry(path, entry)
@@ -340,42 +353,47 @@ def _trivia_entry(path: Path, entry: object) -> Record:
 class Located(dict[str, Any]):
     """A JSON object that knows the line it ends in."""
 
-    at = 1
+    def __init__(self, values: Mapping[str, Any], at: int) -> None:
+        super().__init__(values)
+        self.at = at
 
     @staticmethod
     def line(value: object) -> int:
         """Return the line of an object, 1 for anything else."""
         return value.at if isinstance(value, Located) else 1
 
-    @staticmethod
-    def loads(text: str) -> Any:
-        """Return what a JSON text holds, its objects located. (The library's own scanner forgets where.)"""
-        breaks = [i for i, character in enumerate(text) if character == "\n"]
 
-        def parse_object(start: tuple[str, int], *rest: Any) -> tuple[Located, int]:
-            value, end = decoder.JSONObject(start, *rest)  # type: ignore[attr-defined]
-            located = Located(value)
-            located.at = 1 + bisect.bisect_left(breaks, end - 1)
-            return located, end
+class LocatingDecoder(json.JSONDecoder):
+    """A decoder of one JSON text that makes :class:`Located` objects (the library's drops positions)."""
 
-        reading = json.JSONDecoder()
-        reading.parse_object = parse_object  # type: ignore[attr-defined]
-        reading.scan_once = scanner.py_make_scanner(reading)  # type: ignore[attr-defined]
-        return reading.decode(text)
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._breaks = [i for i, character in enumerate(text) if character == "\n"]
+        self.parse_object = self._parse_object
+        self.scan_once = scanner.py_make_scanner(self)  # type: ignore[attr-defined]
+
+    def _parse_object(self, start: tuple[str, int], *rest: Any) -> tuple[Located, int]:
+        value, end = decoder.JSONObject(start, *rest)  # type: ignore[attr-defined]
+        return Located(value, at=1 + bisect.bisect_left(self._breaks, end - 1)), end
+
+
+def loads_located(text: str) -> Any:
+    """Return the value of a JSON text, with located objects."""
+    return LocatingDecoder(text).decode(text)
 
 
 def parallel(source: Path, target: Path) -> Iterator[Record]:
-    """Yield the pairs of two files whose lines belong together."""
+    """Yield the pairs of lines of two files of parallel text."""
     codes = [path.suffix.removeprefix(".") for path in (source, target)]
     for path, code in zip((source, target), codes, strict=True):
         if code not in LANGUAGES:
             raise InputError(f"{path}: expected a name that ends in its language: {', '.join(LANGUAGES)}")
     if LANGUAGES[codes[0]] == LANGUAGES[codes[1]]:
-        raise InputError(f"{source} and {target} are of one language, expected two")
+        raise InputError(f"{source} and {target} are in the same language, expected two")
     lines = [read_text(path).removesuffix("\n").split("\n") for path in (source, target)]
     if len(lines[0]) != len(lines[1]):
         raise InputError(
-            f"{source} has {len(lines[0])} lines and {target} {len(lines[1])}, expected as many in both"
+            f"{source} has {len(lines[0])} lines and {target} {len(lines[1])}, expected the same number"
         )
     for number, pair in enumerate(zip(*lines, strict=True), 1):
         for path, line in zip((source, target), pair, strict=True):
@@ -396,7 +414,7 @@ def hub(name: str) -> Iterator[Record]:
         raise InputError(f"{name} needs the package datasets: pip install 'minicore-lm[hub]'") from None
     try:
         rows = load_dataset(dataset, config or None, split=split)
-    except Exception as error:  # the library raises whatever its parts do
+    except Exception as error:  # the library passes on whatever its dependencies raise
         raise InputError(f"{name}: cannot be loaded ({' '.join(str(error).split())})") from None
     for number, row in enumerate(rows, 1):
         yield Record(f"{name}, row {number}", dict(row))

@@ -1,0 +1,60 @@
+"""The model of a sweep: jobs carry a small reference to it, and each process loads it once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import minicore
+from minicore.errors import InputError
+from minicore.generation.prediction import fingerprint
+from minicore.model import Model
+
+
+class ModelRef(NamedTuple):
+    """What a worker needs to find a model: its name, source path, dtype and fingerprint."""
+
+    name: str
+    source: str
+    dtype: str
+    fingerprint: str
+
+
+_loaded: dict[ModelRef, Model] = {}  # at most one: the model that this process used last
+
+
+def register_model(model: Model) -> ModelRef:
+    """Return the reference that jobs carry in place of a model; this process keeps the model itself."""
+    ref = ModelRef(
+        name=model.name,
+        source=str(Path(model.source).absolute()),
+        dtype=model.dtype,
+        fingerprint=fingerprint(model),
+    )
+    _loaded.clear()
+    _loaded[ref] = model
+    return ref
+
+
+def resolve_model(ref: ModelRef) -> Model:
+    """Return the model of a reference, loading it if this process does not have it yet.
+
+    Raises
+    ------
+    InputError
+        If this machine has no such model, or another one under its name.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> model = mc.load("minicore-opt-core")
+    >>> resolve_model(register_model(model)) is model
+    True
+    """
+    if ref not in _loaded:
+        _loaded.clear()
+        model = minicore.load(ref.source if Path(ref.source).exists() else ref.name, dtype=ref.dtype)
+        if fingerprint(model) != ref.fingerprint:
+            raise InputError(f"{model.source} is another model on this machine than on the driver's")
+        _loaded[ref] = model
+    return _loaded[ref]
