@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from numba import types
 
-from minicore.backends.cpu import checksum
+from minicore.backends.cpu import checksum, compiling
 from tests.helpers import ROOT
 
 # A kernel of prefill.py, its activation from ffn.py; the second line says whether it was compiled or loaded.
@@ -65,6 +66,23 @@ def test_where_the_package_cannot_be_written_to_the_user_has_a_cache(package, tm
     edit(copy)
     assert run() == ["[[5.0, 2.0]]", "compiled"]
     assert len(list((tmp_path / "user").rglob("kernels-*"))) == 1
+
+
+def test_processes_that_compile_at_the_same_time_keep_each_others_machine_code(tmp_path, monkeypatch):
+    """The second saves another signature while the first is about to."""
+    first, second = (compiling._Files(str(tmp_path), "step.step.py311", "checksum") for _ in range(2))
+    keys = [(types.int64, "cpu"), (types.float32, "cpu")]
+    write = compiling._Files._save_data
+
+    def write_after_the_second(file, name, data):
+        if file is first:
+            second.save(keys[1], "float32 code")
+        write(file, name, data)
+
+    monkeypatch.setattr(compiling._Files, "_save_data", write_after_the_second)
+    first.save(keys[0], "int64 code")
+    assert [first.load(key) for key in keys] == ["int64 code", "float32 code"]
+    assert first.load((types.int32, "cpu")) is None
 
 
 def test_the_checksum_covers_every_constant_that_kernels_take_from_elsewhere():

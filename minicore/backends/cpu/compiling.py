@@ -10,6 +10,7 @@ pass through as they do in NumPy.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from shutil import rmtree
 from typing import Any
 
 import numba as nb
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
 from minicore.backends.cpu.checksum import cache_folder_name, source_checksum
 
@@ -60,6 +61,35 @@ class _KernelCacheImpl(CompileResultCacheImpl):
         return f"{fullname}.py{sys.version_info[0]}{sys.version_info[1]}{abiflags}"
 
 
+class _Files(IndexDataCacheFile):
+    """Numba's data files, named by the signature that each holds.
+
+    Numba itself numbers them and keeps an index. Two processes that compile different signatures at the same
+    time can then take the same number, and a later process runs machine code of the wrong signature.
+    """
+
+    def __init__(self, folder: str, name: str, stamp: str) -> None:
+        super().__init__(folder, name, stamp)
+        self.name = name
+
+    def save(self, key: Any, data: Any) -> None:
+        self._save_data(self._file_of(key), data)
+
+    def load(self, key: Any) -> Any:
+        try:
+            return self._load_data(self._file_of(key))
+        except FileNotFoundError:
+            return None
+
+    def flush(self) -> None:
+        for path in Path(self._cache_path).glob(f"{self.name}.*.nbc"):
+            path.unlink(missing_ok=True)
+
+    def _file_of(self, key: Any) -> str:
+        digest = hashlib.sha256(repr((nb.__version__, key)).encode()).hexdigest()
+        return f"{self.name}.{digest[:16]}.nbc"
+
+
 class KernelCache(FunctionCache):
     """Numba's cache on disk, fresh only as long as no source file of the kernels has changed.
 
@@ -67,6 +97,10 @@ class KernelCache(FunctionCache):
     """
 
     _impl_class = _KernelCacheImpl
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, source_checksum())
 
 
 def kernel(function: Callable[..., Any]) -> Any:
