@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from minicore.cli.options import (
+    Options,
     alpha_option,
     chosen_workers,
     json_option,
@@ -35,46 +36,54 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", metavar="FILE", required=True, help="File to write the clusters to."
     )
     json_option(parser)
-    clusters = parser.add_argument_group("clusters")
-    clusters.add_argument(
+    cluster_options(parser.add_argument_group("clusters"))
+    set_options(parser.add_argument_group("core sets"))
+    worker_options(parser)
+
+
+def cluster_options(group: Options) -> None:
+    """Add the options of the clustering."""
+    group.add_argument(
         "--no-labels", action="store_true", help="Ignore labels and cluster with k-means instead."
     )
-    clusters.add_argument(
+    group.add_argument(
         "--k",
         metavar="K",
         type=int,
         help="Number of k-means clusters (default: the elbow of the error curve).",
     )
-    clusters.add_argument(
+    group.add_argument(
         "--layer",
         metavar="L",
         type=int,
         help="Layer whose core sets are clustered (default: at 25/32 of the depth).",
     )
-    seed_option(clusters, "k-means")
-    sets = parser.add_argument_group("core sets")
-    sets.add_argument(
+    seed_option(group, "k-means")
+
+
+def set_options(group: Options) -> None:
+    """Add the options of the core sets that are clustered."""
+    group.add_argument(
         "--predictor",
         metavar="P",
         default="stability",
         help="Predictor that makes the sets (default stability).",
     )
-    alpha_option(sets)
-    sets.add_argument(
+    alpha_option(group)
+    group.add_argument(
         "--beta",
         metavar="B",
         type=float,
         default=0.4,
         help="Fraction of each layer's neurons to keep (default 0.4).",
     )
-    sets.add_argument(
+    group.add_argument(
         "--max-tokens",
         metavar="N",
         type=int,
         default=512,
         help="Most tokens to read of each text (default 512).",
     )
-    worker_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

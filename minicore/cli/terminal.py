@@ -8,14 +8,10 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from minicore.backends.cpu.checksum import PACKAGE, cache_folder_name
 from minicore.errors import InputError
 
 if TYPE_CHECKING:
     from minicore.generation.stream import Stream
-
-# Where Numba keeps machine code by default.
-KERNELS = PACKAGE / "__pycache__" / cache_folder_name()
 
 
 def read_prompt(prompt: str) -> str:
@@ -106,8 +102,11 @@ def announce_compilation(backend: str, reading: str | None = None) -> None:
 
 def kernels_cached(reading: bool) -> bool:
     """Say whether the machine code for decoding, and for reading prompts, is on disk already."""
+    from minicore.backends.cpu.checksum import PACKAGE, cache_folder_name
+
+    folder = PACKAGE / "__pycache__" / cache_folder_name()  # where Numba keeps machine code by default
     names = ["step.step", "prefill.causal_softmax"][: 1 + reading]
-    if "NUMBA_CACHE_DIR" not in os.environ and all(any(KERNELS.glob(f"{name}.*.nbc")) for name in names):
+    if "NUMBA_CACHE_DIR" not in os.environ and all(any(folder.glob(f"{name}.*.nbc")) for name in names):
         return True
     from minicore.backends.cpu import decoder as cpu  # imports Numba: not needed before the first token
 
