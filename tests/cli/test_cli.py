@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -119,7 +118,8 @@ def test_ctrl_c_from_the_terminal_exits_130_without_a_traceback():
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
-        time.sleep(2)  # it waits for the prompt by now, whatever it was doing
+        child.stdin.write(b"a bird sang " * 100_000)  # more than a pipe holds: the child is reading
+        child.stdin.flush()
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130
