@@ -110,6 +110,16 @@ def read_config(
     ------
     InputError
         If the family or a setting is not supported.
+
+    Examples
+    --------
+    >>> import json
+    >>> from minicore.checkpoint import names, safetensors
+    >>> folder = names.resolve("minicore-opt-core")
+    >>> values = json.loads((folder / "config.json").read_text())
+    >>> family, config, prefix = read_config(values, folder, safetensors.read_directory(folder))
+    >>> prefix, config.n_neurons
+    ('model.decoder.', 2048)
     """
     settings = Settings(values, source)
     kind = settings.get("model_type")
@@ -127,10 +137,25 @@ def read_metadata(
 ) -> tuple[GGUFFamily, ModelConfig]:
     """Return family and config for the metadata and tensors of a GGUF file.
 
+    Parameters
+    ----------
+    values : mapping
+        The metadata.
+    source : Path
+        The file, for messages.
+    tensors : mapping of str to Tensor
+        The tensors in the file.
+
     Raises
     ------
     InputError
         If the architecture or a setting is not supported.
+
+    Examples
+    --------
+    >>> read_metadata({"general.architecture": "bert"}, Path("model.gguf"), {})
+    Traceback (most recent call last):
+    minicore.errors.InputError: model.gguf: general.architecture is 'bert', expected llama, qwen2 or gpt2
     """
     kind = values.get("general.architecture")
     if not isinstance(kind, str) or kind not in GGUF_FAMILIES:

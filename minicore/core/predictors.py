@@ -1,9 +1,9 @@
 """Predictors: ways to choose a sentence's neurons while its prompt is read. A few lines each, in one table.
 
-A predictor gives every neuron of a layer a score; decoding keeps the neurons that score highest. Or it sets
-a limit by which every token chooses for itself. What scores and limits are made of is either summed up over
-the prompt (a statistic, see statistics.py) or handed in (norms of the model's weights, clusters of other
-texts). Both come as arrays by name, and no model is seen here.
+A predictor gives every neuron of a layer a score, and decoding keeps the neurons with the highest scores. Or
+it sets a limit by which every token selects its own neurons. Scores and limits are computed from statistics
+of the prompt (see statistics.py) and from arrays that the caller provides (norms of weights, clusters of
+other texts). Both are arrays by name; no model is needed here.
 """
 
 from __future__ import annotations

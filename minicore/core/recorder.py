@@ -1,4 +1,4 @@
-"""The recorder: it collects a predictor's statistics while the prompt is read, then selects the neurons."""
+"""The recorder: collect a predictor's statistics while the prompt is read, then make its selection."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Array = np.ndarray
 
 
 class Recorder:
-    """Collects the statistics of a predictor during prefill, then returns its selection.
+    """Collects the statistics of a predictor during prefill, and makes the selection from them.
 
     Parameters
     ----------
     predictor : str
-        Name in the table, or ``SET+RULE``.
+        Name in the table of predictors, or ``SET+RULE``.
     alpha : float
         Fraction of a token's positive activations kept, in (0, 1].
     beta : float, str or sequence of float
@@ -34,23 +34,23 @@ class Recorder:
     layers : sequence of int
         Layers to restrict; nothing is recorded for the others.
     n_layers, n_neurons : int
-        The model's.
+        Number of layers and FFN width of the model.
     budget : str
-        How beta is distributed over the layers, a name of :data:`BUDGETS`.
+        How beta is distributed over the layers, a name in :data:`BUDGETS`.
     gamma : float, str, sequence of float or None
         Like beta, for the set of a cluster; None is beta.
     token_beta : float, str, sequence of float or None
-        Like beta, for the token rule within a set.
+        Like beta, for a token rule inside a core set.
     given : mapping of str to (n_layers, n_neurons) array
-        The predictor's inputs other than the prompt.
+        Arrays that the predictor uses in addition to statistics of the prompt.
     clusters : Clusters or None
-        Input of similarity-guided prediction and of ``static``.
+        Clusters of other texts, for similarity-guided prediction and ``static``.
     embedding : (d,) array or None
         The embedding of the prompt, for clusters of embeddings.
     window : int or None
-        Record only this many tokens at the end. None is the predictor's default, usually all.
+        Record only this many tokens at the end of the prompt; None is the predictor's default, usually all.
     wanted : float
-        Expected recall above which ``auto`` treats the prompt's set as stable.
+        Predicted recall from which on ``auto`` treats the prompt's core set as stable.
     gated : bool
         Whether the FFN has a gate. Without one, statistics of gates read the activations themselves.
     settings : mapping
@@ -59,9 +59,9 @@ class Recorder:
     Attributes
     ----------
     used, why : str
-        After :meth:`core`: the predictor that made the selection, and why, where ``auto`` decided.
+        After :meth:`core`: the predictor that made the selection, and the reason if ``auto`` chose it.
     fixed : bool
-        Whether it has all its statistics and ignores prompts that follow.
+        Whether recording is complete, so that later prompts are not recorded.
     """
 
     def __init__(
@@ -101,11 +101,8 @@ class Recorder:
         if window is not None and window < 1:
             raise InputError(f"window is {window}, expected 1 or more tokens")
         self.window = self.row.window if window is None else window
-        self.budget, self.wanted, self.settings = (
-            budget,
-            check_fraction("wanted", wanted),
-            dict(settings or {}),
-        )
+        self.budget, self.settings = budget, dict(settings or {})
+        self.wanted = check_fraction("wanted", wanted)
         self.clusters, self.embedding = self._check_clusters(clusters, embedding), embedding
         self.given = self._check_given(given or {})
         self.gated, self.fixed = gated, False
@@ -113,20 +110,21 @@ class Recorder:
         self.start(None)
 
     def _check_clusters(self, clusters: Clusters | None, embedding: Array | None) -> Clusters | None:
-        reads = self.row.checks_stability or "cluster_frequency" in self.row.given
-        if clusters is None or not (reads or "frequency" in self.row.given):
+        if clusters is None or not (self._uses_cluster or "frequency" in self.row.given):
             if "cluster_frequency" in self.row.given:
                 raise InputError(
-                    f"predictor {self.predictor} needs clusters, such as `minicore cluster fit` makes"
+                    f"predictor {self.predictor} needs clusters, such as from `minicore cluster fit`"
                 )
             return None
         if (clusters.n_layers, clusters.n_neurons) != (self.n_layers, self.n_neurons):
-            raise InputError(f"{clusters!r} are another model's, expected {self.n_layers} x {self.n_neurons}")
-        if reads and clusters.layer is None and embedding is None:
+            raise InputError(
+                f"{clusters!r} belong to another model, expected {self.n_layers} x {self.n_neurons} neurons"
+            )
+        if self._uses_cluster and clusters.layer is None and embedding is None:
             raise InputError(f"{clusters!r} need the prompt's embedding")
         fitted = clusters.settings.get("alpha", self.alpha)
-        if reads and clusters.layer is not None and fitted != self.alpha:
-            raise InputError(f"the clusters were fitted with alpha {fitted}, alpha is {self.alpha}")
+        if self._uses_cluster and clusters.layer is not None and fitted != self.alpha:
+            raise InputError(f"the clusters were fitted with alpha {fitted}, but alpha is {self.alpha}")
         return clusters
 
     def _check_given(self, given: Mapping[str, Array]) -> dict[str, Array]:
@@ -135,10 +133,10 @@ class Recorder:
             arrays["frequency"] = self.clusters.frequency()
         for name in self.row.given:
             if name == "cluster_frequency":
-                continue  # known once the prompt has its cluster
+                continue  # depends on the prompt's cluster
             if name not in arrays:
-                what = "clusters fitted on other texts" if name == "frequency" else f"{name}, an array"
-                raise InputError(f"predictor {self.predictor} needs {what}")
+                needed = "clusters fitted on other texts" if name == "frequency" else f"the array {name}"
+                raise InputError(f"predictor {self.predictor} needs {needed}")
             if arrays[name].shape != (self.n_layers, self.n_neurons):
                 raise InputError(
                     f"{name} has shape {arrays[name].shape}, expected ({self.n_layers}, {self.n_neurons})"
@@ -146,26 +144,38 @@ class Recorder:
         return arrays
 
     @property
+    def _uses_cluster(self) -> bool:
+        """Whether the predictor may use the prompt's cluster."""
+        return self.row.checks_stability or "cluster_frequency" in self.row.given
+
+    @property
     def _assigns(self) -> bool:
-        """Whether the prompt's own set says which cluster it belongs to."""
-        reads = self.row.checks_stability or "cluster_frequency" in self.row.given
-        return reads and self.clusters is not None and self.clusters.layer is not None
+        """Whether the prompt's cluster is found from its core set."""
+        return self._uses_cluster and self.clusters is not None and self.clusters.layer is not None
 
     def start(self, n_tokens: int | None, adders: Mapping[str, Adder] | None = None) -> None:
-        """Forget what was recorded and prepare for that many tokens (None: any number).
+        """Discard all statistics and prepare for a prompt of n tokens, or of any length if None.
 
-        A window and the stability test have to know where the prompt ends. ``adders`` are a backend's
-        faster sums (:class:`~minicore.core.statistics.Recording`).
+        A window and the stability test need the length. ``adders`` are a backend's faster implementations of
+        statistics (see :class:`~minicore.core.statistics.Recording`).
         """
         layers, records = list(self.layers), list(self.row.records)
         if self._assigns and self.clusters:
             layers = sorted({*layers, self.clusters.layer or 0})
             records += find_predictor(str(self.clusters.settings.get("predictor", "stability"))).records
         self.n_tokens = n_tokens
-        self._recording = None  # its memory is free before more is asked for
+        self._recording = None  # free its memory first
         first = max(n_tokens - self.window, 0) if n_tokens and self.window else 0
         marks = growth_marks(n_tokens) if n_tokens and self.row.checks_stability else []
-        self._recording = Recording(records, layers, self.n_neurons, self.alpha, first, marks, adders)
+        self._recording = Recording(
+            records,
+            layers,
+            self.n_neurons,
+            alpha=self.alpha,
+            first=first,
+            marks=marks,
+            adders=adders,
+        )
 
     @property
     def recording(self) -> Recording:
@@ -174,22 +184,22 @@ class Recorder:
         return self._recording
 
     def update(self, layer: int, a: Array, reads: str = "post") -> None:  # (n_tokens, n_neurons)
-        """Add one chunk's activations of one layer; ``reads`` says which, see :class:`Statistic`."""
+        """Add a chunk of activations of one layer; ``reads`` is their kind, see :class:`Statistic`."""
         self.recording.update(layer, a, reads)
 
     def hooks(self) -> Iterator[tuple[str, Callable[[Array], None]]]:
-        """Yield the names of the tensors to record, and what is to see each."""
+        """Yield the name of each hook to record, and the function that takes its tensor."""
         names = {"post": "mlp.hook_post", "gate": "mlp.hook_gate" if self.gated else "mlp.hook_post"}
         for layer in self.recording.layers:
             for reads in self.recording.reads:
                 yield f"blocks.{layer}.{names[reads]}", partial(self.update, layer, reads=reads)
 
     def fix(self) -> None:
-        """Keep what is recorded: prompts that follow are not to be recorded."""
+        """Mark recording as complete: later prompts are not recorded."""
         self.fixed = True
 
     def scores(self, predictor: str | None = None) -> dict[int, Array]:
-        """Return the restricted layers' (n_neurons,) scores so far, of this or another row of the table."""
+        """Return the scores (n_neurons,) of each restricted layer so far, of this or another predictor."""
         row = find_predictor(predictor) if predictor else self.row
         if row.scores is None:
             return {}
@@ -203,10 +213,10 @@ class Recorder:
         return {"alpha": np.array(self.alpha)} | self.recording.totals[layer] | of_layer
 
     def cluster(self) -> int:
-        """Return the cluster that the prompt so far belongs to."""
+        """Return the cluster of the prompt, as far as it has been read."""
         clusters = self.clusters
         if clusters is None:
-            raise InputError("there are no clusters to assign the prompt to")
+            raise InputError("the prompt cannot be assigned to a cluster, expected clusters")
         if clusters.layer is None:
             return clusters.assign(np.asarray(self.embedding))
         row = find_predictor(str(clusters.settings.get("predictor", "stability")))
@@ -216,21 +226,20 @@ class Recorder:
         return clusters.assign(core_vector(core_from_scores(scores, beta), self.n_neurons))
 
     def verdict(self) -> Verdict:
-        """Return whether the prompt's set is settled; :meth:`start` must have been told its length."""
+        """Return the result of the stability test. It needs the prompt's length in :meth:`start`."""
         if self.n_tokens is None:
-            raise InputError("the stability test needs the prompt's length before it is read")
+            raise InputError("the stability test needs the prompt's length before the prompt is read")
         marks = growth_marks(self.n_tokens)
         at_mark = [self.recording.at_mark[mark] for mark in marks]
-        counts = [np.stack([step[layer]["counts"] for layer in self.layers]) for step in at_mark]
+        counts = [np.stack([prefix[layer]["counts"] for layer in self.layers]) for prefix in at_mark]
         return is_stable(counts, self.n_tokens, self.wanted)
 
     def core(
         self, beta: Beta | None = None, budget: str | None = None, token_beta: Beta | None = None
     ) -> Selection | None:
-        """Return the selection that the statistics so far predict; None stands for dense.
+        """Return the selection from the statistics so far; None is dense.
 
-        Another beta, budget or token_beta than the recorder's own may be asked for: one prefill serves
-        them all.
+        beta, budget and token_beta override the recorder's own, so one prefill serves several settings.
         """
         self.used = self._resolve() if self.row.checks_stability else self.predictor
         row = find_predictor(self.used)
@@ -239,37 +248,44 @@ class Recorder:
         beta = self.beta if beta is None else beta
         if "cluster_frequency" in row.given and self.gamma is not None:
             beta = self.gamma
-        said = {
-            "predictor": self.used,
-            "alpha": self.alpha,
-            "beta": plain(beta),
-            "budget": budget or self.budget,
-        }
-        said |= {"prompt_tokens": self.n_tokens} if self.n_tokens is not None else {}
-        said |= {"why": self.why} if self.why else {}
-        said |= self.settings
-        core = None
+        budget = budget or self.budget
+        settings, core = self._selection_settings(beta, budget), None
+        token_beta = self.token_beta if token_beta is None else token_beta
+        if row.limit and row.scores:
+            settings["token_beta"] = plain(beta if token_beta is None else token_beta)
         if row.scores:
-            betas = layer_betas(beta, len(self.layers))
-            neurons = BUDGETS[budget or self.budget](self.scores(self.used), betas)
-            core = CoreSet(neurons, self.n_neurons, self.n_layers, said)
+            neurons = BUDGETS[budget](self.scores(self.used), layer_betas(beta, len(self.layers)))
+            core = CoreSet(neurons, self.n_neurons, self.n_layers, settings)
         if row.limit is None:
             return core
-        token_beta = self.token_beta if token_beta is None else token_beta
-        share = token_beta if core and token_beta is not None else beta
+        beta = token_beta if row.scores and token_beta is not None else beta
         limits = {
-            layer: row.limit(self._arrays(layer, self.given), one, self.n_neurons)
-            for layer, one in zip(self.layers, layer_betas(share, len(self.layers)), strict=True)
+            layer: row.limit(self._arrays(layer, self.given), fraction, self.n_neurons)
+            for layer, fraction in zip(self.layers, layer_betas(beta, len(self.layers)), strict=True)
         }
-        said |= {"token_beta": plain(share)} if core else {}
-        return TokenRule(str(row.kind), limits, self.n_neurons, self.n_layers, core, said)
+        return TokenRule(
+            kind=str(row.kind),
+            limits=limits,
+            n_neurons=self.n_neurons,
+            n_layers=self.n_layers,
+            core=core,
+            settings=settings,
+        )
+
+    def _selection_settings(self, beta: Beta, budget: str) -> dict[str, Any]:
+        """Return how a selection is made, as JSON values."""
+        settings = {"predictor": self.used, "alpha": self.alpha, "beta": plain(beta), "budget": budget}
+        settings |= {"prompt_tokens": self.n_tokens} if self.n_tokens is not None else {}
+        settings |= {"why": self.why} if self.why else {}
+        return settings | self.settings
 
     def _resolve(self) -> str:
-        """Return the row that the stability test leads to, and note why."""
+        """Return the predictor that the stability test selects, and store the reason."""
         verdict = self.verdict()
-        used = "stability" if verdict.stable else "similarity" if self.clusters else "dense"
-        without = (
-            "" if verdict.stable or self.clusters else "; without clusters dense decoding is the safe choice"
-        )
-        self.why = f"{verdict}{without}"
-        return used
+        self.why = str(verdict)
+        if verdict.stable:
+            return "stability"
+        if self.clusters:
+            return "similarity"
+        self.why += "; dense decoding, because there are no clusters"
+        return "dense"

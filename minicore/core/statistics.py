@@ -1,7 +1,7 @@
-"""Statistics that predictors read: sums over the tokens of a prompt, accumulated chunk by chunk.
+"""Statistics that predictors use: sums over the tokens of a prompt, accumulated chunk by chunk.
 
-Every statistic is a sum over tokens: its size does not depend on the length of the prompt. Tokens are added
-one after the other, so that not a bit of it depends on how the prompt was cut into chunks.
+The size of a statistic does not depend on the length of the prompt. Tokens are added in order, so the result
+is bit-identical for every division of the prompt into chunks.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from minicore.errors import InputError, unknown
 
 Array = np.ndarray
 
-Adder = Callable[[Array, Array, float], Array]  # total so far, activations of more tokens, alpha -> total
+Adder = Callable[[Array, Array, float], Array]  # total so far, activations of further tokens, alpha -> total
 
-GATE_SHIFT = 14  # bits of a float32 that a gate's bin forgets: bins are 2**-9 wide, relative to their value
+GATE_SHIFT = 14  # low bits of a float32 that a gate's bin drops: bins have a relative width of 2**-9
 
 
 def add_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,), (n_tokens, n_neurons)
@@ -30,37 +30,37 @@ def add_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,), 
 
 
 def add_magnitude_counts(total: Array, a: Array, alpha: float) -> Array:
-    """Count the tokens that have each neuron among the top alpha of their non-zero |a|."""
+    """Count the tokens for which each neuron is in the top alpha of the non-zero |a|."""
     return add_counts(total, np.abs(a), alpha)
 
 
 def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:
-    """Add each token's (a / ||a||)**2, its relative energy. A token whose activations are 0 adds nothing."""
-    for row in a:  # in token order and in float64: the sum is the same however the prompt was cut
+    """Add each token's relative energy (a / ||a||)**2. A token whose activations are all 0 adds nothing."""
+    for row in a:  # in token order, so that the sum does not depend on the chunks
         energy = np.square(row, dtype=np.float64)
-        if (whole := energy.sum()) > 0:
-            total += energy / whole
+        if (norm := energy.sum()) > 0:
+            total += energy / norm
     return total
 
 
 def add_rank_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons, n_ranks), ...
-    """Count how often each neuron has each rank among its token's activations. Rank 0 is the largest."""
+    """Count how often each neuron has each rank among a token's activations. Rank 0 is the largest."""
     ranks = np.arange(total.shape[1])
     if total.dtype == np.uint16 and int(total[:, 0].sum(dtype=np.int64)) + len(a) > np.iinfo(np.uint16).max:
-        total = total.astype(np.uint32)  # each token has one neuron of rank 0
+        total = total.astype(np.uint32)  # column 0 sums to the number of tokens
     for row in a:
         total[np.argsort(-row, kind="stable")[: len(ranks)], ranks] += 1
     return total
 
 
 def add_positives(total: Array, a: Array, alpha: float) -> Array:  # (2,), (n_tokens, n_neurons)
-    """Count the tokens, and their positive activations."""
+    """Count the tokens and their positive activations."""
     total += len(a), np.count_nonzero(a > 0)
     return total
 
 
 def add_gate_bins(total: Array, gate: Array, alpha: float) -> Array:  # (n_bins,), (n_tokens, n_neurons)
-    """Count gates by magnitude. The bits of positive floats order them as their values do."""
+    """Count gates by magnitude. Positive floats have the same order as their bit patterns."""
     bits = np.abs(gate, dtype=np.float32).view(np.uint32) >> GATE_SHIFT
     total += np.bincount(bits.ravel(), minlength=len(total))
     return total
@@ -68,10 +68,10 @@ def add_gate_bins(total: Array, gate: Array, alpha: float) -> Array:  # (n_bins,
 
 @dataclass(frozen=True)
 class Statistic:
-    """A sum over tokens: its update, its shape and dtype, and the activations it reads.
+    """A sum over tokens: its update, its shape and dtype, and the activations that it reads.
 
-    ``reads`` is ``post`` for a, what multiplies ``w_out``, or ``gate`` for the activated gate (a itself
-    in families without one).
+    ``reads`` is ``post`` for a, the vector that multiplies ``w_out``, or ``gate`` for the activated gate (a
+    itself in families without a gate).
     """
 
     add: Adder
@@ -115,19 +115,20 @@ class Recording:
     Parameters
     ----------
     statistics : iterable of str
-        Names of :data:`STATISTICS`.
+        Names in :data:`STATISTICS`.
     layers : sequence of int
         Layers to record.
     n_neurons : int
         FFN width.
     alpha : float
-        Fraction of a token's positive activations that is kept, in (0, 1].
+        Fraction of a token's positive activations kept, in (0, 1].
     first : int
-        Tokens before this one are not recorded.
+        Index of the first token to record.
     marks : sequence of int
-        Numbers of recorded tokens after which the statistics are kept as they stand, in ``at_mark``.
+        Numbers of recorded tokens after which a copy of the statistics is stored in ``at_mark``.
     adders : mapping of str to callable or None
-        Functions with the results of the statistics' own ``add``, such as compiled ones, to use instead.
+        Replacements for the ``add`` function of some statistics, such as compiled ones. Results must be
+        equal.
 
     Attributes
     ----------
@@ -167,16 +168,16 @@ class Recording:
 
     def update(self, layer: int, a: Array | DeviceActivations, reads: str = "post") -> None:
         # (n_tokens, n_neurons)
-        """Add one chunk's activations of one layer.
+        """Add a chunk of activations of one layer.
 
         Raises
         ------
         InputError
-            If they have another width, or hold NaN or infinity; the sentence names layer and token.
+            If the width is wrong, or a value is NaN or infinite. The message names layer and token.
 
         Examples
         --------
-        The first token's core is neuron 0, the second's neuron 1:
+        The core of the first token is neuron 0, that of the second token is neuron 1:
 
         >>> recording = Recording(["counts"], layers=[0], n_neurons=4, alpha=0.5)
         >>> recording.update(0, np.array([[3, 2, 0, 0], [1, 5, 0, 0]], np.float32))
@@ -190,11 +191,11 @@ class Recording:
                 f"activations of layer {layer} have shape {a.shape}, expected (n_tokens, {self.n_neurons})"
             )
         seen = self._seen[layer, reads]
-        here = a if isinstance(a, np.ndarray) else a.fetch_if_not_finite()
-        if not np.isfinite(here).all():
-            bad = int(np.isfinite(here).all(axis=1).argmin())
-            kind = "NaN" if np.isnan(here[bad]).any() else "infinity"
-            raise InputError(f"activations of layer {layer} hold {kind}, first in token {seen + bad}")
+        values = a if isinstance(a, np.ndarray) else a.fetch_if_not_finite()
+        if not np.isfinite(values).all():
+            bad = int(np.isfinite(values).all(axis=1).argmin())
+            kind = "NaN" if np.isnan(values[bad]).any() else "infinity"
+            raise InputError(f"activations of layer {layer} contain {kind}, first in token {seen + bad}")
         self._seen[layer, reads] = seen + len(a)
         a = a[max(self.first - seen, 0) :]
         seen = max(seen - self.first, 0)

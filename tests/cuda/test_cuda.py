@@ -298,7 +298,7 @@ def test_nan_among_activations_on_the_device_is_an_error(rows):
     a = np.ones((3, 8), np.float32)
     a[1, 5] = np.nan
     recorder = Recording(["counts"], [2], 8)
-    with pytest.raises(InputError, match="layer 2 hold NaN, first in token 1"):
+    with pytest.raises(InputError, match="layer 2 contain NaN, first in token 1"):
         recorder.update(2, rows(a, bad=True))
     recorder.update(2, rows(np.ones((3, 8), np.float32), bad=True))  # the NaN was another layer's
 

@@ -102,7 +102,7 @@ def test_what_is_not_finite_is_refused_by_layer_and_token(bad, kind):
     recorder = Recorder("griffin", 0.4, 0.4, [2, 5], 6, 4)
     recorder.update(5, a)
     a[1, 2] = bad
-    with pytest.raises(mc.InputError, match=f"layer 5 hold {kind}, first in token 4"):
+    with pytest.raises(mc.InputError, match=f"layer 5 contain {kind}, first in token 4"):
         recorder.update(5, a)
     recorder.update(3, a)  # nobody looks at this layer
 

@@ -210,7 +210,7 @@ def test_embeddings_cluster_and_assign(model):
 
 
 def test_another_alpha_than_the_clusters_is_refused(model):
-    with pytest.raises(mc.InputError, match="fitted with alpha 0.4, alpha is 0.3"):
+    with pytest.raises(mc.InputError, match="fitted with alpha 0.4, but alpha is 0.3"):
         mc.predict(model, [5, 6], "similarity", alpha=0.3, clusters=clusters_of(model))
 
 

@@ -103,7 +103,7 @@ def test_auto_takes_a_stable_prompts_own_set(model):
 def test_auto_decodes_an_unstable_prompt_densely_without_clusters(model):
     out = model.generate(prompt(model), predictor="auto", wanted=1.0, max_new_tokens=3)
     assert out.core is None and out.stats["core_fraction"] == 1
-    assert out.stats["predictor_used"] == "dense" and "without clusters dense" in out.stats["why"]
+    assert out.stats["predictor_used"] == "dense" and "there are no clusters" in out.stats["why"]
     assert "not stable" in mc.predict(model, prompt(model), "auto", wanted=1.0).settings["why"]
 
 
