@@ -99,11 +99,12 @@ def test_paths_exist(page):
 
 
 @pages
-def test_pointers_name_what_is_there(page):
+def test_pointers_name_what_is_defined_there(page):
     for path, names in (row.groups() for row in map(POINTER.match, prose(page).splitlines()) if row):
         for name in re.findall(r"`([^`]+)`", names):
             text = (ROOT / path).read_text(encoding="utf-8")
-            assert re.search(rf"\b{re.escape(name)}\b", text), f"{page.name}: {name} is not in {path}"
+            defined = rf"(?:def|class|function) {name}\b|^{name}\b.*="
+            assert re.search(defined, text, re.MULTILINE), f"{page.name}: {name} is not in {path}"
 
 
 @pages
