@@ -1,5 +1,6 @@
 """``python -m minicore.lm_eval`` is the harness's command ``lm_eval`` with the model ``minicore`` in it."""
 
+import importlib.util
 import sys
 import warnings
 from typing import Any
@@ -36,3 +37,5 @@ def __getattr__(name: str) -> Any:
 
 if __name__ == "__main__":
     sys.exit(main())
+elif importlib.util.find_spec("lm_eval"):  # importing this module registers the model, as before version 0.2
+    import minicore.evaluation.lm_eval  # noqa: F401
