@@ -17,7 +17,7 @@ def mean(x: Array) -> Array:  # (..., n) -> (...)
 
 
 def exp_mean(x: Array) -> Array:  # (..., n) -> (...)
-    """Return exp of the mean over the last axis: of nats a perplexity, of their difference a ratio.
+    """Return exp of the mean over the last axis: perplexity from nats, a ratio from differences of nats.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def exp_mean(x: Array) -> Array:  # (..., n) -> (...)
 
 
 def rhos(drawn: Array) -> Array:  # (n_resamples, n, 2) -> (n_resamples,)
-    """Return the rank correlation of each resample's columns."""
+    """Return the rank correlation of the two columns of each resample."""
     return np.array([spearman(rows[:, 0], rows[:, 1]) for rows in drawn])
 
 
@@ -40,25 +40,30 @@ def bootstrap(
     n_resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float, float]:  # (n, ...) -> 3 floats
-    """Return a statistic of the rows of x and its percentile interval when rows are drawn anew.
+    """Return a statistic of the rows of x, and its percentile interval from resampled rows.
 
     Parameters
     ----------
     x : (n, ...) array
-        A row an independent observation, such as a text.
+        Each row is an independent observation, such as a text.
     statistic : callable
         From (n_resamples, n, ...) to (n_resamples,).
     seed : int
-        Of the generator that draws; the same seed gives the same interval.
+        Random seed; the same seed gives the same interval.
     n_resamples : int
-        Times that n rows are drawn with replacement.
+        How often n rows are drawn with replacement.
     level : float
         Share of the resampled statistics that the interval covers.
 
     Returns
     -------
     estimate, low, high : float
-        The statistic of x and the interval's ends (Efron & Tibshirani 1993, ch. 13).
+        The statistic of x, and the ends of the interval (Efron & Tibshirani 1993, ch. 13).
+
+    Raises
+    ------
+    InputError
+        If x has no rows.
 
     Examples
     --------
@@ -67,14 +72,14 @@ def bootstrap(
     """
     x = np.asarray(x)
     if not len(x):
-        raise InputError("there is nothing to draw a bootstrap interval from, expected at least one row")
+        raise InputError("a bootstrap interval needs at least one row, and there is none")
     rows = np.random.default_rng(seed).integers(0, len(x), (n_resamples, len(x)))
     low, high = np.quantile(statistic(x[rows]), [(1 - level) / 2, (1 + level) / 2])
     return float(statistic(x[None])[0]), float(low), float(high)
 
 
 def ranks(x: Array) -> Array:  # (n,) -> float64 (n,)
-    """Return each entry's rank from 1 upwards; equal entries share the mean of their ranks.
+    """Return the rank of each entry, from 1 up; equal entries share the mean of their ranks.
 
     Examples
     --------
@@ -87,7 +92,7 @@ def ranks(x: Array) -> Array:  # (n,) -> float64 (n,)
 
 
 def spearman(x: Array, y: Array) -> float:  # (n,), (n,) -> in [-1, 1]
-    """Return the correlation of the ranks; 0 where one side has no spread to correlate with.
+    """Return Spearman's rank correlation; 0 if all entries of one side are equal.
 
     Examples
     --------
@@ -95,7 +100,7 @@ def spearman(x: Array, y: Array) -> float:  # (n,), (n,) -> in [-1, 1]
     (1.0, 0.0)
     """
     if np.isnan(x).any() or np.isnan(y).any():
-        raise InputError("a rank correlation of NaN is not defined, expected numbers")
+        raise InputError("the rank correlation of NaN is not defined, expected numbers")
     a, b = ranks(x) - (len(x) + 1) / 2, ranks(y) - (len(y) + 1) / 2
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale else 0.0

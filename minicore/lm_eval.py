@@ -1,4 +1,4 @@
-"""``python -m minicore.lm_eval`` is the harness's command ``lm_eval`` with the model ``minicore`` in it."""
+"""``python -m minicore.lm_eval`` runs the command ``lm_eval`` of the harness with the model ``minicore``."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ from minicore.errors import InputError
 
 
 def main() -> int:
-    """Run the harness; return 2 for bad input, told in one sentence."""
+    """Run the harness; return 2 after one sentence on stderr if the input is bad."""
     try:
         from lm_eval.__main__ import cli_evaluate
 

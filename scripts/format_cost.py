@@ -1,9 +1,9 @@
-"""What each weight format costs in perplexity, and what of that is the rounding of weights, inputs or cache.
+"""What each weight format costs in perplexity, and how much comes from rounding weights, inputs and cache.
 
 Usage: python scripts/format_cost.py TEXT -m MODEL [--passages 24] [--json FILE]
 
-Of each passage the first 256 tokens are the prompt; perplexity is that of the next 256. Printed is its ratio
-to float32's on the same passages, with the 95% interval of a bootstrap over passages.
+The first 256 tokens of a passage are the prompt; perplexity is that of the next 256. Prints its ratio to
+float32's on the same passages, with a 95% bootstrap interval over passages.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def rounded_inputs(x: Array, w: Array, b: Array | None = None) -> Array:
     return ops.linear(fake_quantize(x), w, b)
 
 
-# what is measured: weights' dtype, products if not those of the format, the cache's dtype
+# name: dtype of the weights, matrix products if not the format's own, dtype of the cache
 WAYS = {
     "float32": ("float32", None, "float32"),
     "cache in bfloat16 alone": ("float32", None, "bfloat16"),
@@ -52,7 +52,7 @@ WAYS = {
 
 
 def with_products(linear: Callable[..., Array]) -> Any:
-    """Return the compiled maths with matrix products taken from another function."""
+    """Return the compiled maths with other matrix products."""
     others = {"linear": linear, "linears": lambda x, weights: [linear(x, *w) for w in weights]}
     return SimpleNamespace(**(vars(compiled) | others))
 

@@ -1,10 +1,10 @@
-"""Ways to lose less at the same number of neurons, tried beside GRIFFIN: the trials of docs/quality.md.
+"""Ways to lose less than GRIFFIN with the same number of neurons: the trials of docs/quality.md.
 
 Usage: python scripts/frontier_trials.py TEXT -m MODEL [--passages 6] [-o ROWS.jsonl]
 
-Every way is measured as `minicore eval quality` measures predictors: 256 tokens of prompt, the next 256 read
-with the choice made from the prompt. Printed is KL(dense || core) beside the baseline's on the same passages.
-With -o a stopped run goes on.
+Each way is measured as `minicore eval quality` measures predictors: a prompt of 256 tokens, and the next 256
+read with the neurons chosen from the prompt. Prints KL(dense || core), also relative to GRIFFIN's on the same
+passages. With -o, a run that was stopped resumes.
 """
 
 import argparse
@@ -34,20 +34,20 @@ HALF_LIFE = 64  # tokens, of the recent prompt's weight
 
 
 class Prompt:
-    """What a dense reading of a text shows: activations, up projections and the residual stream's norms."""
+    """Activations, up projections and norms of the residual stream from a dense reading of a text."""
 
     def __init__(self, model: Model, ids: Array) -> None:
         seen: dict[str, list[Array]] = {}
 
-        def tap(name: str, value: Array) -> None:
+        def collect(name: str, value: Array) -> None:
             if name.endswith(("mlp.hook_post", "mlp.hook_pre_linear")):
                 seen.setdefault(name, []).append(value.copy())
             if name.endswith("hook_resid_mid"):
                 seen.setdefault(name, []).append(np.linalg.norm(value, axis=1))
 
-        prefill(model, ids, KVCache(model.config, len(ids)), tap)
+        prefill(model, ids, KVCache(model.config, len(ids)), collect)
         n_layers = range(model.config.n_layers)
-        # the first token is an attention sink whose activations are like no other's
+        # the first token is an attention sink, with activations unlike all others
         whole = {name: np.concatenate(parts)[1:].astype(np.float64) for name, parts in seen.items()}
         self.a = [whole[f"blocks.{i}.mlp.hook_post"] for i in n_layers]
         self.up = [
@@ -60,7 +60,7 @@ class Prompt:
 
 
 class Trials:
-    """A model, what other texts say about it, and the ways that choose sets."""
+    """A model, statistics of other texts, and the ways of choosing sets."""
 
     def __init__(
         self, backend: Backend, others: list[Array], conditions: Conditions, readings: list[Reading]
@@ -76,7 +76,7 @@ class Trials:
         self.weight = self._sensitivity(readings)
 
     def _sensitivity(self, readings: list[Reading]) -> Array:  # -> (n_layers,)
-        """Return what a dropped share of a layer's energy costs: KL of restricting it alone to a half."""
+        """Return each layer's cost per share of energy dropped: the KL of halving only that layer."""
         cost = np.zeros((len(readings), self.n_layers))
         for row, reading in zip(cost, readings, strict=True):
             griffin = Prompt(self.model, reading.passage.ids[: reading.conditions.prompt_tokens]).griffin
@@ -87,10 +87,11 @@ class Trials:
         return cost.mean(axis=0)
 
     def core(self, neurons: dict[int, Array]) -> mc.CoreSet:
+        """Return a core set of the model."""
         return mc.CoreSet(neurons, self.n, self.n_layers)
 
     def pooled(self, scores: dict[int, Array], beta: float) -> mc.CoreSet:
-        """Keep the best of all layers together."""
+        """Keep the best neurons of all layers taken together."""
         s = np.stack([scores[i] for i in range(self.n_layers)])
         best = np.argsort(-s, axis=None, kind="stable")[: math.floor(beta * self.n) * self.n_layers]
         kept = np.zeros(s.size, bool)
@@ -98,13 +99,13 @@ class Trials:
         return self.core({i: np.flatnonzero(row) for i, row in enumerate(kept.reshape(s.shape))})
 
     def dense_ends(self, scores: dict[int, Array], beta: float, first: int, last: int) -> mc.CoreSet:
-        """Keep the first and last layers whole, and so much less of the others."""
+        """Keep all of the first and last layers, and correspondingly less of the others."""
         inner = range(first, self.n_layers - last)
         rest = (beta * self.n_layers - first - last) / len(inner)
         return self.core(uniform({i: scores[i] for i in inner}, [rest] * len(inner)))
 
     def sets(self, p: Prompt, beta: float) -> dict[str, mc.CoreSet]:
-        """Return the sets of one prompt that keep the same number of neurons."""
+        """Return one prompt's sets, which all keep the same number of neurons."""
         g, layers, betas = p.griffin, range(self.n_layers), [beta] * self.n_layers
 
         def flat(scores: Callable[[int], Array]) -> mc.CoreSet:
@@ -136,7 +137,7 @@ class Trials:
         }
 
     def compensated(self, core: mc.CoreSet, mean: Array) -> Backend:
-        """Return the model restricted, each dropped neuron replaced by its mean activation."""
+        """Return the restricted model, in which each dropped neuron has its mean activation."""
         blocks = [dict(block) for block in self.model.restrict(core).blocks]
         for i, ids in core.neurons.items():
             dropped = np.setdiff1d(np.arange(self.n), ids)
@@ -145,7 +146,7 @@ class Trials:
         return NumpyBackend(dataclasses.replace(self.model, blocks=blocks), ops=self.backend.ops)
 
     def measure(self, reading: Reading, beta: float) -> dict[str, dict[str, float]]:
-        """Return the cost of every way on a passage."""
+        """Return what each way costs on a passage."""
         p = Prompt(self.model, reading.passage.ids[: reading.conditions.prompt_tokens])
         sets = self.sets(p, beta)
         rows = {name: reading.score(self.backend.restrict(core)) for name, core in sets.items()}
@@ -153,17 +154,17 @@ class Trials:
         rows["griffin, dropped ones at their mean"] = reading.score(self.compensated(sets["griffin"], p.mean))
         name = "prompt + other texts"
         rows[f"{name}, dropped ones at their mean"] = reading.score(self.compensated(sets[name], both))
-        for name, tap in self.tokens(p, beta).items():
-            rows[name] = reading.score(self.backend, tap)
+        for name, hook in self.tokens(p, beta).items():
+            rows[name] = reading.score(self.backend, hook)
         return rows
 
     def tokens(self, p: Prompt, beta: float) -> dict[str, Callable[[str, Array], None]]:
-        """Return taps that leave each token the same number of neurons, chosen in ways of its own."""
+        """Return hooks that let each token choose its own neurons, the same number for all tokens."""
         k, inf = math.floor(beta * self.n), np.float32(np.inf)
         wide = uniform(p.griffin, [(1 + beta) / 2] * self.n_layers)
         half = uniform(p.griffin, [beta / 2] * self.n_layers)
 
-        def tap(score: Callable[[int, Array, Array], Array]) -> Callable[[str, Array], None]:
+        def keep_best(score: Callable[[int, Array, Array], Array]) -> Callable[[str, Array], None]:
             gate = np.empty(0)
 
             def keep(name: str, a: Array) -> None:
@@ -186,13 +187,13 @@ class Trials:
 
         up = [u.astype(np.float32) for u in p.up]
         return {
-            "each token by |gate|": tap(lambda i, gate, a: gate),
-            "each token by |gate| rms(up)": tap(lambda i, gate, a: gate * up[i]),
-            "the same inside a larger griffin set": tap(
+            "each token by |gate|": keep_best(lambda i, gate, a: gate),
+            "each token by |gate| rms(up)": keep_best(lambda i, gate, a: gate * up[i]),
+            "the same inside a larger griffin set": keep_best(
                 lambda i, gate, a: raised(gate * up[i], outside(i), -inf)
             ),
-            "half griffin, half the same": tap(lambda i, gate, a: raised(gate * up[i], half[i], inf)),
-            "each token by |a|": tap(lambda i, gate, a: np.abs(a)),
+            "half griffin, half the same": keep_best(lambda i, gate, a: raised(gate * up[i], half[i], inf)),
+            "each token by |a|": keep_best(lambda i, gate, a: np.abs(a)),
         }
 
 
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("text", help="a plain text file")
     parser.add_argument("-m", "--model", default="smollm2-135m")
     parser.add_argument("--passages", type=int, default=6)
-    parser.add_argument("-o", "--output", type=Path, help="keep a line for each passage and beta here")
+    parser.add_argument("-o", "--output", type=Path, help="file for one line per passage and beta")
     args = parser.parse_args()
     if args.passages < 1:
         parser.error(f"passages is {args.passages}, expected 1 or more")
@@ -230,13 +231,13 @@ def main() -> None:
                     part.write_text("".join(json.dumps(row) + "\n" for row in done))
     for beta in (0.4, 0.8):
         of = [row["rows"] for row in done if row["beta"] == beta]
-        print(f"\n{beta} kept, {len(of)} passages: ratio to dense perplexity; KL, and beside griffin's [95%]")
+        print(f"\n{beta} kept, {len(of)} passages: ratio to dense perplexity; KL, and KL / griffin's [95%]")
         for name in of[0]:
             kl = np.array([[rows[name]["kl"], rows["griffin"]["kl"]] for rows in of])
             nats = np.mean([rows[name]["nll"] - rows[name]["dense_nll"] for rows in of])
-            beside = bootstrap(kl, lambda x: x[..., 0].mean(axis=-1) / x[..., 1].mean(axis=-1))
+            relative = bootstrap(kl, lambda x: x[..., 0].mean(axis=-1) / x[..., 1].mean(axis=-1))
             row = [f"{np.exp(nats):7.3f}", f"{kl[:, 0].mean():7.3f}"]
-            print(f"{name:42}", *row, " {:.2f} [{:.2f}, {:.2f}]".format(*beside))
+            print(f"{name:42}", *row, " {:.2f} [{:.2f}, {:.2f}]".format(*relative))
 
 
 if __name__ == "__main__":

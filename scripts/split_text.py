@@ -1,9 +1,9 @@
-"""Part a text, so that clusters are fitted on what is not measured.
+"""Split a text, so that clusters are fitted on a part that is not measured.
 
     python scripts/split_text.py wikitext2.valid.raw -o TEXTS
 
-writes TEXTS/early.jsonl, the paragraphs of more than 500 characters of the first 60%, one a line, and
-TEXTS/late.txt, everything from the next heading on.
+writes TEXTS/early.jsonl, the paragraphs of more than 500 characters in the first 60% of the text, one per
+line, and TEXTS/late.txt, everything from the next heading on.
 """
 
 import argparse
@@ -16,7 +16,7 @@ SHARE, SHORTEST = 0.6, 500
 def main() -> None:
     """Write both parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("text", type=Path, help="with headings as WikiText has them: ' = Title = '")
+    parser.add_argument("text", type=Path, help="a text with headings like WikiText's, ' = Title = '")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     text = args.text.read_text(encoding="utf-8")

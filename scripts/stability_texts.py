@@ -1,4 +1,4 @@
-"""Write the five texts that the stability test was calibrated on, 150,000 characters each.
+"""Write the five texts that calibrate the stability test, 150,000 characters each.
 
     python scripts/stability_texts.py DATA -o TEXTS
     minicore eval stability TEXTS/{novel,wiki,nq,tr,sci}.txt -m smollm2-135m --passages 96
@@ -16,7 +16,7 @@ N_CHARACTERS = 150_000
 
 
 def texts(data: Path) -> dict[str, str]:
-    """Return name -> text."""
+    """Return the texts by name."""
     novels = lzma.open(data / "valid_pd.txt.xz", "rt", encoding="utf-8").read()
     questions = [json.loads(line) for line in (data / "NQ-open.dev.jsonl").open(encoding="utf-8")]
     abstracts = [json.loads(line) for line in (data / "scitldr_A_test618.jsonl").open(encoding="utf-8")]

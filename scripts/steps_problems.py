@@ -1,8 +1,8 @@
-"""Write the problems of one to three steps that `minicore eval tasks --task steps` puts to a model.
+"""Write the problems of one to three steps of `minicore eval tasks --task steps`.
 
     python scripts/steps_problems.py > minicore/evaluation/tasks/steps.jsonl
 
-Every template is drawn with new names and numbers; answers are whole and not negative.
+Each use of a template draws new names and numbers; answers are non-negative integers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 NAMES = ["Anna", "Tom", "Lena", "Omar", "Rosa", "Finn", "Nadia", "Hugo", "Iris", "Paul"]
 THINGS = ["books", "stamps", "apples", "marbles", "shells", "coins", "cards", "eggs", "pencils", "plums"]
 
-# text with places, steps, the answer from the numbers a, b, c
+# text with fields, number of steps, the answer from the numbers a, b and c
 TEMPLATES = [
     ("{x} has {a} {t}. {x} finds {b} more. How many {t} does {x} have now?", 1, lambda a, b, c: a + b),
     ("{x} had {d} {t}. {x} gave away {a}. How many {t} are left?", 1, lambda a, b, c: b),
@@ -56,7 +56,7 @@ TEMPLATES = [
 
 
 def problems(n: int = 100, seed: int = 0) -> list[dict[str, object]]:
-    """Return that many different problems, the templates in turn."""
+    """Return n different problems, using the templates in turn."""
     rng, found = np.random.default_rng(seed), dict[str, dict[str, object]]()
     while len(found) < n:
         text, steps, answer = TEMPLATES[len(found) % len(TEMPLATES)]

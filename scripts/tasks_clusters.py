@@ -1,11 +1,11 @@
-"""Write the texts whose clusters similarity-guided prediction uses in docs/tasks.md, labelled by task.
+"""Write texts labelled by task, from which docs/tasks.md fits clusters for similarity-guided prediction.
 
     python scripts/tasks_clusters.py --but 50 openqa:TruthfulQA_813.csv openqa:NQ-open.dev.jsonl \
         translation:tatoeba.deu+tatoeba.eng > tasks.jsonl
     minicore cluster fit tasks.jsonl -m MODEL -o tasks.clusters
 
-Each is an example's zero-shot prompt with its first right answer; examples that `minicore eval tasks
---examples 50` would draw are left out.
+Each text is an example's zero-shot prompt with its first right answer. Examples that `minicore eval tasks
+--examples 50` would draw are excluded.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from minicore.evaluation.tasks.prompts import Prompts
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", nargs="+", help="TASK:FILE, or TASK:FILE+FILE of parallel text")
-    parser.add_argument("--but", type=int, default=50, help="examples that are measured on (default: 50)")
-    parser.add_argument("--each", type=int, default=150, help="texts of each (default: 150)")
+    parser.add_argument(
+        "--but", type=int, default=50, help="examples that are measured, and excluded here (default: 50)"
+    )
+    parser.add_argument("--each", type=int, default=150, help="texts from each data set (default: 150)")
     args = parser.parse_args()
     for given in args.data:
         task, _, files = given.partition(":")
