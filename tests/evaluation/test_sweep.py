@@ -139,6 +139,13 @@ def test_workers_are_checked(monkeypatch):
         list(sweep(square, [1], Workers(scheduler="tcp://127.0.0.1:9")))
 
 
+def test_workers_still_have_their_old_name():
+    from minicore.evaluation import sweep as module
+
+    with pytest.warns(DeprecationWarning, match="Workers"):
+        assert module.Where(workers=2, threads=3) == Workers(n_processes=2, n_threads=3)
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match="pip install"):

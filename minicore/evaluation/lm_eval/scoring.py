@@ -66,7 +66,7 @@ class Scorer:
         first = record(self.backend, context, recorder, cache)  # (n_vocab,)
         restricted, found = self.backend.restrict(recorder.core()), {}
         for ids in continuations:
-            cache.length = n
+            cache.rewind(n)
             total = LogLikelihood()
             total.add(first[None], ids[:1])
             read(restricted, ids[:-1], ids[1:], cache, total)
@@ -111,7 +111,7 @@ class Scorer:
             selection = recorder.core()
             read(self.backend.restrict(selection), ids[block], wanted[block], cache, total)
             if selection is not None:
-                cache.length = end
+                cache.rewind(end)
                 self.backend.prefill(np.array(ids[block]), cache, hooks)
         return total.nats
 

@@ -146,7 +146,7 @@ class Reading:
         ``agreement`` is the share of tokens whose most likely successor is the same as dense's. ``hooks`` may
         change the activations they see.
         """
-        self.cache.length = self.conditions.prompt_tokens  # drop the continuation read before
+        self.cache.rewind(self.conditions.prompt_tokens)  # drop the continuation read before
         logits = backend.forward(self.continuation, self.cache, hooks)
         blocks = [slice(start, start + BLOCK) for start in range(0, len(logits), BLOCK)]
         parts = [compare(self._dense[at], logits[at], self.targets[at]) for at in blocks]
@@ -161,7 +161,7 @@ class Reading:
     def _generate(self, backend: Backend, n: int) -> list[int]:
         """Return n greedy tokens after the prompt; the first comes from prefill."""
         cache = self.model.new_cache(self.conditions.prompt_tokens + n)
-        self.cache.length = self.conditions.prompt_tokens
+        self.cache.rewind(self.conditions.prompt_tokens)
         cache.copy(self.cache)
         ids = [int(self._prompt_logits.argmax())]
         while len(ids) < n:
