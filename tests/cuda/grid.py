@@ -19,7 +19,7 @@ from minicore.backends.cuda.kernels import simulated
 
 BLOCKS, THREADS = 3, 64
 STAGING_BYTES = 1 << 16, 0  # shared memory for rows that are copied ahead: enough for a layer, and none
-N_READ, N_NEW = 70, 3  # more positions than a warp has lanes; SPLIT below makes blocks share them
+N_READ, N_NEW = 70, 3  # more positions than a warp has lanes; SPLIT_POSITIONS below makes blocks share them
 
 
 class Grid(Warps):
@@ -57,41 +57,47 @@ class Grid(Warps):
 grid = Grid()
 
 
-def send16(shared: Any, i: int, arena: Any, j: int, there: bool) -> None:
+def cp_async16(shared: Any, i: int, arena: Any, j: int, there: bool) -> None:
     """Hold 16 bytes back until the kernel waits for them; what was in their place is gone at once."""
     shared[i : i + 4] = np.nan
     grid.now.group.append((shared, i, arena, j, there))
 
 
-def sent() -> None:
+def cp_async_commit() -> None:
     """Close this thread's group of copies."""
     grid.now.groups.append(grid.now.group)
     grid.now.group = []
 
 
-def arrived(n_pending: int = 0) -> None:
+def cp_async_wait(n_pending: int = 0) -> None:
     """Finish this thread's groups of copies except the newest ``n_pending``."""
     thread = grid.now
     n_done = max(len(thread.groups) - n_pending, 0)
     for arguments in sum(thread.groups[:n_done], []):
-        simulated.send16(*arguments)
+        simulated.cp_async16(*arguments)
     thread.groups = thread.groups[n_done:]
 
 
-def complete(words: Any, i: int, pair: Any, tag: Any) -> tuple[Any, Any]:
+def ll_wait2(words: Any, i: int, loaded: Any, flag: Any) -> tuple[Any, Any]:
     """Wait for a pair of words while other threads run."""
-    a, tag_a, b, tag_b = pair
-    while tag_a != tag or tag_b != tag:
+    a, flag_a, b, flag_b = loaded
+    while flag_a != flag or flag_b != flag:
         grid.wait("word", i)
-        a, tag_a, b, tag_b = simulated.take2(words, i, True)
+        a, flag_a, b, flag_b = simulated.ll_load2(words, i, True)
     return a, b
 
 
-install(grid, send16=send16, sent=sent, arrived=arrived, arrived_but_three=lambda: arrived(3))
+install(
+    grid,
+    cp_async16=cp_async16,
+    cp_async_commit=cp_async_commit,
+    cp_async_wait_all=cp_async_wait,
+    cp_async_wait_all_but_3=lambda: cp_async_wait(3),
+)
 
-from minicore.backends.cuda.kernels import exchange  # noqa: E402
+from minicore.backends.cuda.kernels import ll_protocol  # noqa: E402
 
-exchange.complete, exchange.settle = complete, lambda: None
+ll_protocol.ll_wait2, ll_protocol.simulator_barrier = ll_wait2, lambda: None
 
 from minicore.backends.cuda import decoder  # noqa: E402
 from minicore.backends.cuda.kernels import decode as kernels  # noqa: E402
@@ -101,14 +107,14 @@ from minicore.forward import prefill  # noqa: E402
 from minicore.kv_cache import KVCache  # noqa: E402
 from minicore.model import load  # noqa: E402
 
-attention.SPLIT = shape.SPLIT = 32
+attention.SPLIT_POSITIONS = shape.SPLIT_POSITIONS = 32
 
 
 class GridDecoder(decoder.CudaDecoder):
     """The CUDA decoder on this grid."""
 
     def _compiled(self) -> tuple[Any, float]:
-        step, n_bytes = kernels.make_step(self.shape), 4 * self.shape.shared_floats(self.cache.capacity)[-1]
+        step, n_bytes = kernels.make_step(self.shape), self.shape.shared_bytes(self.cache.capacity)
 
         def call(*args: Any) -> None:
             grid.run(step, n_bytes, tuple(getattr(a, "_ary", a) for a in args))

@@ -89,7 +89,7 @@ install(tiles, mma=tiles.mma)
 from minicore import ops  # noqa: E402
 from minicore.backends.cuda.decoder import as_units  # noqa: E402
 from minicore.backends.cuda.kernels import prefill as kernels  # noqa: E402
-from minicore.backends.cuda.kernels.prefill.tensor_cores import cut  # noqa: E402
+from minicore.backends.cuda.kernels.prefill.tensor_cores import split_bf16x3  # noqa: E402
 from minicore.core.statistics import add_counts, add_relative_energy  # noqa: E402
 
 
@@ -121,7 +121,7 @@ def check_cut() -> None:
     x = np.concatenate([bits.view(np.float32), np.array([0, -0.0, 3.4e38, 1e-38, 1.9999999], np.float32)])
     x = x[np.isfinite(x) & ((np.abs(x) > 1e-30) | (x == 0))]  # below, the last part has too few bits left
     for u in x:
-        parts = [bfloat16_of(word, half) for half in (0, 1) for word in cut(u, -u)]
+        parts = [bfloat16_of(word, half) for half in (0, 1) for word in split_bf16x3(u, -u)]
         assert sum(parts[:3]) == u and sum(parts[3:]) == -u
 
 
@@ -146,19 +146,19 @@ def check_rows() -> None:
     counts, whole, sums = np.zeros(d, np.int64), np.zeros(len(a)), np.zeros(d)
     tiles.launch(kernels.count_cores, (len(a),), threads, a.reshape(-1), d, 0.3, False, counts)
     np.testing.assert_array_equal(counts, add_counts(np.zeros(d, np.int64), a, 0.3))
-    tiles.launch(kernels.energies, (len(a),), threads, a.reshape(-1), d, whole)
-    tiles.launch(kernels.add_energies, (2,), threads, a.reshape(-1), len(a), d, whole, sums)
+    tiles.launch(kernels.token_energies, (len(a),), threads, a.reshape(-1), d, whole)
+    tiles.launch(kernels.add_relative_energy, (2,), threads, a.reshape(-1), len(a), d, whole, sums)
     np.testing.assert_allclose(sums, add_relative_energy(np.zeros(d), a, 0.3), rtol=1e-12)
 
 
 def main() -> None:
-    assert kernels.TILE == 64 and kernels.LANES == 32
+    assert kernels.TILE == 64 and kernels.WARP_SIZE == 32
     check_cut()
     for whole in (True, False):
-        check_product(kernels.make_tensor_product(), 128, 70, 40, 72, True, whole)
-        check_product(kernels.make_tensor_product(), 128, 3, 72, 9, True, whole)
-    check_product(kernels.make_product(3), kernels.THREADS, 5, 21, 66, True, False)
-    check_product(kernels.make_product(2), kernels.THREADS, 66, 18, 5, False, False)
+        check_product(kernels.make_tensor_core_product(), 128, 70, 40, 72, True, whole)
+        check_product(kernels.make_tensor_core_product(), 128, 3, 72, 9, True, whole)
+    check_product(kernels.make_product(3), kernels.PRODUCT_THREADS, 5, 21, 66, True, False)
+    check_product(kernels.make_product(2), kernels.PRODUCT_THREADS, 66, 18, 5, False, False)
     check_rows()
 
 

@@ -23,7 +23,7 @@ LANES = 32
 def install(cuda: Any, **replacements: Any) -> None:
     """Replace ``cuda`` and some primitives for all kernels. Kernel modules must not be imported yet."""
     assert "minicore.backends.cuda.kernels.launch" not in sys.modules, "kernels have their primitives already"
-    for name, value in {"LANES": LANES, "cuda": cuda, **replacements}.items():
+    for name, value in {"WARP_SIZE": LANES, "cuda": cuda, **replacements}.items():
         setattr(intrinsics, name, value)
 
 

@@ -60,9 +60,9 @@ def bytes_ahead(shape: kernels.Shape, capacity: int) -> int:
     gpu = cuda.get_current_device()
     if tuple(gpu.compute_capability) < (8, 0):
         return 0
-    left = gpu.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN - 4 * shape.shared_floats(capacity)[-1]
+    left = gpu.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN - shape.shared_bytes(capacity)
     left = max(left // STEP_AHEAD * STEP_AHEAD, 0)  # so that two kv caches seldom need two kernels
-    return left if shape._replace(sent_bytes=left).held()[0] else 0
+    return left if shape._replace(staging_bytes=left).staged_chunks()[0] else 0
 
 
 class Arena:
@@ -330,22 +330,22 @@ class CudaDecoder:
             rope=cfg.positions == "rope",
             bfloat16=self.weights.dtype == "bfloat16",
             int8=self.weights.dtype == "int8",
-            rounded=cache.rounds,
+            bf16_cache=cache.rounds,
             layout=self.weights.layout,
             n_blocks=n_blocks,
             n_threads=n_threads
             or (2 if kernels.SIMULATED else threads_for(cfg, n_blocks, self.weights.dtype == "int8")),
         )
-        self.shape = self.shape._replace(sent_bytes=bytes_ahead(self.shape, cache.capacity))
+        self.shape = self.shape._replace(staging_bytes=bytes_ahead(self.shape, cache.capacity))
         self.rows, self.epoch = CoreRows(self.weights), 1
         self.check_limit(core)
         rope = cfg.positions == "rope"
         self.frequencies = cuda.to_device(ops.rope_frequencies(cfg) if rope else np.zeros(1, np.float32))
-        self.words = cuda.to_device(np.zeros(2 * self.shape.n_words(), np.uint32))
+        self.words = cuda.to_device(np.zeros(2 * self.shape.words().end, np.uint32))
         self.logits = cuda.device_array(cfg.n_vocab, np.float32)
         self.chain = cuda.to_device(np.zeros(1, np.int32))
         self.used = cuda.to_device(np.zeros(cfg.n_layers, np.int64))
-        self.turns = cuda.to_device(np.zeros(2 * cfg.n_layers * kernels.N_TURNS, np.int32))
+        self.turns = cuda.to_device(np.zeros(2 * cfg.n_layers * kernels.N_COUNTERS, np.int32))
         self.tokens = [cuda.mapped_array(AT_ONCE, np.int32) for _ in range(2)]
         self.kernel, self.compile_s = self._compiled()
         self._reference: NumpyDecoder | None = None
@@ -387,7 +387,7 @@ class CudaDecoder:
         """Return the bytes of the device arrays that grow with the model, decoding with a selection."""
         cache, shape = self.cache, self.shape
         rows = max(self.rows.planned(shape, core)[1], self.rows.nbytes)
-        kv, words = 2 * 4 * math.prod(cache.shape), 8 * shape.n_words()
+        kv, words = 2 * 4 * math.prod(cache.shape), 8 * shape.words().end
         return self.weights.nbytes + rows + kv + words + 4 * shape.n_vocab
 
     @property
@@ -507,7 +507,7 @@ class CudaDecoder:
     @property
     def shared_bytes(self) -> int:
         """Bytes of shared memory that a block needs."""
-        return 4 * self.shape.shared_floats(self.cache.capacity)[-1]
+        return self.shape.shared_bytes(self.cache.capacity)
 
 
 def _finished(done: Any, tokens: Any, n: int) -> list[int]:
@@ -563,7 +563,7 @@ class CoreRows:
             self.array = None  # its memory is free before more is asked for
             self.array = allocate(n_bytes // 4, np.uint32)
         for layer, ffn, source in self.weights.ffns(chosen):
-            configured(kernels.compact, shape.n_blocks, shape.n_threads)(
+            configured(kernels.make_gather(), shape.n_blocks, shape.n_threads)(
                 *(ffn, self.array, cuda.to_device(chosen[layer].astype(np.int64))),
                 *(cuda.to_device(source), cuda.to_device(plan[layer])),
                 *(shape.d_model, shape.chunks(shape.d_model), self.weights.shift - 2),

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from minicore.backends.cuda.kernels import decode as kernels
-from minicore.backends.cuda.kernels.decode import SIMULATED, Memory, Shape
+from minicore.backends.cuda.kernels.decode import SIMULATED, Arrays, Shape
 from minicore.backends.cuda.kernels.launch import configured
 
-TOKENS = Memory._fields.index("tokens")
-N_ARRAYS = len(Memory._fields) - 1  # shared memory is no argument
+TOKENS = Arrays._fields.index("tokens")
+N_ARRAYS = len(Arrays._fields)
 
 
 class GraphStep:

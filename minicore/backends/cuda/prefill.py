@@ -28,7 +28,7 @@ Array = np.ndarray
 CHUNK = 512  # tokens at a time: scores are (n_heads, 512, positions)
 TENSOR_CORES = (8, 0)  # the compute capability from which they multiply bfloat16
 BLOCK = 256  # threads of kernels that pass over numbers
-TOKEN = kernels.WARPS * kernels.LANES  # threads of kernels with a block a token
+TOKEN = kernels.ROW_WARPS * kernels.WARP_SIZE  # threads of kernels with a block a token
 
 
 def _blocks(n: int, size: int = BLOCK) -> int:
@@ -112,8 +112,8 @@ def _add_relative_energy(total: Array, a: Rows, alpha: float) -> Array:  # (n_ne
     n, width = a.shape
     if n:
         whole, sums = allocate(n, np.float64), cuda.to_device(total)
-        kernels.energies[n, TOKEN](a.array, width, whole)
-        kernels.add_energies[_blocks(width), BLOCK](a.array, n, width, whole, sums)
+        kernels.token_energies[n, TOKEN](a.array, width, whole)
+        kernels.add_relative_energy[_blocks(width), BLOCK](a.array, n, width, whole, sums)
         total = sums.copy_to_host()
     return total
 
@@ -214,9 +214,11 @@ class CudaPrefill:
             kernels.fake_quantize_rows[_blocks(n * n_groups(k)), BLOCK](x, n, k)
         grid = _blocks(m, kernels.TILE), _blocks(n, kernels.TILE), 2 if steps else 1
         if self.tensor_cores and k % 8 == 0:
-            kernel = kernels.make_tensor_product()[grid, 4 * kernels.LANES]
+            kernel = kernels.make_tensor_core_product()[grid, 4 * kernels.WARP_SIZE]
         else:
-            kernel = kernels.make_product(self.weights.shift, int8 and transposed)[grid, kernels.THREADS]
+            kernel = kernels.make_product(self.weights.shift, int8 and transposed)[
+                grid, kernels.PRODUCT_THREADS
+            ]
         kernel(x, arena, int(at), biases, int(b), y, n, k, m, *map(int, steps or (0, 0)), add)
 
     def _embed(self, ids: Array, first: int) -> None:  # (n,)
@@ -258,13 +260,13 @@ class CudaPrefill:
             *(qkv, self.frequencies, held.device_keys, held.device_values, row0, capacity, first, *heads),
             *(cfg.positions == "rope", cache.rounds),
         )
-        kernels.scores[(_blocks(end, kernels.TILE), rows, cfg.n_heads), kernels.THREADS](
+        kernels.scores[(_blocks(end, kernels.TILE), rows, cfg.n_heads), kernels.PRODUCT_THREADS](
             fixed, qkv, held.device_keys, pattern, row0, capacity, first, n, *heads
         )
         kernels.softmax[(n, cfg.n_heads), TOKEN](pattern, first, n, np.float32(1 / np.sqrt(cfg.d_head)))
-        kernels.mixture[(_blocks(cfg.d_head, kernels.TILE), rows, cfg.n_heads), kernels.THREADS](
-            fixed, pattern, held.device_values, z, row0, capacity, first, n, *heads
-        )
+        kernels.weighted_values[
+            (_blocks(cfg.d_head, kernels.TILE), rows, cfg.n_heads), kernels.PRODUCT_THREADS
+        ](fixed, pattern, held.device_values, z, row0, capacity, first, n, *heads)
         self._product(z, fixed, w_o, fixed, b_o, x, n, n_q, width, add=True)
 
     def _feed_forward(self, layer: int, ffn: Any, plan: Array, n: int, hooks: Hooks) -> None:

@@ -13,26 +13,26 @@ from numba.cuda.extending import intrinsic
 __all__ = [
     "cuda",
     "device",
-    "arrived",
-    "arrived_but_three",
-    "as_bits",
-    "as_float",
-    "as_half",
-    "cached16",
+    "cp_async_wait_all",
+    "cp_async_wait_all_but_3",
+    "float_as_uint",
+    "uint_as_float",
+    "half_to_float",
+    "load16_cached",
     "dp4a",
-    "four",
-    "get",
-    "let",
+    "shared_float4",
+    "load",
+    "store",
     "load16",
-    "load4",
+    "load_float4",
     "mma",
-    "prefetch",
-    "put",
+    "prefetch_l2",
+    "ll_store",
     "rsqrt",
-    "send16",
-    "sent",
-    "stop",
-    "take2",
+    "cp_async16",
+    "cp_async_commit",
+    "trap",
+    "ll_load2",
 ]
 
 launching.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a short prompt has few blocks, and they are all there is to do
@@ -61,24 +61,24 @@ def _tuple(context: Any, builder: Any, kind: Any, struct: Any, n: int) -> Any:
 
 
 @intrinsic
-def as_float(typingctx, bits):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def uint_as_float(typingctx, bits):
+    def code(context, builder, signature, args):
         return builder.bitcast(args[0], F32)
 
     return types.float32(types.uint32), code
 
 
 @intrinsic
-def as_bits(typingctx, x):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def float_as_uint(typingctx, x):
+    def code(context, builder, signature, args):
         return builder.bitcast(args[0], I32)
 
     return types.uint32(types.float32), code
 
 
 @intrinsic
-def as_half(typingctx, bits):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def half_to_float(typingctx, bits):
+    def code(context, builder, signature, args):
         text = "{ .reg .b16 l, h; mov.b32 {l, h}, $1; cvt.f32.f16 $0, l; }"
         return _asm(builder, F32, text, "=f,r", [args[0]], False)
 
@@ -86,74 +86,76 @@ def as_half(typingctx, bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def dp4a(typingctx, a, b, c):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def dp4a(typingctx, a, b, c):
+    def code(context, builder, signature, args):
         return _asm(builder, I32, "dp4a.s32.s32 $0, $1, $2, $3;", "=r,r,r,r", args, False)
 
     return types.int32(types.uint32, types.uint32, types.int32), code
 
 
 @intrinsic
-def cached16(typingctx, arena, i):  # type: ignore[no-untyped-def]
+def load16_cached(typingctx, arena, i):
     kind = types.UniTuple(types.uint32, 4)
 
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, args):
         at = _address(context, builder, signature.args[0], args[0], args[1], 16)
-        four = ir.LiteralStructType([I32] * 4)
+        shared_float4 = ir.LiteralStructType([I32] * 4)
         text = "ld.global.nc.v4.u32 {$0, $1, $2, $3}, [$4];"
-        return _tuple(context, builder, kind, _asm(builder, four, text, "=r,=r,=r,=r,l", [at], False), 4)
+        return _tuple(
+            context, builder, kind, _asm(builder, shared_float4, text, "=r,=r,=r,=r,l", [at], False), 4
+        )
 
     return kind(arena, types.int64), code
 
 
 @intrinsic
-def mma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+def mma(typingctx, a, b, c):
     kind = types.UniTuple(types.float32, 4)
 
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, args):
         text = (
             "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3},"
             "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
         )
         each = [builder.extract_value(args[i], k) for i, n in enumerate((4, 2, 4)) for k in range(n)]
-        four = ir.LiteralStructType([F32] * 4)
-        out = _asm(builder, four, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", each, True)
+        shared_float4 = ir.LiteralStructType([F32] * 4)
+        out = _asm(builder, shared_float4, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", each, True)
         return _tuple(context, builder, kind, out, 4)
 
     return kind(types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2), kind), code
 
 
 @intrinsic
-def load16(typingctx, arena, i, there):  # type: ignore[no-untyped-def]
+def load16(typingctx, arena, i, valid):
     kind = types.UniTuple(types.uint32, 4)
 
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, args):
         at = _address(context, builder, signature.args[0], args[0], args[1], 16)
         text = (
             "{ .reg .pred p; setp.ne.b32 p, $5, 0; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0;"
             "mov.b32 $3, 0; @p ld.global.nc.L1::no_allocate.v4.u32 {$0, $1, $2, $3}, [$4]; }"
         )
-        four = ir.LiteralStructType([I32] * 4)
+        shared_float4 = ir.LiteralStructType([I32] * 4)
         ok = builder.zext(args[2], I32)
-        out = _asm(builder, four, text, "=&r,=&r,=&r,=&r,l,r", [at, ok], False)
+        out = _asm(builder, shared_float4, text, "=&r,=&r,=&r,=&r,l,r", [at, ok], False)
         return _tuple(context, builder, kind, out, 4)
 
     return kind(arena, types.int64, types.boolean), code
 
 
 @intrinsic
-def load4(typingctx, x, i, there):  # type: ignore[no-untyped-def]
+def load_float4(typingctx, x, i, valid):
     kind = types.UniTuple(types.float32, 4)
 
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, args):
         at = _address(context, builder, signature.args[0], args[0], args[1], 16)
         text = (
             "{ .reg .pred p; setp.ne.b32 p, $5, 0; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0;"
             "mov.b32 $3, 0; @p ld.global.cg.v4.f32 {$0, $1, $2, $3}, [$4]; }"
         )
-        four = ir.LiteralStructType([F32] * 4)
+        shared_float4 = ir.LiteralStructType([F32] * 4)
         ok = builder.zext(args[2], I32)
-        out = _asm(builder, four, text, "=&f,=&f,=&f,=&f,l,r", [at, ok], True)
+        out = _asm(builder, shared_float4, text, "=&f,=&f,=&f,=&f,l,r", [at, ok], True)
         return _tuple(context, builder, kind, out, 4)
 
     return kind(x, types.int64, types.boolean), code
@@ -164,16 +166,16 @@ def _element(context: Any, builder: Any, array_type: Any, array: Any, i: Any) ->
 
 
 @intrinsic
-def get(typingctx, x, i):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def load(typingctx, x, i):
+    def code(context, builder, signature, args):
         return builder.load(_element(context, builder, signature.args[0], args[0], args[1]))
 
     return x.dtype(x, types.int64), code
 
 
 @intrinsic
-def let(typingctx, x, i, value):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def store(typingctx, x, i, value):
+    def code(context, builder, signature, args):
         builder.store(args[2], _element(context, builder, signature.args[0], args[0], args[1]))
         return context.get_dummy_value()
 
@@ -181,10 +183,10 @@ def let(typingctx, x, i, value):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def four(typingctx, x, i):  # type: ignore[no-untyped-def]
+def shared_float4(typingctx, x, i):
     kind = types.UniTuple(types.float32, 4)
 
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, args):
         at = _element(context, builder, signature.args[0], args[0], args[1])
         loaded = builder.load(builder.bitcast(at, ir.VectorType(F32, 4).as_pointer()), align=16)
         each = [builder.extract_element(loaded, ir.IntType(32)(k)) for k in range(4)]
@@ -194,16 +196,16 @@ def four(typingctx, x, i):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def rsqrt(typingctx, x):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def rsqrt(typingctx, x):
+    def code(context, builder, signature, args):
         return _asm(builder, F32, "rsqrt.approx.f32 $0, $1;", "=f,f", [args[0]], False)
 
     return types.float32(types.float32), code
 
 
 @intrinsic
-def put(typingctx, words, i, value, tag):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def ll_store(typingctx, words, i, value, flag):
+    def code(context, builder, signature, args):
         at = _address(context, builder, signature.args[0], args[0], args[1], 8)
         text = "{ .reg .b64 t; mov.b64 t, {$1, $2}; st.relaxed.gpu.global.b64 [$0], t; }"
         bits = builder.bitcast(args[2], I32)
@@ -214,27 +216,27 @@ def put(typingctx, words, i, value, tag):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def take2(typingctx, words, i, there):  # type: ignore[no-untyped-def]
+def ll_load2(typingctx, words, i, valid):
     kind = types.Tuple((types.float32, types.uint32, types.float32, types.uint32))
 
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def code(context, builder, signature, args):
         at = _address(context, builder, signature.args[0], args[0], args[1], 16)
         text = (
             "{ .reg .pred p; .reg .b64 s, t; setp.ne.b32 p, $5, 0; mov.b64 s, 0; mov.b64 t, 0;"
             "@p ld.relaxed.gpu.global.v2.b64 {s, t}, [$4];"
             "mov.b64 {$0, $1}, s; mov.b64 {$2, $3}, t; }"
         )
-        four = ir.LiteralStructType([F32, I32, F32, I32])
+        shared_float4 = ir.LiteralStructType([F32, I32, F32, I32])
         ok = builder.zext(args[2], I32)
-        out = _asm(builder, four, text, "=f,=r,=f,=r,l,r,~{memory}", [at, ok], True)
+        out = _asm(builder, shared_float4, text, "=f,=r,=f,=r,l,r,~{memory}", [at, ok], True)
         return _tuple(context, builder, kind, out, 4)
 
     return kind(words, types.int64, types.boolean), code
 
 
 @intrinsic
-def prefetch(typingctx, arena, i):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def prefetch_l2(typingctx, arena, i):
+    def code(context, builder, signature, args):
         at = _address(context, builder, signature.args[0], args[0], args[1], 16)
         _asm(builder, ir.VoidType(), "prefetch.global.L2 [$0];", "l", [at], True)
         return context.get_dummy_value()
@@ -243,8 +245,8 @@ def prefetch(typingctx, arena, i):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def send16(typingctx, shared, i, arena, j, there):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def cp_async16(typingctx, shared, i, arena, j, valid):
+    def code(context, builder, signature, args):
         to = builder.ptrtoint(_element(context, builder, signature.args[0], args[0], args[1]), I64)
         at = _address(context, builder, signature.args[2], args[2], args[3], 16)
         size = builder.shl(builder.zext(args[4], I32), I32(4))  # 16 bytes or, filled up with zeros, none
@@ -259,8 +261,8 @@ def send16(typingctx, shared, i, arena, j, there):  # type: ignore[no-untyped-de
 
 
 def _statement(text: str) -> Any:
-    def statement(typingctx):  # type: ignore[no-untyped-def]
-        def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def statement(typingctx):
+        def code(context, builder, signature, args):
             _asm(builder, ir.VoidType(), text, "~{memory}", [], True)
             return context.get_dummy_value()
 
@@ -269,13 +271,16 @@ def _statement(text: str) -> Any:
     return intrinsic(statement)
 
 
-sent = _statement("cp.async.commit_group;")
-arrived, arrived_but_three = _statement("cp.async.wait_group 0;"), _statement("cp.async.wait_group 3;")
+cp_async_commit = _statement("cp.async.commit_group;")
+cp_async_wait_all, cp_async_wait_all_but_3 = (
+    _statement("cp.async.wait_group 0;"),
+    _statement("cp.async.wait_group 3;"),
+)
 
 
 @intrinsic
-def stop(typingctx):  # type: ignore[no-untyped-def]
-    def code(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def trap(typingctx):
+    def code(context, builder, signature, args):
         _asm(builder, ir.VoidType(), "trap;", "", [], True)
         return context.get_dummy_value()
 

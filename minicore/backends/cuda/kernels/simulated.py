@@ -1,4 +1,4 @@
-"""The primitives of kernels in plain Python, for Numba's CUDA simulator: a warp is one thread."""
+"""The intrinsics of ptx.py as Python functions, for Numba's CUDA simulator."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from typing import Any
 
 import numpy as np
 from numba import cuda as numba_cuda
-from numba.cuda.simulator.kernel import _get_kernel_context as running
+from numba.cuda.simulator.kernel import _get_kernel_context as running_kernel
 from numba.np.numpy_support import as_dtype
 
 __all__ = [
+    "cp_async16",
+    "cp_async_commit",
+    "cp_async_wait_all",
+    "cp_async_wait_all_but_3",
     "cuda",
     "device",
-    "arrived",
-    "arrived_but_three",
-    "as_bits",
-    "as_float",
-    "as_half",
-    "cached16",
     "dp4a",
-    "four",
-    "get",
-    "let",
+    "float_as_uint",
+    "half_to_float",
+    "ll_load2",
+    "ll_store",
+    "load",
     "load16",
-    "load4",
+    "load16_cached",
+    "load_float4",
     "mma",
-    "prefetch",
-    "put",
+    "prefetch_l2",
     "rsqrt",
-    "send16",
-    "sent",
-    "stop",
-    "take2",
+    "shared_float4",
+    "store",
+    "trap",
+    "uint_as_float",
 ]
 
 
-class _SharedArrays:
-    """Shared memory of the block that runs."""
+class _Shared:
+    """``cuda.shared`` without a race: Numba's own may give two threads of a block two arrays."""
 
     def array(self, shape: int, dtype: Any) -> Any:
-        """Return a block's array, one a line: Numba's own may give two threads two of them."""
-        shared = running().shared
+        """Return the block's array that this line of the kernel creates."""
+        shared = running_kernel().shared
         if shape == 0:
             return shared.array(shape, dtype)
         frame = sys._getframe(1)
@@ -50,120 +50,133 @@ class _SharedArrays:
 
 
 class _Cuda:
-    """``numba.cuda`` in kernels of several files: Numba swaps it in the file of the kernel itself alone."""
+    """``numba.cuda`` for kernels that span files. The simulator replaces it only in a kernel's own file."""
 
-    shared = _SharedArrays()
+    shared = _Shared()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(running() or numba_cuda, name)
+        return getattr(running_kernel() or numba_cuda, name)
 
 
 cuda: Any = _Cuda()
 
 
 def device(function: Any) -> Any:
-    """Return a function as it is."""
+    """Make a function callable from kernels, where it is always inlined."""
     return function
 
 
-def as_float(bits: Any) -> Any:
-    """Return the float32 of these bits."""
+# --- bits ---
+
+
+def uint_as_float(bits: Any) -> Any:
+    """Return the float32 with the bits of a uint32."""
     return np.uint32(bits).view(np.float32)
 
 
-def as_bits(x: Any) -> Any:
-    """Return the bits of a float32."""
+def float_as_uint(x: Any) -> Any:
+    """Return the bits of a float32 as a uint32."""
     return np.float32(x).view(np.uint32)
 
 
-def load16(arena: Any, i: int, there: bool) -> tuple[Any, ...]:
-    """Return the four uint32 of 16-byte unit i of read-only memory; zeros unless it is there."""
-    return tuple(np.uint32(arena[4 * i + k]) if there else np.uint32(0) for k in range(4))
-
-
-def load4(x: Any, i: int, there: bool) -> tuple[Any, ...]:
-    """Return the four float32 of 16-byte unit i of memory that other blocks write; zeros unless there."""
-    return tuple(np.float32(x[4 * i + k]) if there else np.float32(0) for k in range(4))
-
-
-def get(x: Any, i: int) -> Any:
-    """Return x[i], i not negative: without the check for that."""
-    return x[i]
-
-
-def let(x: Any, i: int, value: Any) -> None:
-    """Write x[i], i not negative."""
-    x[i] = value
-
-
-def four(x: Any, i: int) -> tuple[Any, ...]:
-    """Return x[i] to x[i + 3] of shared memory, i a multiple of 4."""
-    return x[i], x[i + 1], x[i + 2], x[i + 3]
-
-
-def rsqrt(x: Any) -> Any:
-    """Return 1 over the root of x."""
-    return np.float32(1) / np.sqrt(x)
-
-
-def put(words: Any, i: int, value: Any, tag: Any) -> None:
-    """Write word i: a float32 and its tag."""
-    words[2 * i], words[2 * i + 1] = np.float32(value).view(np.uint32), tag
-
-
-def take2(words: Any, i: int, there: bool) -> tuple[Any, ...]:
-    """Return words 2 i and 2 i + 1: value, tag, value, tag; nothing is read unless they are there."""
-    if not there:
-        return np.float32(0), np.uint32(0), np.float32(0), np.uint32(0)
-    a, b = words[4 * i], words[4 * i + 2]
-    return as_float(a), words[4 * i + 1], as_float(b), words[4 * i + 3]
-
-
-def as_half(bits: Any) -> Any:
-    """Return the float16 of the lower half of these bits, as float32."""
+def half_to_float(bits: Any) -> Any:
+    """Return the float16 in the lower half of a uint32 as float32."""
     return np.float32(np.uint16(bits & 0xFFFF).view(np.float16))
 
 
+# --- arithmetic ---
+
+
+def rsqrt(x: Any) -> Any:
+    """Return 1 / sqrt(x)."""
+    return np.float32(1) / np.sqrt(x)
+
+
 def dp4a(a: Any, b: Any, c: Any) -> Any:
-    """Return c plus four signed bytes of a times those of b."""
+    """Return c plus the dot product of four int8 in a with four int8 in b."""
     x, y = np.array([a, b], np.uint32).view(np.int8).reshape(2, 4).astype(np.int32)
     return c + np.int32(x @ y)
 
 
-def cached16(arena: Any, i: int) -> tuple[Any, ...]:
-    """Return the four uint32 of 16-byte unit i, which the block reads again: L1 keeps them."""
-    return load16(arena, i, True)
-
-
 def mma(a: Any, b: Any, c: Any) -> Any:
-    """Return c plus 16 x 16 bfloat16 times 16 x 8, shared out to a warp's lanes as the PTX ISA says.
+    """Return c + a b on the tensor cores: bfloat16 (16, 16) times (16, 8) plus float32 (16, 8).
 
-    A lane has 4, 2 and 4 registers of them: words of two bfloat16, and float32.
+    Each lane of a warp passes its fragment of a (4 words of two bfloat16), b (2 words) and c (4 float32), as
+    the PTX ISA defines them for mma.sync.m16n8k16.
     """
     raise NotImplementedError("a simulated warp is one thread")
 
 
-def prefetch(arena: Any, i: int) -> None:
-    """Bring the line with 16-byte unit i on its way to the L2 cache."""
+# --- memory ---
 
 
-def send16(shared: Any, i: int, arena: Any, j: int, there: bool) -> None:
-    """Bring 16-byte unit j on its way to float i of shared memory; zeros unless it is there."""
-    shared[i : i + 4] = np.asarray(load16(arena, j, there), np.uint32).view(np.float32)
+def load(x: Any, i: int) -> Any:
+    """Return x[i] for i >= 0, without the check for a negative index."""
+    return x[i]
 
 
-def sent() -> None:
-    """Make what this thread sent since the last call one lot."""
+def store(x: Any, i: int, value: Any) -> None:
+    """Set x[i] for i >= 0."""
+    x[i] = value
 
 
-def arrived() -> None:
-    """Wait for all lots of this thread."""
+def load16(arena: Any, i: int, valid: bool) -> tuple[Any, ...]:
+    """Return the four uint32 of chunk i of read-only memory, bypassing L1; zeros unless valid."""
+    return tuple(np.uint32(arena[4 * i + k]) if valid else np.uint32(0) for k in range(4))
 
 
-def arrived_but_three() -> None:
-    """Wait for all lots of this thread but the last three."""
+def load16_cached(arena: Any, i: int) -> tuple[Any, ...]:
+    """Return the four uint32 of chunk i of read-only memory, through L1: the block reads it again."""
+    return load16(arena, i, True)
 
 
-def stop() -> None:
-    """End the kernel with an error."""
-    raise RuntimeError("a word never came")
+def load_float4(x: Any, i: int, valid: bool) -> tuple[Any, ...]:
+    """Return elements 4 i to 4 i + 3 of memory that other blocks write, from L2; zeros unless valid."""
+    return tuple(np.float32(x[4 * i + k]) if valid else np.float32(0) for k in range(4))
+
+
+def shared_float4(x: Any, i: int) -> tuple[Any, ...]:
+    """Return elements i to i + 3 of shared memory, i a multiple of 4."""
+    return x[i], x[i + 1], x[i + 2], x[i + 3]
+
+
+def prefetch_l2(arena: Any, i: int) -> None:
+    """Fetch the cache line of chunk i into L2 without waiting."""
+
+
+def cp_async16(shared: Any, i: int, arena: Any, j: int, valid: bool) -> None:
+    """Copy chunk j, or zeros unless valid, to float i of shared memory without waiting."""
+    shared[i : i + 4] = np.asarray(load16(arena, j, valid), np.uint32).view(np.float32)
+
+
+def cp_async_commit() -> None:
+    """Make this thread's copies since the last commit a group."""
+
+
+def cp_async_wait_all() -> None:
+    """Wait for all groups of copies of this thread."""
+
+
+def cp_async_wait_all_but_3() -> None:
+    """Wait for this thread's groups of copies except the last three."""
+
+
+# --- the LL protocol (ll_protocol.py) ---
+
+
+def ll_store(words: Any, i: int, value: Any, flag: Any) -> None:
+    """Store word i, a float32 value and its flag, in one instruction."""
+    words[2 * i], words[2 * i + 1] = np.float32(value).view(np.uint32), flag
+
+
+def ll_load2(words: Any, i: int, valid: bool) -> tuple[Any, ...]:
+    """Return value, flag, value, flag of words 2 i and 2 i + 1; zeros unless valid."""
+    if not valid:
+        return np.float32(0), np.uint32(0), np.float32(0), np.uint32(0)
+    a, b = words[4 * i], words[4 * i + 2]
+    return uint_as_float(a), words[4 * i + 1], uint_as_float(b), words[4 * i + 3]
+
+
+def trap() -> None:
+    """Abort the kernel with an error."""
+    raise RuntimeError("a word from another block never arrived")

@@ -1,6 +1,6 @@
 """Kernels that decode, and what the host must know of them."""
 
-from minicore.backends.cuda.kernels.decode.gather import compact
+from minicore.backends.cuda.kernels.decode.gather import make_gather
 from minicore.backends.cuda.kernels.decode.phases import (
     ATTEND,
     BEGIN,
@@ -17,15 +17,15 @@ from minicore.backends.cuda.kernels.decode.phases import (
 from minicore.backends.cuda.kernels.decode.shape import (
     B_GATE,
     B_IN,
+    N_COUNTERS,
     N_ROWS,
-    N_TURNS,
     W_GATE,
     W_IN,
     W_OUT,
     Shape,
     row_chunks,
 )
-from minicore.backends.cuda.kernels.decode.sizes import Memory
+from minicore.backends.cuda.kernels.decode.sizes import Arrays
 from minicore.backends.cuda.kernels.decode.step import make_step
 from minicore.backends.cuda.kernels.intrinsics import SIMULATED
 
@@ -39,7 +39,7 @@ __all__ = [
     "LAYER_PHASES",
     "NEURONS",
     "N_ROWS",
-    "N_TURNS",
+    "N_COUNTERS",
     "OUTPUTS",
     "PHASES",
     "PROJECT",
@@ -48,9 +48,9 @@ __all__ = [
     "W_GATE",
     "W_IN",
     "W_OUT",
-    "Memory",
+    "Arrays",
     "Shape",
-    "compact",
+    "make_gather",
     "make_phase",
     "make_step",
     "row_chunks",

@@ -1,35 +1,39 @@
-"""Whose turn it is: rows beyond a warp's first go to the warps that are done first."""
+"""Dynamic scheduling: rows beyond a warp's first go to the first warp that finishes.
+
+Multiprocessors are not equally far from the memory. If each had the same number of rows, all would wait for
+the slowest. So a warp claims its next row from a counter in global memory.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from minicore.backends.cuda.kernels.decode.shape import N_TURNS
-from minicore.backends.cuda.kernels.intrinsics import cuda, device, let
-from minicore.backends.cuda.kernels.warp import from_first
+from minicore.backends.cuda.kernels.decode.shape import N_COUNTERS
+from minicore.backends.cuda.kernels.intrinsics import cuda, device, store
+from minicore.backends.cuda.kernels.warp import broadcast_first
 
 
 @device
-def draw(s, m, me, turn, i, most):  # type: ignore[no-untyped-def]
-    """Return in a warp's first lane which row it takes after row i; whoever asks early need not wait for it.
+def claim_row(s, m, thread, counter, i, n_rows):
+    """Return the row that the warp computes after row i; only the first lane gets the right one.
 
-    Multiprocessors are not equally far from the memory: with as many rows for each, all wait for the slowest.
-    Without a turn's place (-1), or where there are at most as many rows as warps, rows are dealt out evenly.
+    The claim is made before row i is computed, so that no warp waits for the counter. Rows are dealt out
+    evenly if there is no counter (-1) or if there are at most as many rows as warps.
     """
-    if turn >= 0 and most > s.stride and me.lane == 0:
-        return np.int32(s.stride + cuda.atomic.add(m.turns, turn, np.int32(1)))
-    return np.int32(i + s.stride)
+    if counter >= 0 and n_rows > s.n_grid_warps and thread.lane == 0:
+        return np.int32(s.n_grid_warps + cuda.atomic.add(m.counters, counter, np.int32(1)))
+    return np.int32(i + s.n_grid_warps)
 
 
 @device
-def drawn(s, following, most):  # type: ignore[no-untyped-def]
-    """Return to all lanes which row a warp takes next; where warps have one each, the end."""
-    return from_first(following) if most > s.stride else np.int32(most)
+def claimed_row(s, claimed, n_rows):
+    """Return a claimed row to all lanes; n_rows, the end, if every warp has one row at most."""
+    return broadcast_first(claimed) if n_rows > s.n_grid_warps else np.int32(n_rows)
 
 
 @device
-def forget_turns(s, m, me, turn):  # type: ignore[no-untyped-def]
-    """Begin a layer's turns anew, those of the next token: nobody draws there before this token is chosen."""
-    if s.dealt and me.block == 0:
-        for k in range(me.tid, N_TURNS, s.threads):
-            let(m.turns, turn + k, np.int32(0))
+def reset_counters(s, m, thread, counter):
+    """Reset a layer's counters for the next token. No warp claims from them before this token is chosen."""
+    if s.claims_rows and thread.block == 0:
+        for k in range(thread.tid, N_COUNTERS, s.n_threads):
+            store(m.counters, counter + k, np.int32(0))

@@ -1,144 +1,160 @@
-"""The FFN."""
+"""The FFN: activations of neurons, then rows of the transposed w_out.
+
+``f`` is a layer's row of the FFN layout (shape.py). A threshold >= 0 closes gates: neurons whose gate is no
+larger in magnitude have the activation 0, and their other weights are not read.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from minicore.backends.cuda.kernels.decode.claims import draw, drawn
-from minicore.backends.cuda.kernels.decode.int8_rows import int8_column
-from minicore.backends.cuda.kernels.decode.rows import held_row, row, sparse_row
+from minicore.backends.cuda.kernels.decode.claims import claim_row, claimed_row
+from minicore.backends.cuda.kernels.decode.int8_rows import int8_output_dot
+from minicore.backends.cuda.kernels.decode.rows import float_row_dot, row_dot, sparse_row_dot
 from minicore.backends.cuda.kernels.decode.shape import (
     B_GATE,
     B_IN,
-    COMPACT,
+    IN_CORE,
     N_CHUNKS,
     N_ROWS,
     W_GATE,
     W_IN,
     W_OUT,
 )
-from minicore.backends.cuda.kernels.decode.staging import await_rows, pocket
-from minicore.backends.cuda.kernels.decode.vectors import clear, store2
-from minicore.backends.cuda.kernels.elements import activate, number
-from minicore.backends.cuda.kernels.exchange import complete, settle
-from minicore.backends.cuda.kernels.intrinsics import LANES, cuda, device, put, take2
+from minicore.backends.cuda.kernels.decode.staging import staged_at, wait_for_staged
+from minicore.backends.cuda.kernels.decode.vectors import Vector, store_pair, zero_padding
+from minicore.backends.cuda.kernels.elements import activate, float_element
+from minicore.backends.cuda.kernels.intrinsics import WARP_SIZE, cuda, device, ll_load2, ll_store
+from minicore.backends.cuda.kernels.ll_protocol import ll_wait2, simulator_barrier
 from minicore.backends.cuda.kernels.warp import group_sum2, warp_sum
+
+# --- activations ---
 
 
 @device
-def neuron(s, m, me, ffn, f, i, by, threshold, held):  # type: ignore[no-untyped-def]
-    """Return a neuron's activation, 0 if its gate is not larger in magnitude than the threshold."""
-    place, up_place = pocket(s, me, s.place_gate), pocket(s, me, s.place_up)
+def compute_activations(s, m, thread, f, threshold, scale, flag, counter):
+    """Publish the activations of this warp's neurons. ``scale`` is the factor that the norm lacks.
+
+    A zero after the last one makes their number even.
+    """
+    end, n_rows = f[N_ROWS] + (f[N_ROWS] & 1), s.n_neurons + 1
+    i, first = thread.grid_warp, True
+    while i < end:
+        claimed = claim_row(s, m, thread, counter, i, n_rows)
+        publish_activation(s, m, thread, f, threshold, scale, flag, i, first)
+        i, first = claimed_row(s, claimed, n_rows), False
+
+
+@device
+def publish_activation(s, m, thread, f, threshold, scale, flag, i, staged):
+    """Publish the activation of neuron i, or a zero after the last neuron."""
+    a = np.float32(0)
+    if i < f[N_ROWS]:
+        ffn = m.core if f[IN_CORE] else m.dense
+        a = activation(s, m, thread, ffn, f, i, scale, threshold, staged)
+    if thread.lane == 0:
+        ll_store(m.words, s.words.activations + i, a, flag)
+
+
+@device
+def activation(s, m, thread, ffn, f, i, scale, threshold, staged):
+    """Return what multiplies w_out for neuron i: act(gate) * up, or act(in) in a model without gates."""
+    at, up_at = staged_at(s, thread, s.staged.gate), staged_at(s, thread, s.staged.up)
     w, b = (f[W_GATE], f[B_GATE]) if s.gated else (f[W_IN], f[B_IN])
-    at, up_at, up = w + i * s.d_chunks, f[W_IN] + i * s.d_chunks, np.float32(0)
-    part = row(
-        s, ffn, at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, place, held
-    )  # fmt: skip
-    if s.gated and threshold < 0:  # both rows on their way at once
-        up = row(
-            s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, up_place, held
-        )  # fmt: skip
-    a, up = group_sum2(part, up, LANES) if s.gated and threshold < 0 else (warp_sum(part), up)
-    a *= by
+    start, up_start, up = w + i * s.d_chunks, f[W_IN] + i * s.d_chunks, np.float32(0)
+    part = row_dot(s, m, thread, ffn, start, s.d_chunks, s.normed, at, staged)
+    if s.gated and threshold < 0:  # the loads of both rows are in flight together
+        up = row_dot(s, m, thread, ffn, up_start, s.d_chunks, s.normed, up_at, staged)
+    a, up = group_sum2(part, up, WARP_SIZE) if s.gated and threshold < 0 else (warp_sum(part), up)
+    a *= scale
     if b >= 0:
-        a += number(ffn, b, i, False)
+        a += float_element(ffn, b, i, False)
     a = activate(a, s.activation)
     if threshold >= 0:
         if abs(a) <= threshold:
             return np.float32(0)
         if s.gated:
-            up = row(s, ffn, up_at, s.d_chunks, me.lane, m.shared, 0, s.d_spread, s.d_padded, 0, False)
-            up = warp_sum(up)
+            up = warp_sum(row_dot(s, m, thread, ffn, up_start, s.d_chunks, s.normed, 0, False))
     if s.gated:
-        up *= by
+        up *= scale
         if f[B_IN] >= 0:
-            up += number(ffn, f[B_IN], i, False)
+            up += float_element(ffn, f[B_IN], i, False)
         a *= up
     return a
 
 
 @device
-def activations(s, m, me, f, threshold, by, tag, turn):  # type: ignore[no-untyped-def]
-    """Hand out the activations of this warp's neurons, and a zero that makes their number even."""
-    end, most = f[N_ROWS] + (f[N_ROWS] & 1), s.n_neurons + 1
-    i, first = me.number, True
-    while i < end:
-        following = draw(s, m, me, turn, i, most)
-        activation(s, m, me, f, threshold, by, tag, i, first)
-        i, first = drawn(s, following, most), False
-
-
-@device
-def activation(s, m, me, f, threshold, by, tag, i, held):  # type: ignore[no-untyped-def]
-    """Hand out neuron i's activation, or a zero behind the last."""
-    a = np.float32(0)
-    if i < f[N_ROWS]:
-        a = neuron(s, m, me, m.core if f[COMPACT] else m.dense, f, i, by, threshold, held)
-    if me.lane == 0:
-        put(m.words, s.at_a + i, a, tag)
-
-
-@device
-def keep_activations(s, m, at, p, pairs, read, tag, spread):  # type: ignore[no-untyped-def]
-    """Store a pair of activations once it is there; return how many of them are not zero."""
-    if p >= pairs:
-        return 0
-    u, v = complete(m.words, at + p, read, tag)
-    store2(m.shared, s.a, 2 * p, u, v, spread, s.shift)
-    return (1 if u != 0 else 0) + (1 if v != 0 else 0)
-
-
-@device
-def gather(s, m, me, n, spread, tag):  # type: ignore[no-untyped-def]
-    """Put all activations into shared memory; return how many of this thread's are not zero."""
-    at, pairs, count = s.at_a >> 1, (n + 1) // 2, 0
-    for p in range(me.tid, pairs, 4 * s.threads):
-        p1, p2, p3 = p + s.threads, p + 2 * s.threads, p + 3 * s.threads
-        r0, r1 = take2(m.words, at + p, True), take2(m.words, at + p1, p1 < pairs)
-        r2, r3 = take2(m.words, at + p2, p2 < pairs), take2(m.words, at + p3, p3 < pairs)
-        count += keep_activations(s, m, at, p, pairs, r0, tag, spread)
-        count += keep_activations(s, m, at, p1, pairs, r1, tag, spread)
-        count += keep_activations(s, m, at, p2, pairs, r2, tag, spread)
-        count += keep_activations(s, m, at, p3, pairs, r3, tag, spread)
-    clear(m.shared, s.a, 2 * pairs, spread << (s.shift - 2), spread, s.shift, me, s.threads)
+def receive_activations(s, m, thread, n, x, flag):
+    """Store all n activations in shared memory; return how many of this thread's are not zero."""
+    start, n_pairs, count = s.words.activations >> 1, (n + 1) // 2, 0
+    for p in range(thread.tid, n_pairs, 4 * s.n_threads):  # four loads in flight
+        p1, p2, p3 = p + s.n_threads, p + 2 * s.n_threads, p + 3 * s.n_threads
+        r0, r1 = ll_load2(m.words, start + p, True), ll_load2(m.words, start + p1, p1 < n_pairs)
+        r2, r3 = ll_load2(m.words, start + p2, p2 < n_pairs), ll_load2(m.words, start + p3, p3 < n_pairs)
+        count += store_activations(m, start, p, n_pairs, r0, x, flag)
+        count += store_activations(m, start, p1, n_pairs, r1, x, flag)
+        count += store_activations(m, start, p2, n_pairs, r2, x, flag)
+        count += store_activations(m, start, p3, n_pairs, r3, x, flag)
+    zero_padding(m.shared, x, thread, s.n_threads)
     return count
 
 
 @device
-def outputs(s, m, me, layer, f, threshold, tag, turn, only):  # type: ignore[no-untyped-def]
-    """Gather all activations and hand out this warp's outputs; one block counts those that are not zero."""
-    chunks = f[N_CHUNKS]
-    spread = (chunks + LANES - 1) // LANES * LANES * 4
-    settle()
-    count = gather(s, m, me, f[N_ROWS], spread, tag)
+def store_activations(m, start, p, n_pairs, loaded, x, flag):
+    """Store pair p, loaded before, as soon as it has arrived; return how many of the two are not zero."""
+    if p >= n_pairs:
+        return 0
+    u, v = ll_wait2(m.words, start + p, loaded, flag)
+    store_pair(m.shared, x, 2 * p, u, v)
+    return (1 if u != 0 else 0) + (1 if v != 0 else 0)
+
+
+# --- outputs ---
+
+
+@device
+def compute_outputs(s, m, thread, layer, f, threshold, flag, counter, wait_all):
+    """Receive all activations and publish this warp's outputs. One block counts nonzero activations."""
+    n, n_chunks = f[N_ROWS], f[N_CHUNKS]
+    plane_stride = (n_chunks + WARP_SIZE - 1) // WARP_SIZE * WARP_SIZE * 4
+    x = Vector(
+        at=s.shared.scratch,
+        n=2 * ((n + 1) // 2),
+        n_padded=plane_stride << (s.shift - 2),
+        plane_stride=plane_stride,
+        shift=s.shift,
+    )
+    simulator_barrier()
+    count = receive_activations(s, m, thread, n, x, flag)
     cuda.syncthreads()
-    await_rows(s, only)
-    if s.int8:  # a block's rows are neighbours: they share scales
-        for i in range(me.block * s.d // s.blocks + me.warp, (me.block + 1) * s.d // s.blocks, s.warps):
-            output(s, m, me, f, threshold, tag, spread, i, False)
+    wait_for_staged(s, wait_all)
+    if s.int8:  # neighbouring rows share scales, so a block takes neighbours
+        first, end = thread.block * s.d_model // s.n_blocks, (thread.block + 1) * s.d_model // s.n_blocks
+        for i in range(first + thread.warp, end, s.n_warps):
+            publish_output(s, m, thread, f, threshold, x, flag, i, False)
     else:
-        i, first = me.number, True
-        while i < s.d:
-            following = draw(s, m, me, turn, i, s.d)
-            output(s, m, me, f, threshold, tag, spread, i, first)
-            i, first = drawn(s, following, s.d), False
-    if me.block == layer % s.blocks:
+        i, first_row = thread.grid_warp, True
+        while i < s.d_model:
+            claimed = claim_row(s, m, thread, counter, i, s.d_model)
+            publish_output(s, m, thread, f, threshold, x, flag, i, first_row)
+            i, first_row = claimed_row(s, claimed, s.d_model), False
+    if thread.block == layer % s.n_blocks:
         count = warp_sum(count)
-        if me.lane == 0:
+        if thread.lane == 0:
             cuda.atomic.add(m.n_used, layer, np.int64(count))
 
 
 @device
-def output(s, m, me, f, threshold, tag, spread, i, held):  # type: ignore[no-untyped-def]
-    """Hand out output i."""
-    ffn, chunks = m.core if f[COMPACT] else m.dense, f[N_CHUNKS]
-    at, place = f[W_OUT] + i * chunks, pocket(s, me, s.place_out)
+def publish_output(s, m, thread, f, threshold, x, flag, i, staged):
+    """Publish element i of w_out times the activations."""
+    ffn, n_chunks = m.core if f[IN_CORE] else m.dense, f[N_CHUNKS]
+    start, at = f[W_OUT] + i * n_chunks, staged_at(s, thread, s.staged.output)
     if s.int8:
-        total = int8_column(s, ffn, f[W_OUT], i, chunks, me.lane, m.shared, s.a, spread, threshold >= 0)
+        total = int8_output_dot(s, m, thread, ffn, f[W_OUT], i, n_chunks, x, threshold >= 0)
     elif threshold >= 0:
-        total = sparse_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread)
+        total = sparse_row_dot(s, m, thread, ffn, start, n_chunks, x)
     else:
-        total = held_row(s, ffn, at, chunks, me.lane, m.shared, s.a, spread, place, held)
+        total = float_row_dot(s, m, thread, ffn, start, n_chunks, x, at, staged)
     total = warp_sum(total)
-    if me.lane == 0:
-        put(m.words, s.at_out + i, total, tag)
+    if thread.lane == 0:
+        ll_store(m.words, s.words.outputs + i, total, flag)

@@ -1,108 +1,129 @@
-"""int8: sums of products of bytes, a group of 64 at a time."""
+"""Dot products of int8 rows: groups of 64 elements, each with a float16 scale (minicore.quantization).
+
+Rows of w_in, w_gate and the attention matrices meet a vector that is quantized too, so that products are
+sums of integers (dp4a). Rows of the transposed w_out meet activations in float32.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from minicore.backends.cuda.kernels.decode.vectors import is_open
-from minicore.backends.cuda.kernels.elements import byte, half_at
+from minicore.backends.cuda.kernels.decode.vectors import any_nonzero
+from minicore.backends.cuda.kernels.elements import half_element, signed_byte
 from minicore.backends.cuda.kernels.intrinsics import (
-    LANES,
-    as_bits,
-    as_float,
-    as_half,
-    cached16,
+    WARP_SIZE,
+    cuda,
     device,
     dp4a,
-    four,
-    get,
-    let,
+    float_as_uint,
+    half_to_float,
+    load,
     load16,
+    load16_cached,
+    shared_float4,
+    store,
+    uint_as_float,
 )
 from minicore.backends.cuda.kernels.warp import group_max, group_sum
 from minicore.quantization import GROUP
 
+ROUNDER = 12582912.0  # 1.5 * 2^23: adding and subtracting it rounds a small float32 to an integer
+
 
 @device
-def quantize_vector(s, m, me, x, padded):  # type: ignore[no-untyped-def]
-    """Round the vector at float x for products with int8 rows: codes and scales go behind its floats.
+def quantize_if_int8(s, m, thread, x):
+    """Quantize a vector that meets rows of weights if these are int8."""
+    if s.int8:
+        quantize(s, m, thread, x)
+        cuda.syncthreads()
 
-    As :func:`minicore.quantization.fake_quantize`; NaN and infinity make their group's scale NaN.
+
+@device
+def quantize(s, m, thread, x):
+    """Quantize a vector as :func:`minicore.quantization.fake_quantize` does.
+
+    The int8 codes and then the scales of its groups follow its floats. NaN or infinity makes the scale of
+    its group NaN.
     """
-    groups, width = padded // GROUP, min(LANES, 16)  # lanes that round a group together
-    sub = me.tid & (width - 1)
-    for g0 in range(0, groups, s.threads // width):  # all lanes take all turns
-        g = g0 + me.tid // width
-        there, largest, lost = g < groups, np.float32(0), np.float32(0)
-        for k in range(sub, GROUP // 4, width):
-            v = four(m.shared, x + GROUP * min(g, groups - 1) + 4 * k)
+    n_groups, width = x.n_padded // GROUP, min(WARP_SIZE, 16)  # lanes that share a group
+    sublane = thread.tid & (width - 1)
+    for g0 in range(0, n_groups, s.n_threads // width):  # all lanes take part in the shuffles of all turns
+        g = g0 + thread.tid // width
+        valid, largest, not_finite = g < n_groups, np.float32(0), np.float32(0)
+        for k in range(sublane, GROUP // 4, width):
+            v = shared_float4(m.shared, x.at + GROUP * min(g, n_groups - 1) + 4 * k)
             largest = max(largest, max(max(abs(v[0]), abs(v[1])), max(abs(v[2]), abs(v[3]))))
-            lost += v[0] - v[0] + (v[1] - v[1]) + (v[2] - v[2] + (v[3] - v[3]))
-        largest, lost = group_max(largest, width), group_sum(lost, width)
+            not_finite += v[0] - v[0] + (v[1] - v[1]) + (v[2] - v[2] + (v[3] - v[3]))
+        largest, not_finite = group_max(largest, width), group_sum(not_finite, width)
         scale = largest / np.float32(127)
-        by = scale if scale > 0 and lost == 0 else np.float32(1)
-        for k in range(sub, GROUP // 4, width):
-            v, word = four(m.shared, x + GROUP * min(g, groups - 1) + 4 * k), np.uint32(0)
-            if lost == 0:
-                word = code_of(v[0] / by, 0) | code_of(v[1] / by, 8)
-                word = np.uint32(word | code_of(v[2] / by, 16) | code_of(v[3] / by, 24))
-            if there:
-                let(m.shared, x + padded + GROUP // 4 * g + k, as_float(word))
-        if there and sub == 0:
-            let(m.shared, x + padded + padded // 4 + g, scale + lost)
+        divisor = scale if scale > 0 and not_finite == 0 else np.float32(1)
+        for k in range(sublane, GROUP // 4, width):
+            v, word = shared_float4(m.shared, x.at + GROUP * min(g, n_groups - 1) + 4 * k), np.uint32(0)
+            if not_finite == 0:
+                word = code_bits(v[0] / divisor, 0) | code_bits(v[1] / divisor, 8)
+                word = np.uint32(word | code_bits(v[2] / divisor, 16) | code_bits(v[3] / divisor, 24))
+            if valid:
+                store(m.shared, x.at + x.n_padded + GROUP // 4 * g + k, uint_as_float(word))
+        if valid and sublane == 0:
+            store(m.shared, x.at + x.n_padded + x.n_padded // 4 + g, scale + not_finite)
 
 
 @device
-def code_of(x, at):  # type: ignore[no-untyped-def]
-    """Return x rounded to a whole number, halves to even, as a byte of a word."""
-    q = (x + np.float32(12582912)) - np.float32(12582912)
-    return np.uint32(np.int32(q) & 0xFF) << np.uint32(at)
+def code_bits(x, shift):
+    """Return x rounded to an integer, half to even, as a byte of a uint32."""
+    q = (x + np.float32(ROUNDER)) - np.float32(ROUNDER)
+    return np.uint32(np.int32(q) & 0xFF) << np.uint32(shift)
 
 
 @device
-def int8_dot(w, shared, at):  # type: ignore[no-untyped-def]  # -> int32
-    """Return 16 bytes of weights times 16 codes."""
-    q = four(shared, at)
-    total = dp4a(w[0], as_bits(q[0]), dp4a(w[1], as_bits(q[1]), np.int32(0)))
-    return dp4a(w[2], as_bits(q[2]), dp4a(w[3], as_bits(q[3]), total))
-
-
-@device
-def int8_row(arena, at, padded, lane, shared, x):  # type: ignore[no-untyped-def]
-    """Return a lane's part of an int8 row, its scales behind it, times the rounded vector at float x."""
-    total, chunks, codes, x_scales = np.float32(0), padded // 16, x + padded, x + padded + padded // 4
-    for c in range(lane, chunks, 2 * LANES):  # two chunks on their way at once
-        far = c + LANES
-        w0, w1 = load16(arena, at + c, True), load16(arena, at + far, far < chunks)
-        g0, g1 = c >> 2, min(far, chunks - 1) >> 2
-        first = half_at(arena, at + chunks, g0) * get(shared, x_scales + g0)
-        second = half_at(arena, at + chunks, g1) * get(shared, x_scales + g1)
-        total += np.float32(int8_dot(w0, shared, codes + 4 * c)) * first
-        total += np.float32(int8_dot(w1, shared, codes + 4 * min(far, chunks - 1))) * second
+def int8_row_dot(m, thread, arena, start, x):
+    """Return a lane's part of an int8 row, whose scales follow it, times a quantized vector."""
+    total, n_chunks, codes = np.float32(0), x.n_padded // 16, x.at + x.n_padded
+    x_scales = x.at + x.n_padded + x.n_padded // 4
+    for c in range(thread.lane, n_chunks, 2 * WARP_SIZE):  # two loads in flight
+        far = c + WARP_SIZE
+        w0, w1 = load16(arena, start + c, True), load16(arena, start + far, far < n_chunks)
+        g0, g1 = c >> 2, min(far, n_chunks - 1) >> 2
+        scale0 = half_element(arena, start + n_chunks, g0) * load(m.shared, x_scales + g0)
+        scale1 = half_element(arena, start + n_chunks, g1) * load(m.shared, x_scales + g1)
+        total += np.float32(int8_chunk_dot(w0, m.shared, codes + 4 * c)) * scale0
+        total += np.float32(int8_chunk_dot(w1, m.shared, codes + 4 * min(far, n_chunks - 1))) * scale1
     return total
 
 
 @device
-def four_scaled(word, h0, h1, x):  # type: ignore[no-untyped-def]
-    """Return four codes times their float16 scales, in two words, times four numbers."""
-    upper = np.uint32(16)
-    w0, w1 = np.float32(byte(word, 0)) * as_half(h0), np.float32(byte(word, 1)) * as_half(h0 >> upper)
-    w2, w3 = np.float32(byte(word, 2)) * as_half(h1), np.float32(byte(word, 3)) * as_half(h1 >> upper)
-    return w0 * x[0] + w1 * x[1] + (w2 * x[2] + w3 * x[3])
+def int8_chunk_dot(w, shared, at):  # -> int32
+    """Return 16 int8 weights times the 16 int8 codes at a float of shared memory."""
+    q = shared_float4(shared, at)
+    total = dp4a(w[0], float_as_uint(q[0]), dp4a(w[1], float_as_uint(q[1]), np.int32(0)))
+    return dp4a(w[2], float_as_uint(q[2]), dp4a(w[3], float_as_uint(q[3]), total))
 
 
 @device
-def int8_column(s, arena, at, i, chunks, lane, shared, x, spread, sparse):  # type: ignore[no-untyped-def]
-    """Return a lane's part of row i of a transposed int8 matrix times activations, which are not rounded.
+def int8_output_dot(s, m, thread, arena, start, i, n_chunks, x, sparse):
+    """Return a lane's part of row i of the transposed int8 w_out times activations.
 
-    A scale is a neuron's for 64 outputs: rows of scales, two chunks for one of codes, lie behind all rows.
+    A scale belongs to one neuron and 64 outputs. Rows of scales, with two chunks for each chunk of codes,
+    follow all rows of codes. ``sparse`` loads no codes for which the activations are all zero.
     """
-    total, scales = np.float32(0), at + (s.d + 2 * (i // GROUP)) * chunks
-    for c in range(lane, chunks, LANES):
-        w = load16(arena, at + i * chunks + c, not sparse or is_open(shared, x + 4 * c, spread, s.shift))
-        h, k, a = cached16(arena, scales + 2 * c), cached16(arena, scales + 2 * c + 1), x + 4 * c
-        total += four_scaled(w[0], h[0], h[1], four(shared, a))
-        total += four_scaled(w[1], h[2], h[3], four(shared, a + spread))
-        total += four_scaled(w[2], k[0], k[1], four(shared, a + 2 * spread))
-        total += four_scaled(w[3], k[2], k[3], four(shared, a + 3 * spread))
+    total, scales = np.float32(0), start + (s.d_model + 2 * (i // GROUP)) * n_chunks
+    for c in range(thread.lane, n_chunks, WARP_SIZE):
+        w = load16(arena, start + i * n_chunks + c, not sparse or any_nonzero(m.shared, x, c))
+        h, k = load16_cached(arena, scales + 2 * c), load16_cached(arena, scales + 2 * c + 1)
+        at = x.at + 4 * c
+        total += scaled_dot4(w[0], h[0], h[1], shared_float4(m.shared, at))
+        total += scaled_dot4(w[1], h[2], h[3], shared_float4(m.shared, at + x.plane_stride))
+        total += scaled_dot4(w[2], k[0], k[1], shared_float4(m.shared, at + 2 * x.plane_stride))
+        total += scaled_dot4(w[3], k[2], k[3], shared_float4(m.shared, at + 3 * x.plane_stride))
     return total
+
+
+@device
+def scaled_dot4(codes, h0, h1, x):
+    """Return four int8 codes times their float16 scales, two in h0 and two in h1, times four elements."""
+    upper = np.uint32(16)
+    w0 = np.float32(signed_byte(codes, 0)) * half_to_float(h0)
+    w1 = np.float32(signed_byte(codes, 1)) * half_to_float(h0 >> upper)
+    w2 = np.float32(signed_byte(codes, 2)) * half_to_float(h1)
+    w3 = np.float32(signed_byte(codes, 3)) * half_to_float(h1 >> upper)
+    return w0 * x[0] + w1 * x[1] + (w2 * x[2] + w3 * x[3])

@@ -1,4 +1,9 @@
-"""A launch a phase."""
+"""The same phases as kernels of their own, for a captured graph (graph.py) and for timing.
+
+A phase starts when the one before has ended, so no block waits for a word. What the persistent kernel keeps
+in registers goes through global memory: the residual stream, and what differs from token to token, because
+a captured launch has fixed arguments.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +13,19 @@ from typing import Any
 import numpy as np
 from numba.core.types import float32
 
-from minicore.backends.cuda.kernels.decode.attention import attend, project, project_out, rotations
-from minicore.backends.cuda.kernels.decode.claims import forget_turns
-from minicore.backends.cuda.kernels.decode.ffn import activations, outputs
+from minicore.backends.cuda.kernels.decode.attention import attend, load_rope, receive_attended
+from minicore.backends.cuda.kernels.decode.claims import reset_counters
+from minicore.backends.cuda.kernels.decode.ffn import compute_activations, compute_outputs
+from minicore.backends.cuda.kernels.decode.projections import project_attended, project_qkv
 from minicore.backends.cuda.kernels.decode.residual import (
-    add,
+    add_received,
     embed,
     load_norm,
-    load_stream,
+    load_residual,
     norm,
-    store_stream,
+    store_residual,
 )
-from minicore.backends.cuda.kernels.decode.sampling import best_row, choose, offer
+from minicore.backends.cuda.kernels.decode.sampling import choose_token, publish_best, warp_best
 from minicore.backends.cuda.kernels.decode.shape import (
     B_O,
     B_OUT,
@@ -29,120 +35,153 @@ from minicore.backends.cuda.kernels.decode.shape import (
     LN2_W,
     LN_F_B,
     LN_F_W,
-    N_TURNS,
+    N_COUNTERS,
     Shape,
 )
-from minicore.backends.cuda.kernels.decode.sizes import ARRAYS, Memory, Sizes, who
+from minicore.backends.cuda.kernels.decode.sizes import ARRAY_TYPES, Memory, Sizes, this_thread
 from minicore.backends.cuda.kernels.decode.staging import (
-    await_rows,
-    ffn_of,
+    load_ffn_layout,
     prefetch_layer,
-    send_neuron,
-    send_o,
-    send_out,
-    send_qkv,
+    stage_neuron,
+    stage_output,
+    stage_projection,
+    stage_qkv,
+    wait_for_staged,
 )
-from minicore.backends.cuda.kernels.decode.vectors import clear
-from minicore.backends.cuda.kernels.intrinsics import cuda, device, get
+from minicore.backends.cuda.kernels.decode.vectors import zero_padding
+from minicore.backends.cuda.kernels.intrinsics import cuda, device, load
 from minicore.backends.cuda.kernels.launch import compiled
 
-# what is launched for every layer, and behind the last; BEGIN says where the tokens after it begin
+# BEGIN stores the state that the launches after it read. Then come, for each token, LAYER_PHASES for each
+# layer, BEST and CHOOSE.
 PROJECT, ATTEND, PROJECT_OUT, NEURONS, OUTPUTS, BEST, CHOOSE, BEGIN = range(8)
-
-
 LAYER_PHASES = (PROJECT, ATTEND, PROJECT_OUT, NEURONS, OUTPUTS)
-
-
 PHASES = ("norm, q k v", "attention", "w_o", "norm, neurons", "w_out", "norm, head", "choose")
 
-
-POSITION, EPOCH, CHOSEN, SEED = range(4)  # what lies in the state; CHOSEN counts tokens since BEGIN
-
-
-@device
-def begin_tokens(state, heat, position, epoch, seed, temperature):  # type: ignore[no-untyped-def]
-    """Write what the launches after this one read."""
-    state[POSITION], state[EPOCH], state[CHOSEN], state[SEED] = position, epoch, 0, seed
-    heat[0] = temperature
+# the state: position and epoch of the token, tokens chosen since BEGIN, seed
+POSITION, EPOCH, N_CHOSEN, SEED = range(4)
 
 
 @device
-def finish_token(s, m, me, state, tag):  # type: ignore[no-untyped-def]
-    """Choose the token, hand it to host and next step, and go one position on."""
-    token = choose(s, m, me, tag)
-    if me.tid == 0:
-        m.tokens[state[CHOSEN]] = token
-        m.chain[0] = token
+def run_project(s, m, thread, layer, state, residual, flag, x, w, b):
+    """Add the outputs of the last layer, normalise, and compute query, key and value."""
+    reset_counters(s, m, thread, N_COUNTERS * ((1 - (state[EPOCH] & 1)) * s.n_layers + layer))
+    stage_qkv(s, m, thread, layer)
+    if s.prefetches and layer + 1 < s.n_layers:
+        prefetch_layer(s, m, thread, layer + 1, load_ffn_layout(m, layer + 1))
+    load_norm(s, m, thread, LN1_W, LN1_B, layer, w, b)
+    if layer == 0:
+        embed(s, m, thread, m.next_token[0], state[POSITION], x)
+    else:
+        load_residual(s, thread, x, residual, 0)
+        add_received(s, m, thread, s.words.outputs, B_OUT, layer - 1, np.uint32(flag - 1), x)
+    store_residual(s, thread, x, residual, 1)
+    scale = norm(s, m, thread, x, w, b)
+    wait_for_staged(s, True)
+    project_qkv(s, m, thread, layer, scale, flag, -1)
+
+
+@device
+def run_project_out(s, m, thread, layer, state, flag):
+    """Merge the splits of attention and multiply by w_o."""
+    stage_projection(s, m, thread, layer)
+    receive_attended(s, m, thread, state[POSITION], flag)
+    wait_for_staged(s, True)
+    project_attended(s, m, thread, layer, flag, -1)
+
+
+@device
+def run_neurons(s, m, thread, layer, residual, flag, x, w, b):
+    """Add the output of attention, normalise, and compute activations."""
+    f, threshold = load_ffn_layout(m, layer), load(m.thresholds, layer)
+    stage_neuron(s, m, thread, f, threshold)
+    load_norm(s, m, thread, LN2_W, LN2_B, layer, w, b)
+    load_residual(s, thread, x, residual, 1)
+    add_received(s, m, thread, s.words.projection, B_O, layer, flag, x)
+    store_residual(s, thread, x, residual, 0)
+    scale = norm(s, m, thread, x, w, b)
+    wait_for_staged(s, True)
+    compute_activations(s, m, thread, f, threshold, scale, flag, -1)
+
+
+@device
+def run_outputs(s, m, thread, layer, flag):
+    """Multiply by w_out."""
+    f, threshold = load_ffn_layout(m, layer), load(m.thresholds, layer)
+    stage_output(s, m, thread, f, threshold)
+    compute_outputs(s, m, thread, layer, f, threshold, flag, -1, True)
+
+
+@device
+def run_best(s, m, thread, layer, state, temperature, residual, flag, x, w, b):
+    """Add the outputs of the last layer, normalise, and compute logits."""
+    load_norm(s, m, thread, LN_F_W, LN_F_B, 0, w, b)
+    load_residual(s, thread, x, residual, 0)
+    add_received(s, m, thread, s.words.outputs, B_OUT, layer, flag, x)
+    scale = norm(s, m, thread, x, w, b)
+    best, token = warp_best(s, m, thread, scale, state[POSITION], temperature[0], state[SEED])
+    publish_best(s, m, thread, best, token, flag)
+
+
+@device
+def run_choose(s, m, thread, state, flag):
+    """Choose the token, store it for the host and for the next step, and go on to the next position."""
+    token = choose_token(s, m, thread, flag)
+    if thread.tid == 0:
+        m.tokens[state[N_CHOSEN]] = token
+        m.next_token[0] = token
         state[POSITION] += 1
         state[EPOCH] += 1
-        state[CHOSEN] += 1
+        state[N_CHOSEN] += 1
 
 
 @cache
 def make_phase(shape: Shape) -> Any:
-    """Return the kernel that runs one phase of one layer, kept on disk like that for all of them."""
-    s, n_x, n_acc = Sizes.of(shape), 2 * Sizes.of(shape).rounds, 4 * Sizes.of(shape).key_rounds
+    """Return the compiled kernel that runs a phase of a layer.
 
-    def phase(  # type: ignore[no-untyped-def]
-        fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-        n_used, turns, stream, state, heat, which, layer, position, epoch, temperature, seed
+    Its arguments are those of :class:`minicore.backends.cuda.kernels.decode.sizes.Arrays`, then two buffers
+    of the residual stream (2, d_model), the state (4,), the temperature (1,), the phase and its layer. The
+    last four, which are the new values of position, epoch, temperature and seed, matter only to BEGIN.
+    """
+    s = Sizes.of(shape)
+    n_x, n_acc = 2 * s.n_pairs, 4 * s.chunks_per_lane
+
+    def phase(
+        fixed, dense, core, ffn_layout, thresholds, frequencies, keys, values, words, next_token, logits,
+        tokens, n_used, counters, residual, state, temperature, which, layer, new_position, new_epoch,
+        new_temperature, new_seed,
     ):  # fmt: skip
         shared = cuda.shared.array(0, float32)
         m = Memory(
-            fixed, dense, core, ffn_plan, thresholds, frequencies, keys, values, words, chain, logits, tokens,
-            n_used, turns, shared
+            fixed=fixed, dense=dense, core=core, ffn_layout=ffn_layout, thresholds=thresholds,
+            frequencies=frequencies, keys=keys, values=values, words=words, next_token=next_token,
+            logits=logits, tokens=tokens, n_used=n_used, counters=counters, shared=shared,
         )  # fmt: skip
-        me = who(s, cuda.threadIdx.x, cuda.blockIdx.x)
+        thread = this_thread(s, cuda.threadIdx.x, cuda.blockIdx.x)
         x, w = cuda.local.array(n_x, float32), cuda.local.array(n_x, float32)
         b, acc = cuda.local.array(n_x, float32), cuda.local.array(n_acc, float32)
-        clear(shared, 0, s.d, s.d_padded, s.d_spread, s.x_shift, me, s.threads)
-        clear(shared, s.z, s.n_q, s.q_padded, s.q_spread, s.x_shift, me, s.threads)
-        at, tag = state[POSITION], np.uint32(state[EPOCH] * s.n_layers + layer + 1)
+        zero_padding(shared, s.normed, thread, s.n_threads)
+        zero_padding(shared, s.attended, thread, s.n_threads)
+        flag = np.uint32(state[EPOCH] * s.n_layers + layer + 1)
         if which == PROJECT:
-            forget_turns(s, m, me, N_TURNS * ((1 - (state[EPOCH] & 1)) * s.n_layers + layer))
-            send_qkv(s, m, me, layer)
-            if s.prefetched and layer + 1 < s.n_layers:
-                prefetch_layer(s, m, me, layer + 1, ffn_of(m, layer + 1))
-            load_norm(s, m, me, LN1_W, LN1_B, layer, w, b)
-            if layer == 0:
-                embed(s, m, me, chain[0], at, x)
-            else:
-                load_stream(s, me, x, stream, 0)
-                add(s, m, me, s.at_out, B_OUT, layer - 1, np.uint32(tag - 1), x)
-            store_stream(s, me, x, stream, 1)
-            by = norm(s, m, me, x, w, b)
-            await_rows(s, True)
-            project(s, m, me, layer, by, tag, -1)
+            run_project(s, m, thread, layer, state, residual, flag, x, w, b)
         elif which == ATTEND:
-            rotations(s, m, me, at)
-            attend(s, m, me, layer, at, tag, acc)
+            load_rope(s, m, thread, state[POSITION])
+            attend(s, m, thread, layer, state[POSITION], flag, acc)
         elif which == PROJECT_OUT:
-            send_o(s, m, me, layer)
-            project_out(s, m, me, layer, at, tag, -1, True)
+            run_project_out(s, m, thread, layer, state, flag)
         elif which == NEURONS:
-            f, threshold = ffn_of(m, layer), get(thresholds, layer)
-            send_neuron(s, m, me, f, threshold)
-            load_norm(s, m, me, LN2_W, LN2_B, layer, w, b)
-            load_stream(s, me, x, stream, 1)
-            add(s, m, me, s.at_o, B_O, layer, tag, x)
-            store_stream(s, me, x, stream, 0)
-            by = norm(s, m, me, x, w, b)
-            await_rows(s, True)
-            activations(s, m, me, f, threshold, by, tag, -1)
+            run_neurons(s, m, thread, layer, residual, flag, x, w, b)
         elif which == OUTPUTS:
-            f, threshold = ffn_of(m, layer), get(thresholds, layer)
-            send_out(s, m, me, f, threshold)
-            outputs(s, m, me, layer, f, threshold, tag, -1, True)
+            run_outputs(s, m, thread, layer, flag)
         elif which == BEST:
-            load_norm(s, m, me, LN_F_W, LN_F_B, 0, w, b)
-            load_stream(s, me, x, stream, 0)
-            add(s, m, me, s.at_out, B_OUT, layer, tag, x)
-            best, at_best = best_row(s, m, me, norm(s, m, me, x, w, b), at, heat[0], state[SEED])
-            offer(s, m, me, best, at_best, tag)
+            run_best(s, m, thread, layer, state, temperature, residual, flag, x, w, b)
         elif which == CHOOSE:
-            finish_token(s, m, me, state, tag)
-        elif me.tid == 0:
-            begin_tokens(state, heat, position, epoch, seed, temperature)
+            run_choose(s, m, thread, state, flag)
+        elif thread.tid == 0:
+            state[POSITION], state[EPOCH], state[N_CHOSEN], state[SEED] = new_position, new_epoch, 0, new_seed
+            temperature[0] = new_temperature
 
-    scalars = "float32[::1], int64[::1], float32[::1], int64, int64, int64, int64, float32, int64"
-    return compiled(phase, f"void({ARRAYS}, {scalars})", shape.n_threads)
+    own = ("float32[::1]", "int64[::1]", "float32[::1]", "int64", "int64")
+    types = ", ".join((*ARRAY_TYPES, *own, "int64", "int64", "float32", "int64"))
+    return compiled(phase, f"void({types})", shape.n_threads)

@@ -1,149 +1,165 @@
-"""The residual stream and its norms."""
+"""The residual stream and its norms.
+
+Every block has the whole residual stream. A thread holds pairs of its elements in registers: pair k of
+thread t is elements 2 i and 2 i + 1 with i = t + k * n_threads.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from minicore.backends.cuda.kernels.decode.int8_rows import quantize_vector
+from minicore.backends.cuda.kernels.decode.int8_rows import quantize_if_int8
 from minicore.backends.cuda.kernels.decode.shape import EMBED, LAYER, POS_EMBED
-from minicore.backends.cuda.kernels.decode.vectors import store2
-from minicore.backends.cuda.kernels.elements import number, stored
-from minicore.backends.cuda.kernels.exchange import complete, settle
-from minicore.backends.cuda.kernels.intrinsics import cuda, device, get, let, rsqrt, take2
+from minicore.backends.cuda.kernels.decode.vectors import store_pair
+from minicore.backends.cuda.kernels.elements import element, float_element
+from minicore.backends.cuda.kernels.intrinsics import cuda, device, ll_load2, load, rsqrt, store
+from minicore.backends.cuda.kernels.ll_protocol import ll_wait2, simulator_barrier
 from minicore.backends.cuda.kernels.warp import warp_sum
 
 
 @device
-def bias(s, m, column, layer, i):  # type: ignore[no-untyped-def]
-    """Return number i of a layer's vector, 0 for one the model does not have."""
+def layer_element(s, m, column, layer, i):
+    """Return element i of a layer's norm weight or bias, 0 if the model has none."""
     if s.layout[column] < 0:
         return np.float32(0)
-    return number(m.fixed, s.layout[column] + layer * s.layout[LAYER], i, False)
+    return float_element(m.fixed, s.layout[column] + layer * s.layout[LAYER], i, False)
 
 
 @device
-def embed(s, m, me, token, position, x):  # type: ignore[no-untyped-def]
-    """Begin a thread's part of the residual stream: pairs of numbers, a block apart."""
+def layer_pair(s, m, column, layer, i):
+    """Return elements i and i + 1 of it."""
+    return layer_element(s, m, column, layer, i), layer_element(s, m, column, layer, i + 1)
+
+
+@device
+def embed(s, m, thread, token, position, x):
+    """Start the residual stream with the embeddings of a token and of its position."""
     row = s.layout[EMBED] + np.int64(token) * s.d_chunks
-    for k in range(s.rounds):
-        i = 2 * (me.tid + k * s.threads)
-        if i < s.d:
-            x[2 * k] = stored(m.fixed, row, i, s.d, s.shift)
-            x[2 * k + 1] = stored(m.fixed, row, i + 1, s.d, s.shift)
+    for k in range(s.n_pairs):
+        i = 2 * (thread.tid + k * s.n_threads)
+        if i < s.d_model:
+            x[2 * k] = element(m.fixed, row, i, s.d_model, s.shift)
+            x[2 * k + 1] = element(m.fixed, row, i + 1, s.d_model, s.shift)
             if s.layout[POS_EMBED] >= 0:
-                at = s.layout[POS_EMBED] + np.int64(position + s.offset) * s.d_chunks
-                x[2 * k] += stored(m.fixed, at, i, s.d, s.shift)
-                x[2 * k + 1] += stored(m.fixed, at, i + 1, s.d, s.shift)
+                position_row = s.layout[POS_EMBED] + np.int64(position + s.position_offset) * s.d_chunks
+                x[2 * k] += element(m.fixed, position_row, i, s.d_model, s.shift)
+                x[2 * k + 1] += element(m.fixed, position_row, i + 1, s.d_model, s.shift)
+
+
+# --- adding what other blocks computed ---
 
 
 @device
-def load_norm(s, m, me, w_at, b_at, layer, w, b):  # type: ignore[no-untyped-def]
-    """Load a thread's part of a norm's weights, before it waits for what they are for."""
-    for k in range(s.rounds):
-        i = 2 * (me.tid + k * s.threads)
-        if i < s.d:
-            w[2 * k], w[2 * k + 1] = bias(s, m, w_at, layer, i), bias(s, m, w_at, layer, i + 1)
-            b[2 * k], b[2 * k + 1] = bias(s, m, b_at, layer, i), bias(s, m, b_at, layer, i + 1)
+def add_received(s, m, thread, word, column, layer, flag, x):
+    """Add a vector from other blocks, which starts at a word, and a layer's bias to the residual stream."""
+    simulator_barrier()
+    for k in range(0, s.n_pairs, 4):  # four loads in flight
+        r0, r1 = load_pair(s, m, thread, word, k), load_pair(s, m, thread, word, k + 1)
+        r2, r3 = load_pair(s, m, thread, word, k + 2), load_pair(s, m, thread, word, k + 3)
+        add_pair(s, m, thread, word, column, layer, flag, k, r0, x)
+        add_pair(s, m, thread, word, column, layer, flag, k + 1, r1, x)
+        add_pair(s, m, thread, word, column, layer, flag, k + 2, r2, x)
+        add_pair(s, m, thread, word, column, layer, flag, k + 3, r3, x)
 
 
 @device
-def add(s, m, me, at, column, layer, tag, x):  # type: ignore[no-untyped-def]
-    """Add the vector exchanged from word ``at`` on, and a layer's bias, to the residual stream."""
-    settle()
-    for k in range(0, s.rounds, 4):  # four on their way at once
-        r0, r1 = pair_of(s, m, me, at, k), pair_of(s, m, me, at, k + 1)
-        r2, r3 = pair_of(s, m, me, at, k + 2), pair_of(s, m, me, at, k + 3)
-        add_pair(s, m, me, at, column, layer, tag, k, r0, x)
-        add_pair(s, m, me, at, column, layer, tag, k + 1, r1, x)
-        add_pair(s, m, me, at, column, layer, tag, k + 2, r2, x)
-        add_pair(s, m, me, at, column, layer, tag, k + 3, r3, x)
+def load_pair(s, m, thread, word, k):
+    """Load pair k of this thread from the vector that starts at a word, if there is such a pair."""
+    i = thread.tid + k * s.n_threads
+    return ll_load2(m.words, (word >> 1) + i, k < s.n_pairs and 2 * i < s.d_model)
 
 
 @device
-def pair_of(s, m, me, at, k):  # type: ignore[no-untyped-def]
-    """Read a thread's k-th pair of the vector exchanged from word ``at`` on, if it has one."""
-    p = me.tid + k * s.threads
-    return take2(m.words, (at >> 1) + p, k < s.rounds and 2 * p < s.d)
+def add_pair(s, m, thread, word, column, layer, flag, k, loaded, x):
+    """Add pair k, loaded before, as soon as it has arrived."""
+    i = thread.tid + k * s.n_threads
+    if k < s.n_pairs and 2 * i < s.d_model:
+        u, v = ll_wait2(m.words, (word >> 1) + i, loaded, flag)
+        x[2 * k] += u + layer_element(s, m, column, layer, 2 * i)
+        x[2 * k + 1] += v + layer_element(s, m, column, layer, 2 * i + 1)
+
+
+# --- norms ---
 
 
 @device
-def add_pair(s, m, me, at, column, layer, tag, k, read, x):  # type: ignore[no-untyped-def]
-    """Add a pair that was read, once it is there, and a layer's bias."""
-    p = me.tid + k * s.threads
-    if k < s.rounds and 2 * p < s.d:
-        u, v = complete(m.words, (at >> 1) + p, read, tag)
-        x[2 * k] += u + bias(s, m, column, layer, 2 * p)
-        x[2 * k + 1] += v + bias(s, m, column, layer, 2 * p + 1)
+def load_norm(s, m, thread, w_column, b_column, layer, w, b):
+    """Load this thread's weights of a norm, before the thread waits for what they are applied to."""
+    for k in range(s.n_pairs):
+        i = 2 * (thread.tid + k * s.n_threads)
+        if i < s.d_model:
+            w[2 * k], w[2 * k + 1] = layer_pair(s, m, w_column, layer, i)
+            b[2 * k], b[2 * k + 1] = layer_pair(s, m, b_column, layer, i)
 
 
 @device
-def block_sum(s, m, me, x, parts):  # type: ignore[no-untyped-def]
-    """Return the sum of x over the block; every thread adds the warps' sums itself."""
-    x = warp_sum(x)
-    if me.lane == 0:
-        let(m.shared, parts + me.warp, x)
-    cuda.syncthreads()
-    total = np.float32(0)
-    for w in range(s.warps):
-        total += get(m.shared, parts + w)
-    return total
+def norm(s, m, thread, x, w, b):
+    """Store the norm of the residual stream in shared memory, but for a factor, and return the factor.
 
-
-@device
-def norm(s, m, me, x, w, b):  # type: ignore[no-untyped-def]
-    """Write the norm of the residual stream to shared memory; return a factor of products with it."""
+    A product with the norm is multiplied by the factor. For RMSNorm it is 1 / sqrt(mean(x^2) + eps): that
+    is known one barrier after the elements can be stored. For LayerNorm it is 1.
+    """
     mean, square = np.float32(0), np.float32(0)
     if s.layer_norm:
-        for k in range(s.rounds):
-            if 2 * (me.tid + k * s.threads) < s.d:
+        for k in range(s.n_pairs):
+            if 2 * (thread.tid + k * s.n_threads) < s.d_model:
                 mean += x[2 * k] + x[2 * k + 1]
-        mean = block_sum(s, m, me, mean, s.red) * np.float32(1 / s.d)
-    for k in range(s.rounds):
-        i = 2 * (me.tid + k * s.threads)
-        if i < s.d:
+        mean = block_sum(s, m, thread, mean, s.shared.sums) * np.float32(1 / s.d_model)
+    for k in range(s.n_pairs):
+        i = 2 * (thread.tid + k * s.n_threads)
+        if i < s.d_model:
             u, v = x[2 * k] - mean, x[2 * k + 1] - mean
             square += u * u + v * v
-            if not s.layer_norm:  # a root mean square can be divided by after the product: one barrier less
-                store2(m.shared, 0, i, u * w[2 * k], v * w[2 * k + 1], s.d_spread, s.x_shift)
-    square = block_sum(s, m, me, square, s.red + s.warps)
-    scale = rsqrt(square * np.float32(1 / s.d) + np.float32(s.eps))
+            if not s.layer_norm:
+                store_pair(m.shared, s.normed, i, u * w[2 * k], v * w[2 * k + 1])
+    square = block_sum(s, m, thread, square, s.shared.sums + s.n_warps)
+    scale = rsqrt(square * np.float32(1 / s.d_model) + np.float32(s.eps))
     if not s.layer_norm:
-        round_if_int8(s, m, me, 0, s.d_padded)
+        quantize_if_int8(s, m, thread, s.normed)
         return scale
-    for k in range(s.rounds):
-        i = 2 * (me.tid + k * s.threads)
-        if i < s.d:
+    for k in range(s.n_pairs):
+        i = 2 * (thread.tid + k * s.n_threads)
+        if i < s.d_model:
             u = (x[2 * k] - mean) * scale * w[2 * k] + b[2 * k]
             v = (x[2 * k + 1] - mean) * scale * w[2 * k + 1] + b[2 * k + 1]
-            store2(m.shared, 0, i, u, v, s.d_spread, s.x_shift)
+            store_pair(m.shared, s.normed, i, u, v)
     cuda.syncthreads()
-    round_if_int8(s, m, me, 0, s.d_padded)
+    quantize_if_int8(s, m, thread, s.normed)
     return np.float32(1)
 
 
 @device
-def round_if_int8(s, m, me, x, padded):  # type: ignore[no-untyped-def]
-    """Round the vector at float x of shared memory if it is multiplied by int8 rows."""
-    if s.int8:
-        quantize_vector(s, m, me, x, padded)
-        cuda.syncthreads()
+def block_sum(s, m, thread, x, at):
+    """Return the sum of x over the block; the sums of its warps are at a float of shared memory."""
+    x = warp_sum(x)
+    if thread.lane == 0:
+        store(m.shared, at + thread.warp, x)
+    cuda.syncthreads()
+    total = np.float32(0)
+    for w in range(s.n_warps):
+        total += load(m.shared, at + w)
+    return total
+
+
+# --- between kernels (phases.py) ---
 
 
 @device
-def load_stream(s, me, x, stream, half):  # type: ignore[no-untyped-def]
-    """Load a thread's part of the residual stream from one of two places."""
-    for k in range(s.rounds):
-        i = 2 * (me.tid + k * s.threads)
-        if i < s.d:
-            x[2 * k], x[2 * k + 1] = get(stream, half * s.d + i), get(stream, half * s.d + i + 1)
+def load_residual(s, thread, x, residual, buffer):
+    """Load the residual stream from buffer 0 or 1 of global memory."""
+    for k in range(s.n_pairs):
+        i = 2 * (thread.tid + k * s.n_threads)
+        if i < s.d_model:
+            at = buffer * s.d_model + i
+            x[2 * k], x[2 * k + 1] = load(residual, at), load(residual, at + 1)
 
 
 @device
-def store_stream(s, me, x, stream, half):  # type: ignore[no-untyped-def]
-    """Store the residual stream, which all blocks have, once; in the place nobody is reading."""
-    if me.block == 0:
-        for k in range(s.rounds):
-            i = 2 * (me.tid + k * s.threads)
-            if i < s.d:
-                let(stream, half * s.d + i, x[2 * k])
-                let(stream, half * s.d + i + 1, x[2 * k + 1])
+def store_residual(s, thread, x, residual, buffer):
+    """Store the residual stream in a buffer that no block reads. All blocks have it; block 0 stores it."""
+    if thread.block == 0:
+        for k in range(s.n_pairs):
+            i = 2 * (thread.tid + k * s.n_threads)
+            if i < s.d_model:
+                store(residual, buffer * s.d_model + i, x[2 * k])
+                store(residual, buffer * s.d_model + i + 1, x[2 * k + 1])

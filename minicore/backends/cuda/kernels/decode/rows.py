@@ -1,98 +1,114 @@
-"""Rows of weights times vectors."""
+"""Dot products of rows of weights with a vector in shared memory.
+
+A warp computes a row: each lane returns its part of the product, and the caller adds the parts. Lanes read
+neighbouring chunks of the row and have several loads in flight.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from minicore.backends.cuda.kernels.decode.int8_rows import int8_row
-from minicore.backends.cuda.kernels.decode.vectors import is_open
-from minicore.backends.cuda.kernels.elements import high, low
-from minicore.backends.cuda.kernels.intrinsics import LANES, as_bits, as_float, device, four, load16
+from minicore.backends.cuda.kernels.decode.int8_rows import int8_row_dot
+from minicore.backends.cuda.kernels.decode.vectors import any_nonzero
+from minicore.backends.cuda.kernels.elements import bf16_high, bf16_low
+from minicore.backends.cuda.kernels.intrinsics import (
+    WARP_SIZE,
+    device,
+    float_as_uint,
+    load16,
+    shared_float4,
+    uint_as_float,
+)
 
 
 @device
-def times(w, shared, at, spread, bf):  # type: ignore[no-untyped-def]
-    """Return 16 bytes of weights times their part of the vector in shared memory."""
-    a, b, c, d = w
-    x = four(shared, at)
-    if not bf:
-        return as_float(a) * x[0] + as_float(b) * x[1] + (as_float(c) * x[2] + as_float(d) * x[3])
-    y = four(shared, at + spread)
-    first = low(a) * x[0] + high(a) * x[1] + (low(b) * x[2] + high(b) * x[3])
-    return first + (low(c) * y[0] + high(c) * y[1] + (low(d) * y[2] + high(d) * y[3]))
+def row_dot(s, m, thread, arena, start, n_chunks, x, at, staged):
+    """Return a lane's part of a row times x.
+
+    The row starts at a chunk of an arena. If it was staged, it is at float ``at`` of shared memory too.
+    int8 rows meet the quantized x.
+    """
+    if s.int8:
+        return int8_row_dot(m, thread, arena, start, x)
+    return float_row_dot(s, m, thread, arena, start, n_chunks, x, at, staged)
 
 
 @device
-def weights(arena, at, c, there, shared, held):  # type: ignore[no-untyped-def]
-    """Return chunk c of a row: at a 16-byte unit of the arena or, sent ahead, at a float of shared memory."""
-    if held:
-        w = four(shared, at + 4 * c)
-        return as_bits(w[0]), as_bits(w[1]), as_bits(w[2]), as_bits(w[3])
-    return load16(arena, at + c, there)
+def float_row_dot(s, m, thread, arena, start, n_chunks, x, at, staged):
+    """Return a lane's part of a float32 or bfloat16 row times x, as :func:`row_dot`."""
+    if staged and s.stages_rows:
+        return lane_dot(arena, at, n_chunks, thread.lane, m.shared, x, s.bf16, True)
+    return lane_dot(arena, start, n_chunks, thread.lane, m.shared, x, s.bf16, False)
 
 
 @device
-def two_times(arena, at, c, shared, x, spread, bf, held):  # type: ignore[no-untyped-def]
-    """Return two chunks of a row, a warp apart, times the vector at x."""
-    w0 = weights(arena, at, c, True, shared, held)
-    w1 = weights(arena, at, c + LANES, True, shared, held)
-    total = times(w0, shared, x + 4 * c, spread, bf)
-    return total + times(w1, shared, x + 4 * (c + LANES), spread, bf)
-
-
-@device
-def four_times(arena, at, c, shared, x, spread, bf, held):  # type: ignore[no-untyped-def]
-    """Return four chunks of a row, a warp apart, times the vector at x: four loads on their way at once."""
-    total = two_times(arena, at, c, shared, x, spread, bf, held)
-    return total + two_times(arena, at, c + 2 * LANES, shared, x, spread, bf, held)
-
-
-@device
-def row_times(arena, at, chunks, lane, shared, x, spread, bf, total, held):  # type: ignore[no-untyped-def]
-    """Add to a total a lane's part of a row times the vector at x."""
-    k = 0
-    while k + 8 * LANES <= chunks:
-        total += four_times(arena, at, k + lane, shared, x, spread, bf, held)
-        total += four_times(arena, at, k + 4 * LANES + lane, shared, x, spread, bf, held)
-        k += 8 * LANES
-    if k + 4 * LANES <= chunks:
-        total += four_times(arena, at, k + lane, shared, x, spread, bf, held)
-        k += 4 * LANES
-    if k + 2 * LANES <= chunks:
-        total += two_times(arena, at, k + lane, shared, x, spread, bf, held)
-        k += 2 * LANES
-    while k < chunks:
-        w = weights(arena, at, k + lane, k + lane < chunks, shared, held)
-        total += times(w, shared, x + 4 * (k + lane), spread, bf)
-        k += LANES
+def lane_dot(arena, start, n_chunks, lane, shared, x, bf16, staged):
+    """Return the sum over chunks lane, lane + 32, ... of a row times x, up to eight loads in flight."""
+    total, k = np.float32(0), 0
+    while k + 8 * WARP_SIZE <= n_chunks:
+        total += chunk_dot4(arena, start, k + lane, shared, x, bf16, staged)
+        total += chunk_dot4(arena, start, k + 4 * WARP_SIZE + lane, shared, x, bf16, staged)
+        k += 8 * WARP_SIZE
+    if k + 4 * WARP_SIZE <= n_chunks:
+        total += chunk_dot4(arena, start, k + lane, shared, x, bf16, staged)
+        k += 4 * WARP_SIZE
+    if k + 2 * WARP_SIZE <= n_chunks:
+        total += chunk_dot2(arena, start, k + lane, shared, x, bf16, staged)
+        k += 2 * WARP_SIZE
+    while k < n_chunks:
+        w = load_chunk(arena, start, k + lane, k + lane < n_chunks, shared, staged)
+        total += chunk_dot(w, shared, x, k + lane, bf16)
+        k += WARP_SIZE
     return total
 
 
 @device
-def held_row(s, arena, at, chunks, lane, shared, x, spread, place, held):  # type: ignore[no-untyped-def]
-    """Return a lane's part of a row: of the arena or, if it was sent ahead, at a place of shared memory."""
-    total = np.float32(0)
-    if held and s.sends:
-        return row_times(arena, place, chunks, lane, shared, x, spread, s.bf, total, True)
-    return row_times(arena, at, chunks, lane, shared, x, spread, s.bf, total, False)
+def chunk_dot4(arena, start, c, shared, x, bf16, staged):
+    """Return the chunks c, c + 32, c + 64 and c + 96 of a row times x."""
+    total = chunk_dot2(arena, start, c, shared, x, bf16, staged)
+    return total + chunk_dot2(arena, start, c + 2 * WARP_SIZE, shared, x, bf16, staged)
 
 
 @device
-def row(s, arena, at, chunks, lane, shared, x, spread, padded, place, held):  # type: ignore[no-untyped-def]
-    """Return a lane's part of a row times a vector that was rounded if rows are int8."""
-    if s.int8:
-        return int8_row(arena, at, padded, lane, shared, x)
-    return held_row(s, arena, at, chunks, lane, shared, x, spread, place, held)
+def chunk_dot2(arena, start, c, shared, x, bf16, staged):
+    """Return the chunks c and c + 32 of a row times x."""
+    w0 = load_chunk(arena, start, c, True, shared, staged)
+    w1 = load_chunk(arena, start, c + WARP_SIZE, True, shared, staged)
+    total = chunk_dot(w0, shared, x, c, bf16)
+    return total + chunk_dot(w1, shared, x, c + WARP_SIZE, bf16)
 
 
 @device
-def sparse_row(s, arena, at, chunks, lane, shared, x, spread):  # type: ignore[no-untyped-def]
-    """Return a lane's part of a row times activations, reading no chunk whose activations are all zero."""
+def load_chunk(arena, start, c, valid, shared, staged):
+    """Return chunk c of a row that starts at a chunk of the arena or, staged, at a float of shared memory."""
+    if staged:
+        w = shared_float4(shared, start + 4 * c)
+        return float_as_uint(w[0]), float_as_uint(w[1]), float_as_uint(w[2]), float_as_uint(w[3])
+    return load16(arena, start + c, valid)
+
+
+@device
+def chunk_dot(w, shared, x, c, bf16):
+    """Return chunk c of a row, loaded before, times x."""
+    w0, w1, w2, w3 = w
+    at = x.at + 4 * c
+    a = shared_float4(shared, at)
+    if not bf16:
+        low = uint_as_float(w0) * a[0] + uint_as_float(w1) * a[1]
+        return low + (uint_as_float(w2) * a[2] + uint_as_float(w3) * a[3])
+    b = shared_float4(shared, at + x.plane_stride)
+    low = bf16_low(w0) * a[0] + bf16_high(w0) * a[1] + (bf16_low(w1) * a[2] + bf16_high(w1) * a[3])
+    return low + (bf16_low(w2) * b[0] + bf16_high(w2) * b[1] + (bf16_low(w3) * b[2] + bf16_high(w3) * b[3]))
+
+
+@device
+def sparse_row_dot(s, m, thread, arena, start, n_chunks, x):
+    """Return a lane's part of a row times x, loading no chunk for which the elements of x are all zero."""
     total = np.float32(0)
-    for c in range(lane, chunks, 2 * LANES):
-        far = min(c + LANES, chunks - 1)
-        second = c + LANES < chunks and is_open(shared, x + 4 * far, spread, s.shift)
-        w0 = load16(arena, at + c, is_open(shared, x + 4 * c, spread, s.shift))
-        w1 = load16(arena, at + far, second)
-        total += times(w0, shared, x + 4 * c, spread, s.bf) + times(w1, shared, x + 4 * far, spread, s.bf)
+    for c in range(thread.lane, n_chunks, 2 * WARP_SIZE):
+        far = min(c + WARP_SIZE, n_chunks - 1)
+        far_needed = c + WARP_SIZE < n_chunks and any_nonzero(m.shared, x, far)
+        w0 = load16(arena, start + c, any_nonzero(m.shared, x, c))
+        w1 = load16(arena, start + far, far_needed)
+        total += chunk_dot(w0, m.shared, x, c, s.bf16) + chunk_dot(w1, m.shared, x, far, s.bf16)
     return total

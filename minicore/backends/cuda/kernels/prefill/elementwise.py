@@ -1,46 +1,50 @@
-"""Between the products."""
+"""Kernels with a thread for each element, or for each group of 64."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from minicore.backends.cuda.kernels.elements import activate
-from minicore.backends.cuda.kernels.intrinsics import as_bits, cuda, get, let
+from minicore.backends.cuda.kernels.intrinsics import cuda, float_as_uint, load, store
 from minicore.quantization import GROUP
 
+ROUNDER = 12582912.0  # 1.5 * 2^23: adding and subtracting it rounds a small float32 to an integer
+
 
 @cuda.jit
-def fake_quantize_rows(x, n, d):  # type: ignore[no-untyped-def]
-    """Round rows (n, d) in place as :func:`minicore.quantization.fake_quantize` does, a group of 64 a thread.
+def fake_quantize_rows(x, n, d):
+    """Quantize rows x (n, d) and dequantize them in place, as minicore.quantization.fake_quantize does.
 
-    NaN and infinity make their group NaN.
+    A thread has a group of 64. NaN or infinity makes its group NaN.
     """
-    groups, i = (d + GROUP - 1) // GROUP, np.int64(cuda.grid(1))
-    if i < n * groups:
-        first, last = i // groups * d + i % groups * GROUP, i // groups * d + min(d, (i % groups + 1) * GROUP)
-        largest, lost = np.float32(0), np.float32(0)
+    n_groups, i = (d + GROUP - 1) // GROUP, np.int64(cuda.grid(1))
+    if i < n * n_groups:
+        row, group = i // n_groups * d, i % n_groups
+        first, last = row + group * GROUP, row + min(d, (group + 1) * GROUP)
+        largest, not_finite = np.float32(0), np.float32(0)
         for j in range(first, last):
-            largest = max(largest, abs(get(x, j)))
-            lost += get(x, j) - get(x, j)
-        step = largest / np.float32(127)
-        by = step if step > 0 else np.float32(1)
+            largest = max(largest, abs(load(x, j)))
+            not_finite += load(x, j) - load(x, j)
+        scale = largest / np.float32(127)
+        divisor = scale if scale > 0 else np.float32(1)
         for j in range(first, last):
-            q = (get(x, j) / by + np.float32(12582912)) - np.float32(12582912)
-            let(x, j, q * step + lost)
+            q = (load(x, j) / divisor + np.float32(ROUNDER)) - np.float32(ROUNDER)
+            store(x, j, q * scale + not_finite)
 
 
 @cuda.jit
-def activations(y, size, code, gated, bad):  # type: ignore[no-untyped-def]
-    """Replace up rows by activations, and gates by what multiplies them: y's planes of ``size`` numbers each.
+def activations(y, size, code, gated, not_finite):
+    """Apply the activation function in place.
 
-    ``bad[0]`` becomes 1 if there is NaN or infinity among the results.
+    Of a gated model y has two planes of ``size`` elements. ``up`` becomes act(gate) * up, and ``gate``
+    becomes act(gate). ``not_finite[0]`` becomes 1 if a result is NaN or infinite.
     """
     i = np.int64(cuda.grid(1))
     if i < size:
-        a = activate(get(y, i + size if gated else i), code)
+        a = activate(load(y, i + size if gated else i), code)
         if gated:
-            let(y, i + size, a)
-            a *= get(y, i)
-        let(y, i, a)
-        if as_bits(a) & np.uint32(0x7F800000) == np.uint32(0x7F800000):
-            bad[0] = 1
+            store(y, i + size, a)
+            a *= load(y, i)
+        store(y, i, a)
+        if float_as_uint(a) & np.uint32(0x7F800000) == np.uint32(0x7F800000):
+            not_finite[0] = 1
