@@ -8,9 +8,22 @@ from typing import Any
 
 from minicore.backends.cuda.kernels.intrinsics import SIMULATED, cuda
 
-# Checksum of the sources of kernels. Numba's own cache notices changes in a kernel's own file only, so this
-# is among what every cached kernel closes over.
-SOURCE = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parents[1].rglob("*.py"))))
+PACKAGE = Path(__file__).parents[1]
+# Files outside this package whose constants become part of the machine code.
+CONSTANTS = ("quantization.py", "backends/dims.py")
+
+
+def source_checksum() -> int:
+    """Return a number that changes with any file of this package or of ``CONSTANTS``.
+
+    Numba's cache on disk only notices changes in the file of the kernel itself. So every cached kernel closes
+    over this number, and what a kernel closes over is part of its key.
+    """
+    files = [*sorted(PACKAGE.rglob("*.py")), *(PACKAGE.parents[1] / name for name in CONSTANTS)]
+    return zlib.crc32(b"".join(path.read_bytes() for path in files))
+
+
+CHECKSUM = source_checksum()
 
 
 def compiled(kernel: Any, signature: str, n_threads: int) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from minicore.backends.cuda.kernels.decode.shape import B_GATE, B_IN, N_CHUNKS, W_GATE, W_IN, W_OUT
 from minicore.backends.cuda.kernels.intrinsics import cuda, device
-from minicore.backends.cuda.kernels.launch import SOURCE
+from minicore.backends.cuda.kernels.launch import CHECKSUM
 from minicore.quantization import GROUP
 
 
@@ -20,10 +20,10 @@ def make_gather() -> Any:
     Its arguments: the arenas, the neurons' ids (n,), the rows of the FFN layouts in both arenas, d_model,
     the chunks of a row of w_in, and log2 of the elements in a word of 4 bytes.
     """
-    checksum = SOURCE
+    checksum = CHECKSUM
 
     def gather(dense, core, ids, source, target, d_model, d_chunks, log2_per_word):
-        _ = checksum  # what a kernel closes over is part of its key on disk
+        _ = checksum  # closed over, to be part of the key of the cached machine code
         first, stride, n = cuda.grid(1), cuda.gridsize(1), ids.shape[0]
         for column in (W_IN, W_GATE):
             if source[column] >= 0:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from minicore.backends.cuda.kernels.decode.shape import Shape, Shared, Staged, Words
 from minicore.backends.cuda.kernels.decode.vectors import Vector
 from minicore.backends.cuda.kernels.intrinsics import WARP_SIZE, device
-from minicore.backends.cuda.kernels.launch import SOURCE
+from minicore.backends.cuda.kernels.launch import CHECKSUM
 
 PREFETCH_BYTES = 12 << 20  # layers up to this size are prefetched into the L2 cache
 
@@ -64,8 +64,7 @@ class Sizes(NamedTuple):
     scores_at: int
     normed: Vector
     attended: Vector
-    # of the sources, so that machine code on disk is compiled again when one of them changes
-    source: int
+    checksum: int  # of the sources: it makes them part of the key of cached machine code
 
     @classmethod
     def of(cls, shape: Shape) -> Sizes:
@@ -120,7 +119,7 @@ class Sizes(NamedTuple):
             scores_at=partials_at + shape.n_warps * (shape.d_head + 2),
             normed=vector(shape, shared.normed, d_model),
             attended=vector(shape, shared.attended, n_q),
-            source=SOURCE,
+            checksum=CHECKSUM,
         )
 
 
