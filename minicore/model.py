@@ -51,7 +51,7 @@ class Model:
         The token that begins a text, and those that end a generation.
     recommended : dict
         Predictor settings the checkpoint recommends, possibly empty.
-    mapping : Mapping or None
+    mapping : MappedWeights or None
         The file behind the parameters, if they are mapped (`minicore pack`).
 
     Examples
@@ -72,7 +72,7 @@ class Model:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     recommended: dict[str, Any] = field(default_factory=dict)
-    mapping: mapped.Mapping | None = None
+    mapping: mapped.MappedWeights | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Model:

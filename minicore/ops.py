@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from minicore.config import ModelConfig
-from minicore.quantization import GROUP, QuantizedMatrix
+from minicore.quantization import GROUP, QuantizedMatrix, Weight
 from minicore.quantization import fake_quantize as fake_quantize  # for callers of this module, too
 
 Array = np.ndarray
@@ -19,7 +19,7 @@ Array = np.ndarray
 TILE = 1 << 20  # elements that are converted to float32 at a time: 4 MB, which fits in caches
 
 
-def to_float32(w: Array | QuantizedMatrix) -> Array:  # any shape -> the same
+def to_float32(w: Weight) -> Array:  # any shape -> the same
     """Return ``w`` as float32: itself, or the exact float32 value of bfloat16 or quantized weights.
 
     Examples
@@ -36,7 +36,7 @@ def to_float32(w: Array | QuantizedMatrix) -> Array:  # any shape -> the same
     return np.left_shift(w.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
 
 
-def linear(x: Array, w: Array | QuantizedMatrix, b: Array | None = None) -> Array:
+def linear(x: Array, w: Weight, b: Array | None = None) -> Array:
     # (n, d_in), (d_out, d_in) -> (n, d_out)
     """Return ``x @ w.T + b``. For a quantized w, x is quantized first, as in the integer kernels.
 
@@ -51,7 +51,7 @@ def linear(x: Array, w: Array | QuantizedMatrix, b: Array | None = None) -> Arra
     return y if b is None else y + b
 
 
-def linears(x: Array, weights: Sequence[tuple[Array | QuantizedMatrix, Array | None]]) -> list[Array]:
+def linears(x: Array, weights: Sequence[tuple[Weight, Array | None]]) -> list[Array]:
     # (n, d_in), (d_out, d_in) and (d_out,) each -> (n, d_out) each
     """Return :func:`linear` of x with each of several matrices and biases.
 
@@ -64,7 +64,7 @@ def linears(x: Array, weights: Sequence[tuple[Array | QuantizedMatrix, Array | N
     return [linear(x, w, b) for w, b in weights]
 
 
-def weighted_rows(a: Array, w: Array | QuantizedMatrix) -> Array:  # (n, m), (m, d) -> (n, d)
+def weighted_rows(a: Array, w: Weight) -> Array:  # (n, m), (m, d) -> (n, d)
     """Return ``a @ w``: the weighted sum of w's rows.
 
     Examples
@@ -79,7 +79,7 @@ def weighted_rows(a: Array, w: Array | QuantizedMatrix) -> Array:  # (n, m), (m,
     return y
 
 
-def tiles(w: Array | QuantizedMatrix, first: int, last: int) -> Iterator[slice]:
+def tiles(w: Weight, first: int, last: int) -> Iterator[slice]:
     """Yield slices of the rows from first to last: one if w is float32, else tiles of TILE elements.
 
     Converting tile by tile avoids a float32 copy of the whole matrix.

@@ -125,6 +125,9 @@ class QuantizedMatrix:
         return QuantizedMatrix(self.format, (len(codes), self.shape[1]), data)
 
 
+Weight = Array | QuantizedMatrix  # a matrix or vector of a model
+
+
 def n_groups(d: int) -> int:
     """Return the number of groups in a row of d elements; the last group is padded with zeros."""
     return -(-d // GROUP)

@@ -45,7 +45,7 @@ class Checkpoint:
         The name or last path component it was requested by, and its directory or file.
     file_dtype : str
         Element types in the file, such as ``"F16"`` or ``"Q4_1 + F32"``.
-    mapping : Mapping or None
+    mapping : MappedWeights or None
         The file behind the arrays, if they are memory-mapped (`minicore pack`).
 
     Examples
@@ -65,7 +65,7 @@ class Checkpoint:
     name: str
     source: Path
     file_dtype: str
-    mapping: mapped.Mapping | None = field(default=None, repr=False)
+    mapping: mapped.MappedWeights | None = field(default=None, repr=False)
 
 
 def read(
@@ -133,9 +133,11 @@ def _read_directory(directory: Path, name: str, dtype: str | None, progress: boo
 
 def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str | None) -> Checkpoint:
     """Map a directory that `minicore pack` wrote."""
-    config, held, params, mapping = mapped.read(directory, values)
-    if dtype not in (None, held):
-        raise InputError(f"{directory}: is packed as {held}, expected --dtype {held} or none, not {dtype}")
+    config, packed_dtype, params, mapping = mapped.read(directory, values)
+    if dtype not in (None, packed_dtype):
+        raise InputError(
+            f"{directory}: is packed as {packed_dtype}, expected --dtype {packed_dtype} or none, not {dtype}"
+        )
     tokenizer, path = directory / "tokenizer.json", directory / "config.json"
     return Checkpoint(
         config=config,
@@ -147,7 +149,7 @@ def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str 
         recommended=_recommended({"minicore": values.get("recommended")}, path),
         name=name,
         source=directory,
-        file_dtype=held,
+        file_dtype=packed_dtype,
         mapping=mapping,
     )
 

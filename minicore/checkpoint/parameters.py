@@ -19,7 +19,7 @@ from minicore.checkpoint.heap import keep_freed
 from minicore.checkpoint.tensors import DTYPES, Array, Tensor
 from minicore.config import ModelConfig
 from minicore.errors import InputError, unknown
-from minicore.quantization import FORMATS, QuantizedMatrix
+from minicore.quantization import FORMATS, QuantizedMatrix, Weight
 
 CHUNK = 1 << 18  # elements in a piece: its few copies fit in the CPU's caches, and memory use stays flat
 CACHE_LINE = 64  # bytes; parameters are aligned to it
@@ -163,7 +163,7 @@ def load(
     tensors: Mapping[str, Tensor],
     dtype: str = "float32",
     progress: bool = False,
-) -> dict[str, Array | QuantizedMatrix]:
+) -> dict[str, Weight]:
     """Read every parameter into memory; the tensors have passed :func:`check`.
 
     Parameters
@@ -231,7 +231,7 @@ def check_dtype(dtype: str) -> None:
         raise unknown("dtype", dtype, (*DTYPES, *FORMATS))
 
 
-def _allocate(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Array | QuantizedMatrix]:
+def _allocate(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Weight]:
     """Allocate all parameters in one block, large enough for huge pages, which make decoding faster."""
 
     def n_bytes(shape: tuple[int, ...]) -> int:
@@ -241,7 +241,7 @@ def _allocate(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, Ar
 
     sizes = {name: n_bytes(shape) for name, shape in shapes.items()}
     memory = np.empty(sum(size + -size % CACHE_LINE for size in sizes.values()) + CACHE_LINE, np.uint8)
-    params: dict[str, Array | QuantizedMatrix] = {}
+    params: dict[str, Weight] = {}
     start = -memory.ctypes.data % CACHE_LINE
     for name, shape in shapes.items():
         raw = memory[start : start + sizes[name]]
