@@ -160,7 +160,7 @@ def test_only_the_core_rows_stay_resident(tmp_path):
     for name, shape in config.shapes().items():
         if small.params[name].shape != shape:
             small.params[name] = rng.standard_normal(shape).astype(np.float32)
-    small.config = config
+    small = replace(small, config=config)
     small.save(tmp_path / "wide")
     ffn = sum(w.nbytes for name, w in small.params.items() if ".mlp." in name)
     assert ffn > 2e8
