@@ -106,7 +106,7 @@ assert np.array_equal(mine, mc.predict(model, ids, "often-and-strong", beta=0.2,
 # %% [markdown]
 # ## Is it any good?
 #
-# `experiments.quality` reads prompts densely, fixes each predictor's set, and measures how much worse the
+# `evaluation.quality` reads prompts densely, fixes each predictor's set, and measures how much worse the
 # continuation is predicted. All predictors see the same passages, so differences are paired; intervals are
 # bootstrapped over passages. Always in the picture: **random**, which shows what choosing is worth at all,
 # and **the continuation's own set** (`@continuation`), which shows how much of the loss is prediction and
