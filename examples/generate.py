@@ -1,4 +1,4 @@
-"""Generate text, dense and with the core neurons of the prompt's sentence, and compare what each read.
+"""Generate text with all neurons, then with the prompt's core neurons; print how many neurons that were.
 
 Usage: python examples/generate.py [PROMPT]
 """

@@ -82,7 +82,7 @@ def set_options(group: Options) -> None:
         metavar="N",
         type=int,
         default=512,
-        help="Most tokens to read of each text (default 512).",
+        help="Maximum number of tokens to read of each text (default 512).",
     )
 
 

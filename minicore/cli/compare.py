@@ -28,7 +28,7 @@ NARROW = 30  # characters; with less for each text, they are printed one after t
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add_decoding_options(parser)
+    add_decoding_options(parser, DEFAULT_PREDICTOR)
 
 
 def run(args: argparse.Namespace) -> int:

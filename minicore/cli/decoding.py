@@ -50,23 +50,24 @@ SETTINGS = (
 )
 
 
-def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """Add PROMPT and all options that ``decoding_settings`` reads."""
+def add_decoding_options(parser: argparse.ArgumentParser, predictor: str = "dense") -> None:
+    """Add PROMPT and all options that ``decoding_settings`` reads; say which predictor is the last resort."""
     prompt_argument(parser)
     model_options(parser)
-    core_options(parser.add_argument_group("core neurons"))
+    core_options(parser.add_argument_group("core neurons"), predictor)
     sampling_options(parser.add_argument_group("sampling"))
     parser.add_argument("--chat", action="store_true", help="Put the prompt in the model's chat template.")
     json_option(parser)
 
 
-def core_options(group: Options) -> None:
+def core_options(group: Options, predictor: str) -> None:
     """Add the options that choose the neurons to decode with; the library knows their defaults."""
     group.add_argument(
         "--predictor",
         metavar="P",
-        help="How to choose them, such as stability; dense keeps all (default: the model's recommendation, "
-        "else dense).",
+        help="How to choose core neurons, such as stability or griffin; dense keeps all neurons. With a "
+        "predictor given, the model's recommended alpha, beta and layers are not used (default: the model's "
+        f"recommendation, else {predictor}).",
     )
     alpha_option(group, default=None)
     group.add_argument(
@@ -79,21 +80,24 @@ def core_options(group: Options) -> None:
     layers_option(group, default="the model's recommendation, else all")
     clusters_option(group)
     group.add_argument(
-        "--gamma", metavar="G", type=fraction, help="Like --beta, for the set of a cluster (default: beta)."
+        "--gamma",
+        metavar="G",
+        type=fraction,
+        help="Like --beta, for the set of a cluster (default: same as --beta).",
     )
     token_beta_option(group, fraction)
     budget_option(group, default=None)
     group.add_argument(
-        "--window", metavar="W", type=int, help="Choose by the last W tokens of the prompt only."
+        "--window", metavar="W", type=int, help="Choose core neurons from the last W tokens only."
     )
-    group.add_argument("--refresh", metavar="R", type=int, help="Choose again every R generated tokens.")
+    group.add_argument("--refresh", metavar="R", type=int, help="Choose core neurons again every R tokens.")
     group.add_argument(
         "--memory-limit",
         metavar="BYTES",
         type=byte_count,
-        help="Most bytes to hold while decoding. On the CPU this needs a model from `minicore pack` and "
-        "limits the process; with --backend cuda it limits the memory of the GPU. Only the FFN weights of "
-        "core neurons are then held.",
+        help="Maximum memory while decoding, in bytes, such as 300e6. On the CPU this needs a model from "
+        "`minicore pack` and limits the process; with --backend cuda it limits the memory of the GPU. Only "
+        "the FFN weights of core neurons are then held.",
     )
     backend_option(group)
 
@@ -101,26 +105,29 @@ def core_options(group: Options) -> None:
 def sampling_options(group: Options) -> None:
     """Add the options that choose the tokens."""
     group.add_argument(
-        "-n", "--max-new-tokens", metavar="N", type=int, help="Most tokens to generate (default 128)."
+        "-n", "--max-new-tokens", metavar="N", type=int, help="Maximum number of tokens (default 128)."
     )
     group.add_argument(
         "--temperature",
         metavar="T",
         type=float,
-        help="Temperature of sampling; 0 always takes the most likely token (default 0).",
+        help="Sampling temperature; 0 always takes the most likely token (default 0).",
     )
     group.add_argument("--top-k", metavar="K", type=int, help="Sample from the K most likely tokens.")
     group.add_argument(
         "--top-p",
         metavar="P",
         type=float,
-        help="Sample from the most likely tokens whose probabilities add up to P.",
+        help="Sample from the smallest set of most likely tokens whose probabilities add up to P.",
     )
     group.add_argument(
         "--seed", metavar="S", type=int, help="Random seed of sampling; the same seed gives the same text."
     )
     group.add_argument(
-        "--stop", metavar="TEXT", action="append", help="Stop before TEXT; may be given several times."
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help="Stop before TEXT appears; may be given several times.",
     )
 
 

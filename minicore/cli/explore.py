@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=48,
-        help="Most tokens to generate in each continuation (default 48).",
+        help="Maximum number of tokens of each continuation (default 48).",
     )
     parser.add_argument("--chat", action="store_true", help="Put the prompts in the model's chat template.")
 

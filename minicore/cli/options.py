@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "minicore-opt-core"  # part of the package; shows the paper's phenomena in minutes
 Options = argparse._ActionsContainer  # a parser, or a group of its options
-MODEL_HELP = "A model name, a Hugging Face directory or a .gguf file"
+MODEL_HELP = "A model name, org/name on the Hugging Face hub, a Hugging Face directory or a .gguf file"
 
 
 # --- values ---
@@ -176,8 +176,8 @@ def budget_option(parser: Options, default: str | None = "uniform") -> None:
         "--budget",
         metavar="R",
         default=default,
-        help="How beta is spent over the layers: uniform, or share, which gives more neurons to layers whose "
-        "scores are spread more widely (default uniform).",
+        help="How beta is distributed over the layers: uniform, or share, which gives more neurons to layers "
+        "whose scores are spread more widely (default uniform).",
     )
 
 
