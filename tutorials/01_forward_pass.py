@@ -13,11 +13,11 @@
 #
 # After this notebook you will be able to
 #
-# - write the forward pass of an OPT model in some thirty lines of array code,
-# - say what every tensor on the way is called and what shape it has,
-# - show that your logits are minicore's and Transformers'.
+# - write the forward pass of an OPT model in about thirty lines of array code,
+# - name every intermediate tensor and give its shape,
+# - show that your logits match those of minicore and of Transformers.
 #
-# The model is `minicore-opt-core`, which comes with minicore: small, and of the same architecture as
+# The model is `minicore-opt-core`. It ships with minicore, it is small, and it has the architecture of
 # OPT-6.7B.
 
 # %%
@@ -33,10 +33,10 @@ print(model)
 print(f"{cfg.n_heads} heads of {cfg.d_head}, vocabulary of {cfg.n_vocab}")
 
 # %% [markdown]
-# ## Text to numbers
+# ## From text to token ids
 #
-# The tokenizer cuts a text into tokens and gives each its id. The first one here marks the beginning of a
-# text.
+# The tokenizer splits a text into tokens and gives each token an id. The first token here marks the
+# beginning of the text.
 
 # %%
 text = "The jury came back into the room, and everyone stood up. The judge asked for the"
@@ -46,8 +46,9 @@ n = len(ids)
 print(list(zip(tokens, ids.tolist(), strict=True)))
 
 # %% [markdown]
-# Every id has a row in the embedding matrix, every position one in another (OPT starts at row 2). Their sum
-# is the **residual stream**: one row a token, to which each block adds.
+# Each id selects a row of the embedding matrix, and each position selects a row of the position
+# embeddings (OPT starts at row 2). Their sum is the **residual stream**. It has one row per token, and
+# every block adds to it.
 
 # %%
 w = model.params
@@ -57,8 +58,9 @@ print("residual stream", x.shape)
 # %% [markdown]
 # ## Attention
 #
-# Each token makes a query, a key and a value for each head. A query's product with the keys says which
-# tokens it looks at; what is later is masked out; the values are mixed accordingly.
+# In each head, every token has a query, a key and a value. The dot products of a query with the keys give
+# the scores: how much the token attends to each other token. Later tokens are masked out. The softmax of
+# the scores gives the weights with which the values are averaged.
 
 
 # %%
@@ -69,7 +71,7 @@ def attention(x, p):  # (n, d_model) -> (n, d_model), (n_heads, n, n)
         for name in "qkv"
     )
     scores = np.einsum("qhd,khd->hqk", q, k) / np.float32(np.sqrt(cfg.d_head))
-    scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf  # the future
+    scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf  # later tokens
     pattern = ops.softmax(scores)
     z = np.einsum("hqk,khd->qhd", pattern, v)
     return ops.linear(z.reshape(n, -1), p["attn.w_o"], p["attn.b_o"]), pattern
@@ -83,19 +85,19 @@ figure, axes = plt.subplots(2, 4, figsize=(9, 4.6), layout="constrained")
 for head, ax in enumerate(axes.flat):
     ax.imshow(pattern[head], cmap="Blues", vmin=0, vmax=1)
     ax.set(title=f"head {head}", xticks=[], yticks=[])
-figure.supxlabel("token looked at")
-_ = figure.supylabel("token that looks")
+figure.supxlabel("key position")
+_ = figure.supylabel("query position")
 
 # %% [markdown]
-# Rows add up to 1, and everything right of the diagonal is 0. A head dark along the diagonal looks at a
-# token and its neighbours; one dark in the first column mostly rests there, which is how a head does
-# nothing.
+# Each row sums to 1, and everything right of the diagonal is 0. A head that is dark along the diagonal
+# attends to the token itself and its neighbours. A head that is dark in the first column mostly attends
+# to the first token, which is how a head does nothing.
 #
 # ## The FFN and its neurons
 #
-# The other half of a block treats every token alone. `w_in` makes `n_neurons` numbers of it, ReLU sets the
-# negative ones to zero, and `w_out` adds up: **neuron i adds its activation times row i of `w_out` to the
-# stream**. These activations, `a`, are what all other notebooks are about.
+# The second half of a block processes each token separately. `w_in` projects the token to `n_neurons`
+# values, ReLU sets the negative ones to zero, and `w_out` projects back: **neuron i adds its activation
+# times row i of `w_out` to the stream**. All other notebooks are about these activations, `a`.
 
 
 # %%
@@ -105,11 +107,11 @@ def ffn(x, p):  # (n, d_model) -> (n, d_model), (n, n_neurons)
 
 
 # %% [markdown]
-# ## All of it
+# ## The whole model
 #
-# A block is attention and FFN, each fed with the normed stream and added to it. After the last block come a
-# norm and the head, which here is the embedding once more: a logit is how well a token's row fits the
-# stream.
+# A block consists of attention and an FFN. Each reads the normalized stream and adds its output to the
+# stream. A final norm and the unembedding follow the last block. This model ties the unembedding to the
+# embedding matrix: a token's logit is the dot product of its embedding with the stream.
 
 
 # %%
@@ -132,28 +134,28 @@ for i in np.argsort(-probabilities)[:5]:
     print(f"  {probabilities[i]:6.1%}  {model.tokenizer.decode([i])!r}")
 
 # %% [markdown]
-# ## Is it right?
+# ## Is it correct?
 #
-# minicore's own pass gives the same logits, to a rounding. So does Transformers:
-# `data/transformers_logits.npz` holds what it computed for the last three tokens of this text
-# (`data/record_logits.py` is the script).
+# minicore's own forward pass gives the same logits up to rounding. So does Transformers:
+# `data/transformers_logits.npz` holds its logits for the last three tokens of this text. The script
+# `data/record_logits.py` recorded them.
 
 # %%
 recorded = np.load("data/transformers_logits.npz")
 assert np.array_equal(recorded["ids"], ids)
 
 
-def furthest(a, b):
+def furthest(a, b):  # -> largest difference, relative to the largest logit
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-print(f"from minicore     {furthest(logits, model.forward(ids)):.1e} of the largest logit")
-print(f"from Transformers {furthest(logits[-3:], recorded['logits']):.1e}")
+print(f"difference from minicore     {furthest(logits, model.forward(ids)):.1e} of the largest logit")
+print(f"difference from Transformers {furthest(logits[-3:], recorded['logits']):.1e}")
 assert furthest(logits, model.forward(ids)) < 1e-4
 assert furthest(logits[-3:], recorded["logits"]) < 1e-4
 
 # %% [markdown]
-# `run_with_cache` hands out every tensor by name, so that you need not write this again:
+# `run_with_cache` returns every tensor by its hook name, so you do not have to write this code again:
 
 # %%
 _, cache = model.run_with_cache(ids, ["blocks.0.attn.hook_pattern", "blocks.*.mlp.hook_post"])
@@ -165,9 +167,9 @@ assert np.allclose(cache[f"blocks.{last}.mlp.hook_post"], activations[last], ato
 # %% [markdown]
 # ## Exercises
 #
-# **1.** What would the model say if it stopped after an earlier block? Apply the last norm and the head to
-# the stream after each one (`blocks.*.hook_resid_post`) and print the likeliest next token. This is called
-# the logit lens.
+# **1.** What would the model predict if it stopped after an earlier block? Apply the final norm and the
+# unembedding to the stream after each block (`blocks.*.hook_resid_post`) and print the most likely next
+# tokens. This technique is called the logit lens.
 
 # %%
 # your code
@@ -181,20 +183,20 @@ for layer in range(cfg.n_layers):
     print(f"after block {layer}: {[model.tokenizer.decode([i]) for i in best]}")
 
 # %% [markdown]
-# **2.** Drop the last three tokens and compute all logits again. Which rows change, and why does that allow
-# a kv cache?
+# **2.** Drop the last three tokens and compute all logits again. Which rows change, and why does the
+# answer make a kv cache possible?
 
 # %%
 # your code
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
 shorter, _ = forward(ids[:-3])
-print("largest change in the rows that stay:", np.abs(shorter - logits[:-3]).max())
-# None but for rounding: a token sees what is before it alone. So its keys and values never change, and a
-# decoder keeps them instead of computing them again.
+print("largest change in the remaining rows:", np.abs(shorter - logits[:-3]).max())
+# No row changes, except by rounding: a token attends only to itself and earlier tokens. Its keys and values
+# therefore never change, and a decoder caches them instead of computing them again.
 
 # %% [markdown]
-# **3.** Which share of the activations is zero, layer by layer? Draw one layer's with
+# **3.** What fraction of the activations is zero in each layer? Plot one layer with
 # `plots.activation_map`.
 
 # %%
@@ -206,4 +208,5 @@ for layer, a in enumerate(activations):
 ax = plots.activation_map(activations[last], tokens)
 
 # %% [markdown]
-# Most are zero, and the rest differ from token to token. Notebook 02 asks which matter.
+# Most activations are zero, and which ones are not differs from token to token. Notebook 02 asks which of
+# them matter.
