@@ -14,10 +14,10 @@
 # After this notebook you will be able to
 #
 # - compute a token's core neurons as CoreInfer defines them (arXiv 2410.18311, eq. 1),
-# - say how few neurons a token gets along with, by measuring it,
-# - find out what a neuron reacts to.
+# - measure how few neurons a token needs,
+# - find out what a neuron responds to.
 #
-# You should know what an FFN's activations are; notebook 01 shows it.
+# You should know what the activations of an FFN are. Notebook 01 explains them.
 
 # %%
 import json
@@ -45,8 +45,8 @@ a.shape
 # %% [markdown]
 # ## The definition
 #
-# Of one token's activations take the positive ones, and of these the top **alpha**: largest first. The
-# paper takes alpha = 0.4 everywhere. For one token that is two lines:
+# Take a token's positive activations and keep the largest of them, a fraction **alpha**. The paper uses
+# alpha = 0.4 everywhere. For one token this takes two lines:
 
 # %%
 alpha = 0.4
@@ -60,8 +60,8 @@ print(
 )
 
 # %% [markdown]
-# `token_core` does it for all tokens at once and returns a mask. (Of equal values it takes the lower index,
-# and it keeps one neuron where alpha of a few would be none.)
+# `token_core` does this for all tokens at once and returns a mask. Where values are equal, it prefers the
+# lower index. If a token has any positive activation, `token_core` keeps at least one.
 
 # %%
 core_of = mc.token_core(a, alpha)
@@ -69,26 +69,26 @@ assert np.array_equal(np.flatnonzero(core_of[-2]), np.sort(core))
 ax = plots.activation_map(a, tokens, core=core_of, most=30)
 
 # %% [markdown]
-# A dot marks a core neuron. Look along a row: a neuron is core for some tokens and silent for others. Look
-# along two columns: different tokens have different cores, which a matrix of their overlaps (shared over
-# involved neurons, Jaccard) shows at a glance.
+# A dot marks a core neuron. Most neurons are core for some tokens and silent for others. Different tokens
+# also have different cores. A matrix of their Jaccard overlaps (size of the intersection over size of the
+# union) shows this at a glance.
 
 # %%
-both = core_of[:, None] & core_of[None], core_of[:, None] | core_of[None]
-overlap = both[0].sum(axis=2) / both[1].sum(axis=2)
+intersection, union = core_of[:, None] & core_of[None], core_of[:, None] | core_of[None]
+overlap = intersection.sum(axis=2) / union.sum(axis=2)
 ax = plots.overlap_matrix(overlap, tokens)
 
 # %% [markdown]
-# ## Does a token get along with its core?
+# ## Is the core enough for a token?
 #
-# Zero every activation outside the token's own core, in all layers, and see how much worse the next token
-# is predicted. `forward` hands each activation array to a function before it is used, and that function may
-# change it.
+# Set every activation outside the token's own core to zero, in all layers, and measure how much worse the
+# model predicts the next token. `forward` calls a hook with each activation array before it uses the
+# array, and the hook may change the array in place.
 
 
 # %%
 def nats(ids, change=lambda a: None):
-    """Mean surprise at the next token, in nats; `change` edits a layer's activations in place."""
+    """Return the mean loss per token, in nats; `change` edits a layer's activations in place."""
 
     def hook(name, value):
         if name.endswith("mlp.hook_post"):
@@ -113,19 +113,20 @@ kept = [np.mean([nats(ids, keep_core(alpha)) for ids in passages]) for alpha in 
 figure, ax = plt.subplots(figsize=(6, 3.4), layout="constrained")
 ax.semilogy(alphas, np.exp(np.array(kept) - dense), "o-")
 ax.axhline(1, color="gray", linestyle="--", linewidth=1)
-ax.set(xlabel="alpha: share of the active neurons kept", ylabel="perplexity over dense")
+ax.set(xlabel="alpha: fraction of active neurons kept", ylabel="perplexity relative to dense")
 ax.set_title(f"{len(passages)} texts, dense perplexity {np.exp(dense):.1f}", fontsize=10)
 share = np.mean([mc.token_core(cache[f"blocks.{i}.mlp.hook_post"], 0.4).mean() for i in range(n_layers)])
 print(f"at alpha 0.4 a token uses {share:.1%} of the neurons")
 
 # %% [markdown]
-# This is the paper's fig. 2a on a small model. A token needs a few of its neurons, if one knows which. That
-# is the catch: this choice was made *after* all activations were computed. Notebook 03 makes it before.
+# This is the paper's fig. 2a on a small model. A token needs only a few of its neurons, if we know which
+# ones. That is the difficulty: this choice was made *after* all activations had been computed. Notebook
+# 03 makes it beforehand.
 #
-# ## What does a neuron react to?
+# ## What does a neuron respond to?
 #
-# Take the neuron that differs most from token to token, and look for the places in all texts where it is
-# strongest.
+# Take the neuron whose activation varies most from token to token, and find the places in a sample of the
+# texts where it is strongest.
 
 # %%
 everything = [model.tokenizer.encode(text)[:200] for text in texts[::8]]
@@ -140,8 +141,8 @@ print(f"neuron {neuron} of layer {layer}")
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Which share of the sum of a token's activations lies in its core at alpha 0.4? Draw it against
-# alpha.
+# **1.** What fraction of the sum of a token's activations lies in its core? Plot it against alpha, and
+# read off the value at alpha = 0.4.
 
 # %%
 # your code
@@ -152,11 +153,11 @@ held = [(a * mc.token_core(a, one)).sum(axis=1) / a.sum(axis=1) for one in steps
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
 ax.plot(steps, np.mean(held, axis=1))
 ax.fill_between(steps, np.min(held, axis=1), np.max(held, axis=1), alpha=0.2)
-_ = ax.set(xlabel="alpha", ylabel="share of the activation in the core", title="mean and range over tokens")
+_ = ax.set(xlabel="alpha", ylabel="fraction of activation in the core", title="mean and range over tokens")
 
 # %% [markdown]
-# **2.** Keep as many neurons as the core has, but drawn at random from the active ones. How much worse is
-# that?
+# **2.** Keep as many neurons as the core has, but choose them at random from the active ones. How much
+# worse is the prediction?
 
 # %%
 # your code
@@ -178,8 +179,8 @@ for name, change in (("core", keep_core(0.4)), ("random", keep_random(0.4))):
     print(f"{name:<7} {ratio:.2f} times the dense perplexity")
 
 # %% [markdown]
-# **3.** The word "bank" in "the bank of the river" and in "money in the bank": do the two tokens share more
-# core neurons than two different words do? Compare in the first and in the last layer.
+# **3.** Take the word "bank" in "the bank of the river" and in "money in the bank". Do the two tokens
+# share more core neurons than two different words do? Compare the first and the last layer.
 
 # %%
 # your code
@@ -202,4 +203,4 @@ river, money, roof = found.values()
 for i in (0, n_layers - 1):
     same, other = (len(river[i] & them[i]) / len(river[i] | them[i]) for them in (money, roof))
     print(f"layer {i}: bank and bank {same:.2f}, bank and roof {other:.2f}")
-# The first layer sees the word, the last one the place it has in the text.
+# In the first layer the core depends mostly on the word, in the last layer more on its context.
