@@ -13,12 +13,12 @@
 #
 # After this notebook you will be able to
 #
-# - measure what one set of neurons for a whole text costs a model, and split the cost into its causes,
-# - explain why OPT-6.7B may bear it and an ordinary small model does not,
-# - say what training with the core mask in the loop does, and what it is paid with.
+# - measure the cost of using one core for a whole text, and split the cost into its causes,
+# - explain why OPT-6.7B may tolerate it when an ordinary small model does not,
+# - describe what training with the core mask in the loop does, and what it costs.
 #
-# Two models, alike in shape, data and seeds. `minicore-opt` was trained plainly. `minicore-opt-core` was
-# then tuned with core sets in its training loop.
+# We compare two models of the same shape, trained on the same data with the same seeds. `minicore-opt`
+# was trained plainly. `minicore-opt-core` was then fine-tuned with core masks in its training loop.
 
 # %%
 import json
@@ -42,7 +42,7 @@ prompt = models["minicore-opt"].tokenizer.encode(text)[:96]
 # %% [markdown]
 # ## What it looks like
 #
-# The same prompt, dense and with the 20% of the neurons that the prompt's core holds:
+# Both models continue the same prompt, first with all neurons and then with the prompt's core of 20%:
 
 # %%
 for name, model in models.items():
@@ -53,12 +53,12 @@ for name, model in models.items():
 # %% [markdown]
 # ## What it costs
 #
-# Perplexity of the 48 tokens after a prompt of 64, over the model's own dense one. Three choices of
-# different knowledge:
+# We measure the perplexity of the 48 tokens that follow a prompt of 64 tokens, relative to the perplexity
+# of the same model with all neurons. The three predictors differ in what they know:
 #
-# - `stability`, CoreInfer's: from the prompt;
-# - `oracle`: CoreInfer's choice, from prompt and continuation, which no prediction can have;
-# - `topk`: each token its own largest activations: no set for a text at all.
+# - `stability` is CoreInfer's choice. It sees only the prompt.
+# - `oracle` applies CoreInfer's rule to prompt and continuation. No predictor can know that much.
+# - `topk` keeps the largest activations of each token. It does not choose one core for the text.
 
 # %%
 study = {
@@ -82,14 +82,14 @@ axes[1].set_ylabel("")
 _ = axes[1].tick_params(labelleft=True)
 
 # %% [markdown]
-# On the plain model `topk` is nearly free: the sparsity is there, **token by token**. But even the oracle's
-# set is expensive: so it is not the prediction that fails first, it is the idea that many tokens can share
-# one small set.
+# On the plain model `topk` costs almost nothing from beta = 0.2 on. The sparsity exists, but **token by
+# token**. Even the core of the oracle is expensive. Prediction is therefore not the first thing that
+# fails: the first thing is the assumption that many tokens can share one small core.
 #
 # ## Why: tokens spread over all neurons
 #
-# Read a text and count the neurons that were active at least once. If every token uses few but always
-# others, the text uses all.
+# Read a text and count the neurons that were active at least once. If every token uses few neurons, but
+# each token uses different ones, the text as a whole uses all of them.
 
 # %%
 passage = passages(models["minicore-opt"], ["data/topics.jsonl"], 113, 12)[0]
@@ -107,8 +107,8 @@ for mark, (name, model) in zip("os", models.items(), strict=True):
     ever = np.logical_or.accumulate(active, axis=2).mean(axis=(0, 1, 3))
     axes[0].plot(np.arange(1, len(ever) + 1), ever, label=name)
     print(
-        f"{name}: {active.mean():.1%} of the neurons are active for a token, "
-        f"{ever[-1]:.0%} for some token of {len(ever)}"
+        f"{name}: a token activates {active.mean():.1%} of the neurons on average, "
+        f"{len(ever)} tokens together activate {ever[-1]:.0%}"
     )
     outside = []
     for one in passage:
@@ -116,36 +116,38 @@ for mark, (name, model) in zip("os", models.items(), strict=True):
         core = mc.predict(model, one.ids[:64], "stability", 0.4, 0.2)
         rest = np.square(a[:, 65:], dtype=np.float64)
         kept = [rest[i][:, core.neurons[i]].sum() for i in range(n_layers)]
-        whole = np.maximum(rest.sum(axis=(1, 2)), 1e-30)  # a layer may be silent
+        whole = np.maximum(rest.sum(axis=(1, 2)), 1e-30)  # avoids 0 / 0 where a layer is silent
         outside.append((whole - kept) / whole)
     axes[1].plot(range(n_layers), np.mean(outside, axis=0), mark + "-", label=name)
-axes[0].set(xlabel="tokens read", ylabel="neurons active so far", ylim=(0, 1))
-axes[1].set(xlabel="layer", ylabel="energy outside the prompt's core", ylim=(0, None), xticks=range(n_layers))
+axes[0].set(xlabel="tokens read", ylabel="fraction of neurons active so far", ylim=(0, 1))
+axes[1].set(
+    xlabel="layer", ylabel="fraction of energy outside the core", ylim=(0, None), xticks=range(n_layers)
+)
 for ax in axes:
     ax.legend(frameon=False)
 
 # %% [markdown]
-# On the right: of what the continuation's activations hold (their squares, summed), how much lies on
-# neurons that the prompt's set of 20% leaves out. Compare the first layer of the two models: what is lost
-# there spoils the input of all others, which none of them has ever seen in training. Exercise 1 measures
-# layer by layer what that costs.
+# The right-hand plot takes the energy of the continuation's activations (the sum of their squares) and
+# shows which fraction lies on neurons outside the prompt's core of 20%. Compare the first layer of the
+# two models. What is lost there changes the input of all later layers, and the plain model never saw such
+# inputs in training. Exercise 1 measures the cost layer by layer.
 #
-# The models of the paper are hundreds of times as large: 32 layers or more of 11008 neurons or more, each a
-# smaller part of a wider stream. They may bear what a small one does not. This notebook measures instead of
-# believing; do the same on yours.
+# The models of the paper are hundreds of times larger. They have 32 or more layers of 11008 or more
+# neurons, and each neuron is a smaller part of a wider stream. They may tolerate what a small model does
+# not. This notebook measures it for two small models, and you can do the same for yours.
 #
 # ## What training for it does
 #
-# A recipe of four lines, run for each batch (`weights/train` has all of it):
+# The recipe has four lines, which run for each batch (`weights/train` has the full code):
 #
 #     split, beta = random()                        # anywhere in the text; 0.07 to 0.7
 #     core = sentence_core(activations[:split])     # of each layer, without gradient
-#     activations[split:] *= core                   # what is outside is masked
+#     activations[split:] *= core                   # mask everything outside the core
 #     loss = cross_entropy + distance to the plain model's logits
 #
-# One forward pass suffices, because attention is causal. The model learns to need fewer neurons, to choose
-# them early, and to do without what is left out; the first two can be seen in the picture above. Does the
-# set still have to be the right one? Other choices at the same size:
+# One forward pass is enough, because attention is causal. The model learns to use fewer neurons, to use
+# them early, and to do without the others. The previous figure shows the first two effects. Does the
+# choice of core still matter? The next figure compares other choices of the same size:
 
 # %%
 choices = ["stability", "griffin", "magnitude", "weight-norm", "random"]
@@ -165,14 +167,14 @@ for name, model in models.items():
 ax = plots.bars(
     {name: [np.log(row["ratio"][0]) for row in found] for name, found in rows.items()},
     choices,
-    "nats lost a token (log of the ratio)",
+    "loss increase per token (nats)",
 )
 
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Which layer hurts most? Restrict one layer at a time (`layers=[i]`) at beta 0.2 and draw the losses
-# of both models.
+# **1.** Which layer contributes most to the loss? Restrict one layer at a time (`layers=[i]`) at beta =
+# 0.2 and plot the losses of both models.
 
 # %%
 # your code
@@ -199,12 +201,13 @@ x = np.arange(n_layers)
 for shift, (name, lost) in zip((-0.2, 0.2), hurt.items(), strict=True):
     ax.bar(x + shift, lost, 0.38, label=name)
 ax.axhline(0, color="gray", linewidth=1)
-ax.set(xlabel="the layer restricted", ylabel="nats lost a token", xticks=x)
+ax.set(xlabel="restricted layer", ylabel="loss increase per token (nats)", xticks=x)
 _ = ax.legend(frameon=False)
 
 # %% [markdown]
-# **2.** Is it enough that the *continuation* is read sparsely, or does the loss grow from token to token?
-# Measure the loss against the position in the continuation for the plain model.
+# **2.** Is the loss constant over the continuation, or does it grow from token to token because the keys
+# and values of earlier tokens come from the sparse model too? Plot the loss of the plain model against
+# the position in the continuation, at beta = 0.4.
 
 # %%
 # your code
@@ -225,14 +228,15 @@ for one in passage:
 blocks = np.mean(lost, axis=0)[:48].reshape(6, 8).mean(axis=1)
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
 ax.plot(np.arange(6) * 8 + 4, blocks, "o-")
-_ = ax.set(xlabel="position in the continuation", ylabel="nats lost a token", ylim=(0, None))
+_ = ax.set(xlabel="position in the continuation", ylabel="loss increase per token (nats)", ylim=(0, None))
 
 # %% [markdown]
-# **3.** `minicore pull smollm2-135m` fetches a model with 1536 gated SiLU neurons a layer. What changes in
-# the definition of "active" there, and which predictor would you expect to lose least? Then look at the
-# table in `docs/quality.md`.
+# **3.** `minicore pull smollm2-135m` downloads a model with 1536 gated SiLU neurons per layer. What does
+# "active" mean for such a model, and which predictor do you expect to lose least? Compare your answer
+# with the table in `docs/quality.md`.
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
-# With SiLU no activation is exactly zero, and a large negative product matters as much as a positive one, yet
-# CoreInfer counts positive values alone. GRIFFIN ranks by energy, signs aside, and loses least of those that
-# choose from the prompt; each token's own choice loses a few per cent. A text's set is expensive there too.
+# With SiLU no activation is exactly zero, and a large negative product matters as much as a positive one.
+# CoreInfer nevertheless counts only positive values. GRIFFIN ranks by energy, which ignores the sign. It
+# loses least of the predictors that see only the prompt. A choice for each token loses a few per cent. One
+# core for a whole text is expensive on this model too.
