@@ -13,24 +13,31 @@
 #
 # After this notebook you will be able to
 #
-# - tell from bytes and bandwidth how fast a matrix-vector product can be at best,
-# - take an FFN of core neurons from NumPy to a kernel near that limit, knowing what each step bought,
-# - measure it so that you would believe it yourself.
+# - compute from bytes and bandwidth how fast a matrix-vector product can be at best,
+# - take an FFN of core neurons from NumPy to a kernel at more than half of that limit, and say what each
+#   step gained,
+# - measure it in a way that you would believe yourself,
+# - read the decode step of a whole model in plain Numba loops.
 #
-# Decoding one token multiplies every weight once: little arithmetic, much reading. So a kernel is judged by
-# the **GB/s** of weights it gets through, beside what the memory delivers to a loop that only reads.
+# Decoding one token uses every weight once: little arithmetic, much reading. The measure of a kernel is
+# therefore the **GB/s** of weights that it processes, compared with the bandwidth of a loop that only
+# reads.
 
 # %%
+import inspect
 import time
 
 import matplotlib.pyplot as plt
 import numba as nb
 import numpy as np
+from IPython.display import Code, display
 
+import minicore as mc
 from minicore import plots
+from minicore.backends.cpu import plain_step
 from minicore.backends.cpu.bandwidth import bandwidth, buffer
 
-n, d, kept = 16384, 1024, 0.4  # neurons, width, share of the neurons that are core
+n, d, kept = 16384, 1024, 0.4  # neurons, width, fraction of core neurons
 rng = np.random.default_rng(0)
 w_in, w_out = (rng.integers(-2, 3, (n, d), dtype=np.int8).astype(np.float32) for _ in range(2))
 x = rng.integers(-2, 3, d).astype(np.float32)
@@ -40,17 +47,17 @@ print(
 )
 
 # %% [markdown]
-# What is to be computed: `y = w_out[rows].T @ relu(w_in[rows] @ x)`. Neuron i is row i of both matrices, so
-# a core set is a list of rows, and a row lies in memory in one piece. The numbers are small integers: every
-# order of summation gives the same bits, and a kernel is right if its result is **equal**.
+# We want to compute `y = w_out[rows].T @ relu(w_in[rows] @ x)`. Neuron i is row i of both matrices, so a
+# core set is a list of rows, and each row is contiguous in memory. All values are small integers. Every
+# order of summation then gives the same bits, and a kernel is correct if its result is **equal**.
 
 # %%
 want = np.maximum(w_in[rows] @ x, 0) @ w_out[rows]
 active = np.count_nonzero(w_in[rows] @ x > 0)
-reads = nb.get_num_threads()
+n_threads = nb.get_num_threads()
 memory = buffer(64 << 20)
-limit = {threads: max(bandwidth(memory, threads, 1) for _ in range(40)) / 1e9 for threads in (1, reads)}
-print(f"memory gives {limit[1]:.0f} GB/s to one thread, {limit[reads]:.0f} to {reads}")
+limit = {threads: max(bandwidth(memory, threads, 1) for _ in range(40)) / 1e9 for threads in (1, n_threads)}
+print(f"read bandwidth: {limit[1]:.0f} GB/s with one thread, {limit[n_threads]:.0f} with {n_threads}")
 
 times, speeds = {}, {}
 
@@ -65,7 +72,7 @@ def fastest(function, runs=15):
 
 
 def rung(name, function, n_rows, size=4):
-    """Check a kernel, then time it: the fastest of 15 runs, for what other work adds is not the kernel's."""
+    """Check a kernel, then time it; the fastest of 15 runs is least disturbed by other work."""
     assert np.array_equal(function(), want), f"{name} is wrong"
     seconds = fastest(function)
     times[name] = 1e3 * seconds
@@ -76,8 +83,8 @@ def rung(name, function, n_rows, size=4):
 # %% [markdown]
 # ## Rung 0: NumPy
 #
-# With a mask all rows are read and most of the work is thrown away. With an index only the core's rows are
-# used, but NumPy first *copies* them: read, write, read again.
+# With a mask, NumPy reads all rows and throws most of the work away. With an index it uses only the core
+# rows, but it *copies* them first: it reads them, writes them and reads them again.
 
 # %%
 mask = np.zeros(n, np.float32)
@@ -88,8 +95,8 @@ rung("NumPy\nindexed", lambda: np.maximum(w_in[rows] @ x, 0) @ w_out[rows], 2 * 
 # %% [markdown]
 # ## Rung 1: the loops, compiled
 #
-# No copy any more. And slow, for a reason: a sum of floats depends on its order, so the compiler must add
-# one number after the other and may not use the vector unit.
+# This version makes no copy, but it is slow. A floating-point sum depends on its order, so the compiler
+# must add one element after another and cannot use vector instructions.
 
 
 # %%
@@ -110,20 +117,21 @@ loop = nb.njit(plain)
 rung("loop", lambda: loop(w_in, w_out, rows, x), 2 * len(rows))
 
 # %% [markdown]
-# ## Rung 2: let it reorder
+# ## Rung 2: allow reordering
 #
-# `reassoc` allows another order of summation, `contract` a fused multiply-add. Not `fastmath=True`: that
-# also promises that there is no NaN and no infinity, and a kernel that hides a NaN hides a fault.
+# `reassoc` allows another order of summation, and `contract` allows fused multiply-adds. Do not use
+# `fastmath=True`: it also promises that no NaN and no infinity occurs, and a kernel that hides a NaN
+# hides a bug.
 
 # %%
 vectorised = nb.njit(plain, fastmath={"reassoc", "contract"})
 rung("reordered", lambda: vectorised(w_in, w_out, rows, x), 2 * len(rows))
 
 # %% [markdown]
-# ## Rung 3: leave out what ReLU left out
+# ## Rung 3: skip what ReLU set to zero
 #
-# An activation of zero adds nothing. Its row of `w_out` need not be read. The loop is one kernel for the
-# whole FFN (*fused*), so the activation is at hand when that is decided.
+# A zero activation adds nothing, so its row of `w_out` need not be read. One *fused* kernel computes the
+# whole FFN, so the activation is available when the kernel decides whether to read the row.
 
 
 # %%
@@ -134,7 +142,7 @@ def skipping(w_in, w_out, rows, x, y):
         a = np.float32(0)
         for j in range(x.size):
             a += w_in[i, j] * x[j]
-        if not a <= 0:  # so that NaN passes
+        if not a <= 0:  # true for NaN, so that NaN reaches y
             for j in range(x.size):
                 y[j] += a * w_out[i, j]
     return y
@@ -145,20 +153,20 @@ rung("zeros\nskipped", lambda: skipping(w_in, w_out, rows, x, np.zeros(d, np.flo
 # %% [markdown]
 # ## Rung 4: more threads
 #
-# Each thread takes a share of the rows and has a `y` of its own, for two threads that add to the same
-# numbers would get in each other's way. The shares are added up at the end.
+# Each thread processes part of the rows and has its own `y`, because two threads that add to the same
+# elements would interfere. The partial results are summed at the end.
 
 
 # %%
 @nb.njit(parallel=True)
-def threaded(kernel_rows, w_in, w_out, x):
-    shares = np.zeros((kernel_rows.shape[0], x.size), np.float32)
-    for t in nb.prange(kernel_rows.shape[0]):
-        skipping(w_in, w_out, kernel_rows[t], x, shares[t])
-    return shares
+def threaded(split, w_in, w_out, x):  # (n_threads, n_rows), ... -> (n_threads, d)
+    partial = np.zeros((split.shape[0], x.size), np.float32)
+    for t in nb.prange(split.shape[0]):
+        skipping(w_in, w_out, split[t], x, partial[t])
+    return partial
 
 
-split = rows[: len(rows) // reads * reads].reshape(reads, -1)
+split = rows[: len(rows) // n_threads * n_threads].reshape(n_threads, -1)
 rest = rows[split.size :]
 
 
@@ -167,18 +175,20 @@ def with_threads():
     return skipping(w_in, w_out, rest, x, y)
 
 
-rung(f"{reads} threads", with_threads, len(rows) + active)
+rung(f"{n_threads} threads", with_threads, len(rows) + active)
 
 # %% [markdown]
 # ## Rung 5: fewer bytes
 #
-# When the memory is the limit, only reading less helps. A bfloat16 is the upper half of a float32: widening
-# it is a shift, which costs nothing while the loop waits for memory.
+# When memory bandwidth is the limit, only reading less helps. A bfloat16 is the upper half of a float32.
+# The conversion is a shift, which costs little while the loop waits for memory. In the stored run one
+# thread takes 2.21 ms instead of 3.26. That is 1.5 times as fast, where half the bytes would allow a
+# factor of 2: this loop is partly limited by its instructions.
 
 
 # %%
 @nb.njit(inline="always")
-def widen(w):  # uint16 -> float32
+def to_float32(w):  # the bits of a bfloat16, uint16 -> float32
     return np.uint32(np.uint32(w) << np.uint32(16)).view(np.float32)
 
 
@@ -189,10 +199,10 @@ def halved(w_in, w_out, rows, x):
         i = rows[r]
         a = np.float32(0)
         for j in range(x.size):
-            a += widen(w_in[i, j]) * x[j]
+            a += to_float32(w_in[i, j]) * x[j]
         if not a <= 0:
             for j in range(x.size):
-                y[j] += a * widen(w_out[i, j])
+                y[j] += a * to_float32(w_out[i, j])
     return y
 
 
@@ -206,24 +216,50 @@ rung("bfloat16\n1 thread", lambda: halved(h_in, h_out, rows, x), len(rows) + act
 figure, axes = plt.subplots(2, 1, figsize=(9, 6.4), layout="constrained")
 plots.bars({"time": list(times.values())}, list(times), "ms", ax=axes[0])
 plots.bars({"speed": list(speeds.values())}, list(speeds), "GB/s of weights needed", ax=axes[1])
-axes[0].set_title(f"FFN of {n} neurons, width {d}, {kept:.0%} of them core", fontsize=10)
-for threads, place in ((1, "top"), (reads, "bottom")):
+axes[0].set_title(f"FFN of {n} neurons of width {d}, {kept:.0%} core", fontsize=10)
+for threads, place in ((1, "top"), (n_threads, "bottom")):
     axes[1].axhline(limit[threads], color="gray", linestyle="--", linewidth=1)
-    said = f"reading alone,\n{threads} thread{'s' * (threads > 1)}"
-    axes[1].text(1.01, limit[threads], said, va=place, fontsize=8, transform=axes[1].get_yaxis_transform())
+    label = f"read only,\n{threads} thread{'s' * (threads > 1)}"
+    axes[1].text(1.01, limit[threads], label, va=place, fontsize=8, transform=axes[1].get_yaxis_transform())
 _ = axes[1].set_ylim(0, 1.2 * max(*limit.values(), *speeds.values()))
 
 # %% [markdown]
-# Read the picture from the bottom: once the bars of speed reach the dashed line there is nothing left to
-# gain from a better kernel, only from fewer bytes. The figures kept here are of 2 virtual cores of an AMD
-# EPYC (Milan, AVX2) that did nothing else. Other work on the machine moves all of these figures, and so do
-# its neighbours on the same chip; compare them within a run. `minicore/backends/cpu/step.py` is this ladder's
-# end: a whole token in one compiled call a thread.
+# Read the figure from the bottom. Once a bar of the lower plot reaches its dashed line, a better kernel
+# cannot gain anything, and only fewer bytes can. The stored figures come from 2 virtual cores of an AMD
+# EPYC (Milan, AVX2) that ran nothing else. There, one thread reaches about 60% of its limit in float32,
+# and two threads reach about 54% of theirs. NumPy with a mask comes closest to the limit, but it reads
+# 2.5 times as much as needed. Other work on the machine changes all of these figures, and so do its
+# neighbours on the same chip, so compare them only within one run.
+#
+# ## Where the ladder leads: a whole token
+#
+# `minicore/backends/cpu/plain_step.py` extends rung 3 from an FFN to a model. It runs one token through
+# all layers in plain loops, in float32 and one thread, with the flags of rung 2. Here is its FFN. It also
+# handles gated families, biases and the rules that skip neurons with small gates:
+
+# %%
+display(Code(inspect.getsource(plain_step.ffn.py_func), language="python"))
+
+# %% [markdown]
+# A block is attention plus this FFN. Read the file from `block` downwards. It follows
+# `minicore/forward.py` function by function. The backend `numba` decodes with it:
+
+# %%
+model = mc.load("minicore-opt-core")
+prompt = "The jury came back into the room, and everyone stood up. The judge asked for the"
+decoded = {name: model.generate(prompt, max_new_tokens=16, backend=name) for name in ("numpy", "numba")}
+assert decoded["numba"].token_ids == decoded["numpy"].token_ids
+print(decoded["numba"].text)
+
+# %% [markdown]
+# The step after this one is `minicore/backends/cpu/step.py`. It computes the same function with LLVM
+# vectors, several threads and compressed weights, and each thread runs a whole token in one compiled
+# call. Tests compare it with `plain_step.py`.
 #
 # ## Exercises
 #
 # **1.** Does the order of the rows matter? Time `skipping` with the rows shuffled, and with rows of 32
-# numbers instead of 1024 (the same number of bytes in all).
+# elements instead of 1024 (the same number of bytes in total).
 
 # %%
 # your code
@@ -236,11 +272,12 @@ many = rng.permutation(len(short_in))[: len(rows) * 32].astype(np.int32)
 seconds = fastest(lambda: skipping(short_in, short_out, many, x[:32], np.zeros(32, np.float32)))
 needed = (len(many) + np.count_nonzero(short_in[many] @ x[:32] > 0)) * 32 * 4
 print(f"short rows, shuffled           {needed / seconds / 1e9:5.1f} GB/s")
-# Rows of 4 kB are long enough that their order hardly matters. Short ones keep the memory guessing.
+# Rows of 4 KB are long enough that their order hardly matters. With rows of 128 bytes the hardware cannot
+# prefetch, because it cannot predict which row comes next.
 
 # %% [markdown]
-# **2.** Show that `skipping` lets a NaN in `w_in` reach `y`, and that the same kernel with `fastmath=True`
-# need not.
+# **2.** Show that `skipping` lets a NaN in `w_in` reach `y`, and that the same kernel with
+# `fastmath=True` may not.
 
 # %%
 # your code
@@ -255,13 +292,15 @@ for name, kernel in (("reassoc, contract", skipping), ("fastmath=True", careless
     print(f"{name:<18} {np.isnan(y).sum()} of {d} outputs are NaN")
 
 # %% [markdown]
-# **3.** How many multiplications a second are that, and how many could the processor do? Put a rung into
-# `plots.roofline` with a peak of your processor (cores x clock x 2 x 16 for AVX-512, in GFLOP/s).
+# **3.** How many operations per second do the kernels reach, and how many could the processor execute?
+# Put two rungs into `plots.roofline`, with the peak of your processor in GFLOP/s (cores x clock x 2 x 16
+# for AVX-512).
 
 # %%
 # your code
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
-# Two operations for each weight of 4 bytes: 0.5 a byte. 16 lanes x 2 (multiply and add) x 2.5 GHz, one core.
+# Two operations per weight of 4 bytes are 0.5 per byte. The peak is that of one core with AVX-512:
+# 16 lanes x 2 (multiply and add) x 2.5 GHz.
 points = {"loop": (0.5, 0.5 * speeds["loop"]), "bfloat16": (1.0, 1.0 * speeds["bfloat16\n1 thread"])}
 ax = plots.roofline(points, {"memory, one thread": limit[1]}, peak=16 * 2 * 2.5)
