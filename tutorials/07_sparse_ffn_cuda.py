@@ -14,11 +14,11 @@
 # After this notebook you will be able to
 #
 # - write CUDA kernels in Python with `numba.cuda`, and try them on a machine without a GPU,
-# - say why a GPU kernel is slow: uncoalesced reads, too few threads, launches, bytes,
-# - read the figures of the same kernels on an H100.
+# - name what makes a GPU kernel slow: uncoalesced reads, too few threads, launches, bytes,
+# - interpret measurements of the same kernels on an H100.
 #
-# A simulator stands in for the GPU: every thread is a Python thread. It is good for finding out whether a
-# kernel is *right*, and says nothing about speed. It has to be switched on before Numba is imported.
+# A simulator stands in for the GPU and runs every GPU thread as a Python thread. It shows whether a
+# kernel is *correct*, but tells nothing about speed. It must be enabled before Numba is imported.
 
 # %%
 import os
@@ -39,7 +39,7 @@ from minicore import plots
 
 
 def show(*kernels):
-    """Show the source of kernels of ladder_h100.py, the script that also measures them."""
+    """Show the source of kernels in ladder_h100.py, the script that also measures them."""
     source = "\n\n".join(inspect.getsource(getattr(one, "fn", one)) for one in kernels)
     display(Code(source, language="python"))
 
@@ -47,8 +47,8 @@ def show(*kernels):
 # %% [markdown]
 # ## A grid of threads
 #
-# A kernel is what *one thread* does. It is launched as `kernel[blocks, threads](...)`: so many blocks of so
-# many threads, and each thread finds out who it is.
+# A kernel describes the work of *one thread*. `kernel[blocks, threads](...)` launches it with that many
+# blocks of that many threads, and each thread computes its own index.
 
 
 # %%
@@ -66,8 +66,8 @@ print(where)
 # %% [markdown]
 # ## The task
 #
-# As in notebook 06: `y += w_out[rows].T @ relu(w_in[rows] @ x)`, in small integers, so that results are
-# right if they are equal. Sizes are tiny here, because the simulator is slow.
+# The task is that of notebook 06: `y += w_out[rows].T @ relu(w_in[rows] @ x)` with small integers, so a
+# result is correct if it is equal. The sizes are tiny because the simulator is slow.
 
 # %%
 rng = np.random.default_rng(0)
@@ -78,12 +78,12 @@ want = np.maximum(w_in[rows] @ x, 0) @ w_out[rows]
 threads = 8
 
 # %% [markdown]
-# ## Rung 1: a thread a row
+# ## Rung 1: one thread per row
 #
-# The obvious way. Its fault is invisible in the code: at any moment 32 threads of a *warp* read 32 numbers
-# that lie a whole row apart, and the memory delivers 32 pieces of 32 bytes to use 4 of each. And the second
-# kernel has only as many threads as the model is wide, a few thousand where the GPU wants a hundred
-# thousand.
+# This is the obvious version. Its problem does not show in the code. At any moment the 32 threads of a
+# *warp* read 32 elements that lie a whole row apart, so the memory delivers 32 sectors of 32 bytes to use
+# 4 bytes of each. In addition, the second kernel has only as many threads as the model is wide: a few
+# thousand, where the GPU needs a hundred thousand.
 
 # %%
 show(ladder.in_by_thread, ladder.out_by_thread)
@@ -93,12 +93,12 @@ ladder.out_by_thread[-(-d // threads), threads](w_out, rows, a, y)
 assert np.array_equal(y, want)
 
 # %% [markdown]
-# ## Rung 2: a block a row
+# ## Rung 2: one block per row
 #
-# Now neighbouring threads read neighbouring numbers: reads are *coalesced*. Each has a part of the sum, and
-# the block adds the parts up in shared memory, pairs first. `syncthreads` is a barrier: nobody goes on
-# before all have come. On the way out, rows are split over blocks too, and since several blocks add to the
-# same column, they do it atomically.
+# Now neighbouring threads read neighbouring elements: the reads are *coalesced*. Each thread computes
+# part of the sum, and the block adds the parts pairwise in shared memory. `syncthreads` is a barrier: no
+# thread continues until all threads of the block have reached it. In the second kernel the rows are split
+# over blocks as well. Several blocks then add to the same column, so they add atomically.
 
 # %%
 show(ladder.block_sum, ladder.in_by_block, ladder.out_by_block)
@@ -108,7 +108,7 @@ ladder.out_by_block[(-(-d // threads), 2), threads](w_out, rows, a, y)
 assert np.array_equal(y, want)
 
 # %% [markdown]
-# The tree of that sum, drawn: 8 threads need 3 steps.
+# The figure shows the tree of that sum. 8 threads need 3 steps.
 
 # %%
 figure, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
@@ -133,9 +133,9 @@ _ = ax.set(xticks=range(8), yticks=[], xlabel="thread", xlim=(-0.6, 7.6), ylim=(
 # %% [markdown]
 # ## Rung 3: one kernel
 #
-# A launch costs some microseconds, as much as reading ten megabytes. And in two kernels the activations go
-# through memory in between. Fused, a block knows its activation and adds the neuron's row of `w_out` at
-# once, or leaves it out.
+# A launch costs a few microseconds, as much as reading ten megabytes. With two kernels, the activations
+# also pass through memory in between. In a fused kernel, a block has its activation at hand and adds the
+# neuron's row of `w_out` immediately, or skips the row if the activation is zero.
 
 # %%
 show(ladder.fused_by_block)
@@ -144,12 +144,12 @@ ladder.fused_by_block[4, threads](w_in, w_out, rows, x, y)
 assert np.array_equal(y, want)
 
 # %% [markdown]
-# ## Rungs 4 to 6: the core alone, warps, bfloat16
+# ## Rungs 4 to 6: core rows only, warps, bfloat16
 #
-# The core set is only a shorter list of rows. Then two more steps that need a GPU: threads of one warp can
-# hand each other numbers without shared memory (*shuffles*, which the simulator lacks), so that a warp does
-# a row and a block needs one barrier for eight of them; and bfloat16, two numbers to a word of 4 bytes,
-# halves what is read.
+# The core set is just a shorter list of rows. Two more steps need a real GPU. The threads of a warp can
+# exchange values without shared memory (*shuffles*, which the simulator lacks), so each warp computes one
+# row and the block needs one barrier for eight rows. And bfloat16 packs two elements into a word of 4
+# bytes, which halves the bytes to read.
 
 # %%
 show(ladder.warp_sum, ladder.fused_by_warps)
@@ -157,9 +157,9 @@ show(ladder.warp_sum, ladder.fused_by_warps)
 # %% [markdown]
 # ## On an H100
 #
-# `python tutorials/ladder_h100.py` measures these kernels on a GPU, for the FFN of OPT-30B (28672 neurons
-# of width 7168, the first rungs in float32), and writes `data/ladder_h100.json`. GB/s are the bytes that a
-# rung has to read over the time it takes; the dashed line is a kernel that only reads.
+# `python tutorials/ladder_h100.py` measures these kernels on a GPU and writes `data/ladder_h100.json`. It
+# uses the FFN of OPT-30B (28672 neurons, width 7168), in float32 up to the last rung. GB/s are the bytes
+# that a rung has to read divided by its time. The dashed line is a kernel that only reads.
 
 # %%
 recorded = Path("data/ladder_h100.json")
@@ -170,12 +170,12 @@ if recorded.exists():
     for row in found["rungs"]:
         low, middle, high = row["microseconds"]
         print(
-            f"{row['name']:<16} {middle:8.1f} us [{low:.1f}, {high:.1f}] "
+            f"{row['name']:<18} {middle:8.1f} us [{low:.1f}, {high:.1f}] "
             f"{row['megabytes']:7.0f} MB {row['gb_per_s']:7.0f} GB/s"
         )
     figure, axes = plt.subplots(2, 1, figsize=(8, 6), layout="constrained")
     names = [
-        row["name"].replace(" a ", "\na ").replace("one ", "one\n").replace("core ", "core\n")
+        row["name"].replace("one ", "one\n").replace(" per", "\nper").replace("core ", "core\n")
         for row in steps
     ]
     middle = [row["microseconds"][1] for row in steps]
@@ -183,16 +183,22 @@ if recorded.exists():
     plots.bars({"speed": [row["gb_per_s"] for row in steps]}, names, "GB/s", ax=axes[1])
     axes[0].set(yscale="log", ylim=(min(middle) / 3, max(middle) * 3))
     axes[1].axhline(reading["gb_per_s"], color="gray", linestyle="--", linewidth=1)
-    axes[1].text(-0.45, reading["gb_per_s"], "reading alone", va="bottom", fontsize=8)
+    axes[1].text(-0.45, reading["gb_per_s"], "read only", va="bottom", fontsize=8)
     _ = axes[1].set_ylim(0, 1.15 * max(row["gb_per_s"] for row in found["rungs"]))
 else:
-    print("nothing recorded yet: run ladder_h100.py where there is a GPU")
+    print("no measurements recorded: run ladder_h100.py on a machine with a GPU")
 
 # %% [markdown]
+# In the stored run, one block per row is 10.7 times as fast as one thread per row, and the core rows take
+# 43% of the time of all rows. One warp per row needs fewer barriers and is nevertheless *slower*, by a
+# factor of 2.7. With bfloat16 the same scheme is the fastest rung. Measure each step, even one that seems
+# obvious.
+#
 # ## Exercises
 #
-# **1.** Write a kernel `relu(x, y)` and launch it with too few threads for the data, so that each takes
-# several numbers (`for i in range(cuda.grid(1), x.size, cuda.gridsize(1))`, a *grid-stride* loop).
+# **1.** Write a kernel `relu(x, y)`. Launch it with fewer threads than there are elements, so that each
+# thread processes several (`for i in range(cuda.grid(1), x.size, cuda.gridsize(1))`, a *grid-stride*
+# loop).
 
 # %%
 # your code
@@ -210,21 +216,22 @@ relu[2, 8](values, out)
 assert np.array_equal(out, np.maximum(values, 0))
 
 # %% [markdown]
-# **2.** Take one `syncthreads` out of a copy of `block_sum` and explain what may happen. Does the simulator
-# show it?
+# **2.** Remove one `syncthreads` from a copy of `block_sum` and explain what may happen. Does the
+# simulator show it?
 
 # %%
 # your code
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
-# Without the first barrier a thread may add a neighbour's number before the neighbour has written it; without
-# the one in the loop it may add one that is already a sum, or not yet; without the last, the next value may
-# overwrite part[0] before a slow thread has read it. The simulator's threads take turns as they like, so it
-# may show a wrong sum, or not: a race that does not show is still a race.
+# Without the first barrier a thread may add a neighbour's value before the neighbour has written it. Without
+# the one in the loop it may add a partial sum that is one step ahead or behind. Without the last one the next
+# value may overwrite part[0] before a slow thread has read it. The order of the simulator's threads is not
+# defined, so it may or may not show a wrong sum. A race that does not show is still a race.
 
 # %% [markdown]
-# **3.** From the recorded figures or from 3.35 TB/s (the H100's data sheet): how long does a token of
-# OPT-30B take at least if FFNs are 2/3 of its 60 GB in float16, dense and with 20% of the neurons?
+# **3.** How long does one token of OPT-30B take at least, dense and with 20% of the neurons? Assume that
+# the FFNs are 2/3 of its 60 GB in float16. Use the recorded figures or the 3.35 TB/s of the H100's data
+# sheet.
 
 # %%
 # your code
@@ -233,4 +240,4 @@ assert np.array_equal(out, np.maximum(values, 0))
 for share in (1.0, 0.2):
     n_bytes = 60e9 * (1 / 3 + 2 / 3 * share)
     print(f"{share:.0%} of the neurons: {n_bytes / 1e9:.0f} GB, {1e3 * n_bytes / 3.35e12:.1f} ms a token")
-# At most 2.1 times faster, whatever the kernel: attention's weights are read all the same.
+# At most 2.1 times faster, whatever the kernel: the attention weights are still read in full.

@@ -1,18 +1,19 @@
-"""The ladder of tutorial 07: a token's FFN on a GPU, from a thread a row to bfloat16 rows of the core alone.
+"""The ladder of tutorial 07: the FFN of one token on a GPU, from one thread per row to bfloat16 core rows.
 
     python tutorials/ladder_h100.py [-o tutorials/data/ladder_h100.json]
 
-Needs a GPU, numba-cuda and NumPy, and takes some fifteen seconds. Every rung computes
+It needs a GPU, numba-cuda and NumPy, and takes about fifteen seconds. Every rung computes
 
     y += w_out[rows].T @ relu(w_in[rows] @ x)
 
-for the FFN of OPT-30B (7168 wide, 28672 neurons), of small integers, so that every order of summation gives
-the same bits: results are held to NumPy's, bit for bit, before anything is timed. Times are CUDA events about
-ten launches, medians and quartiles over interleaved rounds. GB/s are bytes of weights that must be read over
-that time; the limit is what a kernel that only reads reaches in the same run.
+for the FFN of OPT-30B (width 7168, 28672 neurons). All values are small integers, so every order of summation
+gives the same bits. Results are compared with NumPy's bit for bit before anything is timed. CUDA events time
+ten launches at a time; the report has medians and quartiles over interleaved rounds. GB/s are the bytes of
+weights that must be read, divided by the time. The limit is what a kernel that only reads reaches in the same
+run.
 
-Under NUMBA_ENABLE_CUDASIM=1 the kernels run as Python, on small arrays; those that sum over a warp are left
-out, for the simulator has no shuffles.
+With NUMBA_ENABLE_CUDASIM=1 the kernels run in Python on small arrays. Kernels that sum over a warp are left
+out, because the simulator has no shuffles.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from numba import config, cuda, float32
 Array = np.ndarray
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-WIDEST, MOST_THREADS, WARPS = 7168, 256, 8  # of x, of a block, in a block of that many threads
-ALL = 0xFFFFFFFF  # lanes of a warp
+WIDEST, MOST_THREADS, WARPS = 7168, 256, 8  # elements of x, threads and warps of a block
+ALL = 0xFFFFFFFF  # mask of all lanes of a warp
 
 
-# --- rung 1: a thread a row ---
+# --- rung 1: one thread per row ---
 
 
 @cuda.jit
@@ -43,7 +44,7 @@ def in_by_thread(w, rows, x, a):  # (n, d), (n_rows,), (d,), (n_rows,)
     if r < rows.size:
         total = float32(0)
         for j in range(x.size):
-            total += w[rows[r], j] * x[j]  # neighbouring threads read numbers a whole row apart
+            total += w[rows[r], j] * x[j]  # neighbouring threads read elements a whole row apart
         a[r] = max(total, float32(0))
 
 
@@ -53,16 +54,16 @@ def out_by_thread(w, rows, a, y):  # (n, d), (n_rows,), (n_rows,), (d,)
     if j < y.size:
         total = float32(0)
         for r in range(rows.size):
-            total += a[r] * w[rows[r], j]  # side by side here, but there are only d threads
+            total += a[r] * w[rows[r], j]  # coalesced here, but there are only d threads
         y[j] += total
 
 
-# --- rung 2: a block a row ---
+# --- rung 2: one block per row ---
 
 
 @cuda.jit(device=True)
 def block_sum(value):
-    """Return the sum of the block's values, to every thread: pairs, pairs of pairs, and so on."""
+    """Return the sum of the block's values to every thread; values are added pairwise in a tree."""
     part = cuda.shared.array(MOST_THREADS, float32)
     t, width = cuda.threadIdx.x, cuda.blockDim.x // 2
     part[t] = value
@@ -73,7 +74,7 @@ def block_sum(value):
         cuda.syncthreads()
         width //= 2
     total = part[0]
-    cuda.syncthreads()  # nobody writes the next value before all have read this one
+    cuda.syncthreads()  # no thread writes the next value before all have read this one
     return total
 
 
@@ -82,7 +83,7 @@ def in_by_block(w, rows, x, a):
     r = cuda.blockIdx.x
     total = float32(0)
     for j in range(cuda.threadIdx.x, x.size, cuda.blockDim.x):
-        total += w[rows[r], j] * x[j]  # neighbouring threads read neighbouring numbers
+        total += w[rows[r], j] * x[j]  # neighbouring threads read neighbouring elements
     total = block_sum(total)
     if cuda.threadIdx.x == 0:
         a[r] = max(total, float32(0))
@@ -94,9 +95,9 @@ def out_by_block(w, rows, a, y):
     if j < y.size:
         total = float32(0)
         for r in range(cuda.blockIdx.y, rows.size, cuda.gridDim.y):
-            if a[r] > 0:  # ReLU left a zero: its row need not be read
+            if a[r] > 0:  # a zero activation: its row need not be read
                 total += a[r] * w[rows[r], j]
-        cuda.atomic.add(y, j, total)  # other blocks have other rows of the same column
+        cuda.atomic.add(y, j, total)  # other blocks add other rows to the same column
 
 
 # --- rung 3: one kernel ---
@@ -113,19 +114,19 @@ def fused_by_block(w_in, w_out, rows, x, y):
         for j in range(t, x.size, step):
             total += w_in[rows[r], j] * x[j]
         a = block_sum(total)
-        if a > 0:  # the activation is here already: nothing goes through memory, nothing is launched
+        if a > 0:  # the activation is in a register: no memory traffic, no second launch
             for j in range(t, y.size, step):
                 mine[j] += a * w_out[rows[r], j]
     for j in range(t, y.size, step):
         cuda.atomic.add(y, j, mine[j])
 
 
-# --- rung 4: a warp a row, eight rows at a time; the GPU only ---
+# --- rung 5: one warp per row, eight rows at a time; needs a real GPU ---
 
 
 @cuda.jit(device=True)
 def warp_sum(value):
-    """Return the sum of the warp's values to its first lane, from register to register."""
+    """Return the sum of the warp's values to its first lane; values move between registers."""
     for offset in (16, 8, 4, 2, 1):
         value += cuda.shfl_down_sync(ALL, value, offset)
     return value
@@ -157,12 +158,12 @@ def fused_by_warps(w_in, w_out, rows, x, y):
         cuda.atomic.add(y, j, mine[j])
 
 
-# --- rung 5: bfloat16, two numbers a word ---
+# --- rung 6: bfloat16, two elements per word ---
 
 if SIMULATED:
 
     def as_float(bits: Any) -> Any:
-        """Return the float32 of 32 bits."""
+        """Return the float32 with the given 32 bits."""
         return np.uint32(bits).view(np.float32)
 
 else:
@@ -175,7 +176,7 @@ else:
 
 @cuda.jit(device=True)
 def first_half(pair):
-    """A bfloat16 is the upper half of a float32."""
+    """Return the first bfloat16 of a word; a bfloat16 is the upper half of a float32."""
     return as_float(pair << np.uint32(16))
 
 
@@ -229,26 +230,26 @@ def read_only(w, sums):  # (n,), (n_threads,)
 
 
 class Rung(NamedTuple):
-    """A step of the ladder: its name, what it launches, and the bytes it has to read."""
+    """A step of the ladder: its name, its launch, and the bytes that it must read."""
 
     name: str
     launch: Callable[[], None]
     n_bytes: int
-    want: Array | None  # what y must be after one launch
+    want: Array | None  # the expected y after one launch
 
 
 def halves(w: Array) -> Array:  # (n, d) float32 -> (n, d // 2) uint32
-    """Return bfloat16 numbers two to a word: the upper halves of float32 that end in sixteen zero bits."""
+    """Pack values two per word as bfloat16, the upper half of float32; the lower halves must be zero."""
     return (np.ascontiguousarray(w).view(np.uint32) >> 16).astype(np.uint16).view(np.uint32)
 
 
 def integers(rng: np.random.Generator, *shape: int) -> Array:
-    """Return small integers as float32: -2 to 2, which bfloat16 holds too."""
+    """Return integers from -2 to 2 as float32; bfloat16 represents them exactly."""
     return rng.integers(-2, 3, shape, dtype=np.int8).astype(np.float32)
 
 
 def rungs(n: int, d: int, kept: float, rng: np.random.Generator) -> tuple[list[Rung], Any]:
-    """Put the FFN on the GPU; return the ladder's steps and the y that they add to."""
+    """Copy the FFN to the GPU; return the steps of the ladder and the y that they add to."""
     w_in, w_out, x = integers(rng, n, d), integers(rng, n, d), integers(rng, d)
     everything = np.arange(n, dtype=np.int32)
     core = np.sort(rng.permutation(n)[: int(kept * n)]).astype(np.int32)
@@ -278,34 +279,32 @@ def rungs(n: int, d: int, kept: float, rng: np.random.Generator) -> tuple[list[R
         return Rung(name, lambda: launch(there), int(n_read) * d * size, a[rows] @ w_out[rows])
 
     ladder = [
-        rung("a thread a row", by_thread, "all", skips=False),
-        rung("a block a row", by_block, "all"),
+        rung("one thread per row", by_thread, "all", skips=False),
+        rung("one block per row", by_block, "all"),
         rung("one kernel", fused(fused_by_block, matrices), "all"),
-        rung("the core alone", fused(fused_by_block, matrices), "core"),
+        rung("core rows only", fused(fused_by_block, matrices), "core"),
     ]
     if not SIMULATED:
         ladder += [
-            rung("a warp a row", fused(fused_by_warps, matrices), "core"),
+            rung("one warp per row", fused(fused_by_warps, matrices), "core"),
             rung("bfloat16", fused(fused_bfloat16, words), "core", size=2),
         ]
         flat, sums = matrices[0].ravel(), on(np.zeros(blocks * threads, np.float32))
-        ladder.append(
-            Rung("reading alone", lambda: read_only[blocks, threads](flat, sums), w_in.nbytes, None)
-        )
+        ladder.append(Rung("read only", lambda: read_only[blocks, threads](flat, sums), w_in.nbytes, None))
     return ladder, y
 
 
 def check(ladder: list[Rung], y: Any) -> None:
-    """Stop unless every rung's result is NumPy's, bit for bit."""
+    """Exit with an error unless the result of every rung equals that of NumPy, bit for bit."""
     for rung in ladder:
         y.copy_to_device(np.zeros(y.size, np.float32))
         rung.launch()
         if rung.want is not None and not np.array_equal(y.copy_to_host(), rung.want):
-            raise SystemExit(f"{rung.name}: the result is not that of NumPy")
+            raise SystemExit(f"{rung.name}: the result differs from that of NumPy")
 
 
 def measure(ladder: list[Rung], rounds: int = 15, launches: int = 10) -> list[dict[str, Any]]:
-    """Return each rung's microseconds, [first quartile, median, third quartile], and GB/s at the median."""
+    """Return for each rung the quartiles of its microseconds, its megabytes, and GB/s at the median."""
     seconds = np.zeros((len(ladder), rounds))
     for i in range(rounds):
         for rung, row in zip(ladder, seconds, strict=True):
@@ -352,8 +351,8 @@ def main() -> None:
     args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for row in found["rungs"]:
         low, middle, high = row["microseconds"]
-        print(f"{row['name']:<16} {middle:9.1f} us [{low:.1f}, {high:.1f}]  {row['gb_per_s']:7.1f} GB/s")
-    print(f"{found['device']}; {time.perf_counter() - began:.1f} s in all; written to {args.output}")
+        print(f"{row['name']:<18} {middle:9.1f} us [{low:.1f}, {high:.1f}]  {row['gb_per_s']:7.1f} GB/s")
+    print(f"{found['device']}; {time.perf_counter() - began:.1f} s in total; written to {args.output}")
 
 
 if __name__ == "__main__":
