@@ -13,9 +13,9 @@
 #
 # After this notebook you will be able to
 #
-# - write a predictor, put it into minicore's table and decode with it,
-# - test it: laws that every predictor must keep,
-# - compare it with the others, fairly and with intervals.
+# - write a predictor, add it to minicore's table and decode with it,
+# - test that it obeys the laws of every predictor,
+# - compare it with the other predictors, fairly and with intervals.
 
 # %%
 import json
@@ -38,25 +38,26 @@ ids = model.tokenizer.encode(prompt)[:120]
 # %% [markdown]
 # ## What a predictor is
 #
-# While the prompt is read, some statistic of the activations is summed up, layer by layer. A predictor
-# turns what was summed up into a **score for each neuron**; those of highest score are kept. CoreInfer's
-# score is the frequency f, which is recorded as `counts`; GRIFFIN's is each token's share of energy,
-# recorded as `relative_energy`.
+# During prefill, the recorder sums statistics of the activations, layer by layer. A predictor turns these
+# sums into a **score per neuron**, and the neurons with the highest scores are kept. CoreInfer's score is
+# the frequency f, recorded as `counts`. GRIFFIN's score is based on each neuron's share of a token's
+# energy, summed over tokens and recorded as `relative_energy`.
 #
-# Here is another idea. Frequency forgets how *strong* a neuron was, energy forgets how *often* it was core.
-# Take both:
+# Here is another idea. Frequency forgets how *strong* a neuron was, and energy forgets how *often* it was
+# core. Combine the two:
 
 
 # %%
 def often_and_strong(of):  # arrays by name -> (n_neurons,) scores
-    """f times the root of the share of energy."""
+    """Return f times the square root of the summed energy shares."""
     return of["counts"] * np.sqrt(of["relative_energy"])
 
 
 PREDICTORS["often-and-strong"] = Predictor(often_and_strong, ("counts", "relative_energy"))
 
 # %% [markdown]
-# That was it: a function and a row in the table. Everything that takes a predictor's name takes this one.
+# That is all: a function and a row in the table. Everything that takes the name of a predictor now
+# accepts this one.
 
 # %%
 core = mc.predict(model, ids, "often-and-strong", alpha=0.4, beta=0.2)
@@ -67,34 +68,34 @@ print(out.text)
 # %% [markdown]
 # ## Laws
 #
-# Before asking whether it is good, ask whether it is right. Every predictor that scores neurons must keep
-# these:
+# Before you ask whether a predictor is good, ask whether it is correct. Every predictor that scores
+# neurons must obey these laws:
 
 # %%
 for beta in (0.05, 0.2, 0.5):
     chosen = mc.predict(model, ids, "often-and-strong", beta=beta)
     for kept in chosen.neurons.values():
-        assert len(kept) <= int(beta * model.config.n_neurons)  # never more than asked for
-        assert (np.diff(kept) > 0).all()  # each once, in order
+        assert len(kept) <= int(beta * model.config.n_neurons)  # at most the requested number
+        assert (np.diff(kept) > 0).all()  # ascending, without duplicates
 
 smaller, larger = (mc.predict(model, ids, "often-and-strong", beta=beta) for beta in (0.1, 0.3))
 assert all(
     np.isin(smaller.neurons[layer], larger.neurons[layer]).all() for layer in smaller
-)  # larger beta: superset
+)  # a larger beta gives a superset
 
 every = mc.CoreSet(
     {i: np.arange(model.config.n_neurons) for i in range(model.config.n_layers)},
     model.config.n_neurons,
     model.config.n_layers,
 )
-assert np.allclose(model.restrict(every).forward(ids), model.forward(ids))  # all neurons: dense
+assert np.allclose(model.restrict(every).forward(ids), model.forward(ids))  # all neurons equal dense
 
 again = mc.predict(model, ids, "often-and-strong", backend="numpy")
-assert again == mc.predict(model, ids, "often-and-strong", backend="numpy")  # nothing drawn at random
+assert again == mc.predict(model, ids, "often-and-strong", backend="numpy")  # deterministic
 print("all laws hold")
 
 # %% [markdown]
-# And one by hand: the same scores, from activations, without the recording.
+# The next cell computes the same scores by hand from the activations, without the recorder.
 
 # %%
 _, cache = model.run_with_cache(ids, "blocks.0.mlp.hook_post")
@@ -106,11 +107,11 @@ assert np.array_equal(mine, mc.predict(model, ids, "often-and-strong", beta=0.2,
 # %% [markdown]
 # ## Is it any good?
 #
-# `evaluation.quality` reads prompts densely, fixes each predictor's set, and measures how much worse the
-# continuation is predicted. All predictors see the same passages, so differences are paired; intervals are
-# bootstrapped over passages. Always in the picture: **random**, which shows what choosing is worth at all,
-# and **the continuation's own set** (`@continuation`), which shows how much of the loss is prediction and
-# how much is the price of one set for many tokens.
+# `quality.evaluate` runs a dense prefill on each prompt, fixes the core of each predictor, and measures
+# how much worse the model predicts the continuation. All predictors see the same passages, so differences
+# are paired, and the intervals are bootstrapped over passages. Always include two references: **random**
+# shows what any choice is worth, and **the continuation's own core** (`@continuation`) shows how much of
+# the loss is due to prediction and how much is the price of one core for many tokens.
 
 # %%
 names = ["stability", "often-and-strong", "griffin", "griffin@continuation", "random"]
@@ -128,7 +129,7 @@ figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
 plots.quality_curves(study["settings"], ax=axes[0])
 plots.quality_curves([row for row in study["settings"] if row["predictor"] != "random"], ax=axes[1])
 axes[0].get_legend().remove()
-axes[0].set_title("with random, at the top", fontsize=10)
+axes[0].set_title("with random (top curve)", fontsize=10)
 axes[1].set_title("without random", fontsize=10)
 for row in study["settings"]:
     if row["beta"] == 0.1:
@@ -136,14 +137,15 @@ for row in study["settings"]:
         print(f"{row['predictor']:<22} {estimate:6.2f} times the dense perplexity [{low:.2f}, {high:.2f}]")
 
 # %% [markdown]
-# If your curve's band lies inside another's, you have not beaten it, whatever the means say. And a set
-# tuned for one predictor serves that one: `minicore-opt-core` was trained with CoreInfer's sets in the
-# loop, so compare on a model that was not (`minicore-opt`, or SmolLM2) as well.
+# If the band of your curve lies inside another one, you have not shown that your predictor is better,
+# whatever the means say. A model that was tuned for one predictor also favours that predictor.
+# `minicore-opt-core` was trained with CoreInfer's cores in the loop, so also compare on a model that was
+# not (`minicore-opt` or SmolLM2).
 #
 # ## Exercises
 #
-# **1.** Write the predictor `last`: the frequency among the last 32 tokens of the prompt alone.
-# (`Predictor(..., window=32)`.) Is the recent past a better guide?
+# **1.** Write the predictor `last`: the frequency over only the last 32 tokens of the prompt
+# (`Predictor(..., window=32)`). Is the recent past a better guide?
 
 # %%
 # your code
@@ -154,13 +156,13 @@ for n in (8, 32):
     recent = mc.predict(model, ids, "last", beta=0.2, window=n)
     whole = mc.predict(model, ids, "stability", beta=0.2)
     print(
-        f"the last {n} tokens alone: {recent.fraction:.0%} kept, "
-        f"similarity to the whole prompt's set {recent.jaccard(whole):.2f}"
+        f"only the last {n} tokens: {recent.fraction:.0%} kept, "
+        f"Jaccard similarity to the core of the whole prompt {recent.jaccard(whole):.2f}"
     )
 
 # %% [markdown]
-# **2.** Measure both of your predictors and `stability` at beta 0.1 on `minicore-opt`. Which one loses
-# least there?
+# **2.** Measure both of your predictors and `stability` at beta = 0.1 on `minicore-opt`. Which one loses
+# least?
 
 # %%
 # your code
@@ -181,8 +183,8 @@ for row in other["settings"]:
     print(f"{row['predictor']:<18} {estimate:8.1f} times the dense perplexity [{low:.1f}, {high:.1f}]")
 
 # %% [markdown]
-# **3.** A predictor may read the weights as well: `weight_norm` or `w_out_norm` in `given`. Weigh the
-# frequency by how much the neuron adds to the stream. Does it help?
+# **3.** A predictor may also use the weights: name `weight_norm` or `w_out_norm` in `given`. Multiply the
+# frequency by the norm of the neuron's row of `w_out`. Does it help?
 
 # %%
 # your code
