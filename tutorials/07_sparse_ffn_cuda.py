@@ -239,5 +239,5 @@ assert np.array_equal(out, np.maximum(values, 0))
 # %% jupyter={"source_hidden": true} tags=["solution"]
 for share in (1.0, 0.2):
     n_bytes = 60e9 * (1 / 3 + 2 / 3 * share)
-    print(f"{share:.0%} of the neurons: {n_bytes / 1e9:.0f} GB, {1e3 * n_bytes / 3.35e12:.1f} ms a token")
+    print(f"{share:.0%} of the neurons: {n_bytes / 1e9:.0f} GB, {1e3 * n_bytes / 3.35e12:.1f} ms per token")
 # At most 2.1 times faster, whatever the kernel: the attention weights are still read in full.
