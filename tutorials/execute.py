@@ -1,8 +1,9 @@
-"""Run tutorials from top to bottom and write what they show: from each .py the .ipynb beside it.
+"""Execute the tutorials and write each .py with its outputs to the .ipynb of the same name.
 
-    python tutorials/execute.py [NAME ...]        # 01_forward_pass, ...; all without a name
+    python tutorials/execute.py [NAME ...]        # 01_forward_pass, ...; all if no name is given
 
-The .py files (jupytext's percent format) are what is edited; `pip install '.[test]'` brings what runs them.
+Edit the .py files (jupytext's percent format). `pip install '.[test]'` installs what this script needs.
+To change text without running the code again: `jupytext --to ipynb --update tutorials/NAME.py`.
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
-ONE_THREAD = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-)  # arrays here are small: more threads wait for one another
+# The arrays are small: more threads would mostly wait for each other.
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def execute(source: Path, timeout: float = 120) -> nbformat.NotebookNode:
-    """Return the notebook of a .py file with the outputs of running it; an error in a cell is raised."""
+    """Run a .py file as a notebook and return it with its outputs; an error in a cell is raised."""
     os.environ |= dict.fromkeys(ONE_THREAD, "1")
     checkout = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(checkout))  # not an installed copy of minicore
+    # The checkout comes before an installed minicore.
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(checkout))
     notebook = jupytext.read(source)
     for i, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{i}"  # not drawn at random: the same source gives the same file
+        cell.id = f"cell-{i}"  # fixed instead of random: the same source gives the same file
     client = NotebookClient(
         notebook,
         timeout=timeout,
@@ -41,7 +41,7 @@ def execute(source: Path, timeout: float = 120) -> nbformat.NotebookNode:
         coalesce_streams=True,
     )
     client.execute()
-    notebook.metadata.pop("language_info", None)  # would name this very Python
+    notebook.metadata.pop("language_info", None)  # holds the version of the Python that ran
     return notebook
 
 

@@ -1,6 +1,6 @@
-"""Every tutorial runs from top to bottom without a warning, and what is kept beside it is of the same source.
+"""Every tutorial runs from top to bottom without a warning, and its stored notebook has the same source.
 
-`pytest tutorials` runs this; the default run of the tests leaves it out.
+`pytest tutorials` runs these tests; the default test run excludes them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ def test_there_are_eight():
 def test_it_runs_without_a_warning(source):
     notebook = execute(source)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    said = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
-    assert said == []
+    warnings = [
+        output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"
+    ]
+    assert warnings == []
 
 
 @each
-def test_the_notebook_is_that_of_the_script(source):
+def test_the_notebook_has_the_source_of_the_script(source):
     def parts(notebook: nbformat.NotebookNode) -> list[tuple]:
         kept = ("tags", "jupyter")
         return [
@@ -46,7 +48,7 @@ def test_the_notebook_is_that_of_the_script(source):
 
 
 @each
-def test_it_is_kept_with_its_outputs_and_says_what_for(source):
+def test_it_is_stored_with_outputs_and_states_its_goals(source):
     cells = nbformat.read(source.with_suffix(".ipynb"), as_version=4).cells
     assert "you will be able to" in cells[0].source
     run = [cell for cell in cells if cell.cell_type == "code" and not re.fullmatch("# .*", cell.source)]
@@ -59,13 +61,13 @@ def test_it_is_kept_with_its_outputs_and_says_what_for(source):
 @each
 def test_its_exercises_have_hidden_solutions(source):
     cells = jupytext.read(source).cells
-    asked = sum(len(re.findall(r"^\*\*\d\.\*\*", cell.source, re.M)) for cell in cells)
+    n_exercises = sum(len(re.findall(r"^\*\*\d\.\*\*", cell.source, re.M)) for cell in cells)
     solutions = [cell for cell in cells if "solution" in cell.metadata.get("tags", [])]
-    assert asked == len(solutions) > 1
+    assert n_exercises == len(solutions) > 1
     assert all(cell.metadata["jupyter"]["source_hidden"] for cell in solutions)
 
 
-def test_the_recorded_logits_are_of_the_model_shipped():
+def test_the_recorded_logits_come_from_the_shipped_model():
     recorded = np.load(FOLDER / "data" / "transformers_logits.npz")
     model = mc.load("minicore-opt-core")
     assert recorded["fingerprint"] == fingerprint(model), "python tutorials/data/record_logits.py"

@@ -2,9 +2,9 @@
 
     NUMBA_NUM_THREADS=1 python tutorials/data/make_corpus.py
 
-Writes topics.jsonl (short texts over eight topics) and long.jsonl (long ones, two a topic) beside this script
-or into the folder named; lines that are there already are kept and not made again. About forty minutes on
-one core. With another number of threads or another processor a sampled token may fall the other way.
+The script writes topics.jsonl (short texts about eight topics) and long.jsonl (long texts, two per topic) to
+its own folder or to the folder given. It keeps existing lines and does not make them again. It takes about
+forty minutes on one core. Another number of threads or another processor may change a sampled token.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def subjects(most: int) -> Iterator[tuple[str, str]]:
 
 
 def answer(model: Model, prompt: str, first_seed: int) -> tuple[str, int] | None:
-    """Return what the model answers and the seed, from the first seed on whose answer will do."""
+    """Return the first acceptable answer of the model and its seed, counting up from the first seed."""
     assert model.tokenizer is not None
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
     ids = model.tokenizer.chat(messages)
     for seed in range(first_seed, first_seed + TRIES):
         out = model.generate(ids, max_new_tokens=SHORT[1], temperature=0.7, top_p=0.9, seed=seed)
         text = out.text.strip()
-        if out.stats["stop_reason"] == "length":  # to the end of the last whole sentence
+        if out.stats["stop_reason"] == "length":  # cut after the last complete sentence
             ends = [found.end() for found in re.finditer(r'[.!?]["”’]?(?=\s)', text)]
             text = text[: ends[-1]] if ends else ""
         text = re.sub(r"\s*\n\s*", "\n", text)
@@ -105,7 +105,7 @@ def answer(model: Model, prompt: str, first_seed: int) -> tuple[str, int] | None
 
 
 def will_do(text: str, n_tokens: int) -> bool:
-    """Say whether a text is plain prose of the length wanted that does not repeat itself."""
+    """Return whether a text is plain prose of the wanted length without repetition."""
     words = text.lower().split()
     repeated = max(Counter(zip(*(words[i:] for i in range(6)), strict=False)).values(), default=0)
     plain = not MARKUP.search(text) and not TALK.search(text[:200]) and text[-1:] in tuple('.!?"”')
@@ -113,19 +113,19 @@ def will_do(text: str, n_tokens: int) -> bool:
 
 
 def write(path: Path, lines: list[dict[str, object]]) -> None:
-    """Write a file anew: whole or not at all."""
+    """Replace a file atomically."""
     with atomic_write(path) as part:
         part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
     print(f"{path.name}: {len(lines)} texts", flush=True)
 
 
 def read(path: Path) -> list[dict[str, object]]:
-    """Return the lines of a file that a stopped run left, none if there is no file."""
+    """Return the lines that an interrupted run left in a file; none if there is no file."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
 def make_topics(model: Model, path: Path) -> None:
-    """Write the short texts: one a subject and form."""
+    """Write the short texts: one per subject and form."""
     lines = read(path)
     done = {line["prompt"] for line in lines}
     asked = [(label, form.format(subject)) for label, subject in subjects(15) for form in FORMS]
@@ -137,7 +137,7 @@ def make_topics(model: Model, path: Path) -> None:
 
 
 def make_long(model: Model, path: Path) -> None:
-    """Write the long texts: paragraphs on one subject, asked for one by one, until they are long enough."""
+    """Write the long texts: for each subject, paragraphs prompted one by one until they are long enough."""
     assert model.tokenizer is not None
     lines = read(path)
     done = {line["subject"] for line in lines}
@@ -155,7 +155,7 @@ def make_long(model: Model, path: Path) -> None:
 
 
 def main() -> None:
-    """Read the arguments and make both files."""
+    """Parse the arguments and make both files."""
     parser = argparse.ArgumentParser(description="Make the sample corpus.")
     parser.add_argument("-m", "--model", default="smollm2-135m")
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent)

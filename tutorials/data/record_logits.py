@@ -2,8 +2,8 @@
 
     python tutorials/data/record_logits.py
 
-Needs torch and transformers (`pip install --group dev`) and is run anew when the shipped weights change; the
-fingerprint in the file says of which weights it is.
+It needs torch and transformers (`pip install --group dev`). Run it again when the shipped weights change. The
+fingerprint in the file identifies the weights.
 """
 
 from __future__ import annotations
