@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minicore.backends.protocol import Backend, Decoder, DecoderStats
+from minicore.backends.protocol import Backend as Backend
+from minicore.backends.protocol import Decoder as Decoder
+from minicore.backends.protocol import DecoderStats as DecoderStats
 from minicore.core.rules import Selection
 from minicore.errors import InputError, unknown
 
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from minicore.config import ModelConfig
     from minicore.kv_cache import KVCache
     from minicore.model import Model
-
-__all__ = ["BACKENDS", "Backend", "Decoder", "DecoderStats", "check_backend", "make_backend", "make_decoder"]
 
 BACKENDS = ("numpy", "numba", "cpu", "cuda")
 

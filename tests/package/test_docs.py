@@ -17,18 +17,14 @@ import minicore
 from minicore.evaluation.clusters import fit_clusters
 from minicore.explorer.builder import explore
 
-NOT_IMPORTED = (
-    "minicore.__main__",
-    "cuda.decoder",
-    "cuda.step",
-    "cuda.intrinsics",
-)  # runs the program; need a GPU's compiler
+# These run the program, or need a GPU to show anything.
+NOT_SHOWN = re.compile(r"minicore\.(__main__|backends\.cuda\.(decoder|kernels)(\..*)?)")
 MODULES = [
     "minicore",
     *(
         module.name
         for module in pkgutil.walk_packages(minicore.__path__, "minicore.")
-        if not module.name.endswith(NOT_IMPORTED)
+        if not NOT_SHOWN.fullmatch(module.name)
     ),
 ]
 SECTION = re.compile(r"^(Parameters|Returns|Yields|Raises)\n---", re.MULTILINE)
