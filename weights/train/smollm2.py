@@ -16,11 +16,18 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 EOS = 2  # <|im_end|>
 
 
+def load_gguf_fields(path: Path, reader=None) -> dict:
+    from gguf import GGUFReader
+
+    reader = reader or GGUFReader(path)
+    return {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+
+
 def load_gguf(path: Path):  # -> (fields: dict, tensors: dict of float32 arrays)
     from gguf import GGUFReader, dequantize
 
     reader = GGUFReader(path)
-    fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    fields = load_gguf_fields(path, reader)
     tensors = {t.name: dequantize(t.data, t.tensor_type) for t in reader.tensors}
     return fields, tensors
 
