@@ -14,7 +14,7 @@ from numba import cuda
 
 from minicore.backends.cuda.backend import CudaBackend
 from minicore.backends.cuda.decoder import CudaDecoder
-from minicore.backends.cuda.kernels import decode as kernels
+from minicore.backends.cuda.kernels.decode import phases as kernels
 from minicore.backends.cuda.kernels.intrinsics import SIMULATED
 from minicore.backends.cuda.phases import PhaseTimer
 from minicore.bench.summary import plain_value, ratios, spread

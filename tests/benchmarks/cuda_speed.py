@@ -53,7 +53,9 @@ def drawn(config: ModelConfig, dtype: str) -> Model:
     """Return a model whose weights are drawn on the device, in bfloat16 0.002 to 0.004 in magnitude."""
     from numba import cuda
 
-    from minicore.backends.cuda import decoder
+    from minicore.backends.cuda.arena import Arena
+    from minicore.backends.cuda.memory import allocate
+    from minicore.backends.cuda.weights import weights_of
 
     @cuda.jit
     def draw(bits):
@@ -64,16 +66,16 @@ def drawn(config: ModelConfig, dtype: str) -> Model:
             bits[i] = (mixed & 0x807F807F) | 0x3B003B00
             i += cuda.gridsize(1)
 
-    def filled(arena):
-        bits = decoder.allocate(4 * arena.units, np.uint32)
+    def to_device(arena):
+        bits = allocate(4 * arena.n_chunks, np.uint32)
         draw[1024, 256](bits)
         return bits
 
     params = {name: Drawn(shape, dtype) for name, shape in config.shapes().items()}
     model = Model(config=config, params=params, blocks=split_blocks(params, config.n_layers))
-    with mock.patch.object(decoder.Arena, "filled", filled):
-        weights = decoder.weights_of(model)
-        assert weights.fixed.size and weights.ffn.size  # filled when first asked for
+    with mock.patch.object(Arena, "to_device", to_device):
+        weights = weights_of(model)
+        assert weights.fixed.size and weights.ffn.size  # drawn when first asked for
     return model
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,9 +100,9 @@ from minicore.backends.cuda.kernels import ll_protocol  # noqa: E402
 
 ll_protocol.ll_wait2, ll_protocol.simulator_barrier = ll_wait2, lambda: None
 
-from minicore.backends.cuda import decoder  # noqa: E402
-from minicore.backends.cuda.kernels import decode as kernels  # noqa: E402
-from minicore.backends.cuda.kernels.decode import attention, shape  # noqa: E402
+from minicore.backends.cuda import grid as cuda_grid  # noqa: E402
+from minicore.backends.cuda.decoder import CudaDecoder  # noqa: E402
+from minicore.backends.cuda.kernels.decode import attention, shape, step  # noqa: E402
 from minicore.backends.numpy import NumpyDecoder  # noqa: E402
 from minicore.forward import prefill  # noqa: E402
 from minicore.kv_cache import KVCache  # noqa: E402
@@ -110,20 +111,20 @@ from minicore.model import load  # noqa: E402
 attention.SPLIT_POSITIONS = shape.SPLIT_POSITIONS = 32
 
 
-class GridDecoder(decoder.CudaDecoder):
+class GridDecoder(CudaDecoder):
     """The CUDA decoder on this grid."""
 
-    def _compiled(self) -> tuple[Any, float]:
-        step, n_bytes = kernels.make_step(self.shape), self.shape.shared_bytes(self.cache.capacity)
+    def persistent_step(self) -> Any:
+        kernel, n_bytes = step.make_step(self.shape), self.shared_bytes
 
         def call(*args: Any) -> None:
-            grid.run(step, n_bytes, tuple(getattr(a, "_ary", a) for a in args))
+            grid.run(kernel, n_bytes, tuple(getattr(a, "_ary", a) for a in args))
 
-        return call, 0.0
+        return partial(step.launch_step, call)
 
 
 def main(checkpoints: list[str]) -> None:
-    for checkpoint, decoder.SIMULATED_AHEAD in product(checkpoints, STAGING_BYTES):
+    for checkpoint, cuda_grid.SIMULATED_STAGING in product(checkpoints, STAGING_BYTES):
         model = load(Path(checkpoint))
         n_read = min(N_READ, model.config.n_ctx - N_NEW)
         ids = np.random.default_rng(0).integers(0, model.config.n_vocab, n_read + N_NEW)

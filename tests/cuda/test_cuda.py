@@ -1,10 +1,12 @@
 """The GPU decoder: the same tests on a GPU (`pytest -m cuda`) and, from one test, in Numba's simulator."""
 
+import ast
 import ctypes
 import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,7 +30,7 @@ from minicore.errors import InputError
 from minicore.forward import prefill
 from minicore.generation.prediction import make_recorder, record
 from minicore.kv_cache import KVCache
-from tests.helpers import GOLDEN, run_python
+from tests.helpers import GOLDEN, ROOT, run_python
 
 HERE = Path(__file__).parent
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0"
@@ -168,7 +170,8 @@ def test_bench_measures_a_gpu(model, monkeypatch):
         monkeypatch.setattr("minicore.bench.validation.N_CHECKED", 2)
         # simulated tiles take minutes
         monkeypatch.setattr(CudaBackend, "prefill", prefill_by_numpy)
-        monkeypatch.setattr("minicore.backends.cuda.phases.AT_ONCE", 1)  # there are no launches to hide
+        # there are no launches to hide
+        monkeypatch.setattr("minicore.backends.cuda.phases.TOKENS_PER_LAUNCH", 1)
     size = {"prompt_tokens": 3, "new_tokens": 3, "rounds": 1, "contexts": (3,), "read_bytes": 1 << 12}
     found = bench.measure(model.source, bench.Plan("cuda", ("float32",), (0.4,), **size))
     assert json.loads(json.dumps(found)) == found
@@ -266,10 +269,11 @@ def rows():
         pytest.skip(why)
     from numba import cuda
 
-    from minicore.backends.cuda.prefill import Rows
+    from minicore.backends.cuda.statistics import DeviceRows
 
     def make(a, bad=False):
-        return Rows(cuda.to_device(a.reshape(-1)), a.shape[1], cuda.to_device(np.array([bad], np.int32)))
+        not_finite = cuda.to_device(np.array([bad], np.int32))
+        return DeviceRows(cuda.to_device(a.reshape(-1)), a.shape[1], not_finite)
 
     return make
 
@@ -339,19 +343,19 @@ def test_prompts_are_read_with_ffns_that_pass_by(model):
 
 
 @pytest.mark.cuda
-def test_lent_layers_are_the_models(model):
+def test_offloaded_layers_are_the_models(model):
     """Layers go through two buffers, whatever layers are asked for and however often."""
-    from minicore.backends.cuda.decoder import Weights
+    from minicore.backends.cuda.weights import Weights
 
-    lent, whole = Weights(model, lent=True), Weights(model)
+    offloaded, whole = Weights(model, offload_ffn=True), Weights(model)
     every = whole.ffn.copy_to_host().reshape(model.config.n_layers, -1)
     for layers in ([0], range(model.config.n_layers), [1, 0, 1, 0, 1]):
         seen = []
-        for layer, ffn, row in lent.ffns(layers):
+        for layer, ffn, row in offloaded.ffns(layers):
             seen.append(layer)
             np.testing.assert_array_equal(ffn.copy_to_host(), every[layer])
-            moved = np.where((whole.ffn_plan[layer] >= 0) & (np.arange(len(row)) < 5), layer, 0)
-            np.testing.assert_array_equal(row + moved * (every.shape[1] // 4), whole.ffn_plan[layer])
+            moved = np.where((whole.ffn_layout[layer] >= 0) & (np.arange(len(row)) < 5), layer, 0)
+            np.testing.assert_array_equal(row + moved * (every.shape[1] // 4), whole.ffn_layout[layer])
         assert seen == list(layers)
 
 
@@ -456,7 +460,7 @@ def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(asked_anew):
 def test_a_block_of_the_grid_fits_a_multiprocessor(n_neurons, int8, n_threads):
     """Four schedulers have 16,384 registers each, given out in eights to a thread, by whole warps."""
     pytest.importorskip("numba_cuda")
-    from minicore.backends.cuda.decoder import threads_for
+    from minicore.backends.cuda.grid import threads_for
     from minicore.backends.cuda.kernels.launch import registers_for
 
     config = replace(mc.load(GOLDEN / "llama-gqa").config, n_neurons=n_neurons)
@@ -466,6 +470,31 @@ def test_a_block_of_the_grid_fits_a_multiprocessor(n_neurons, int8, n_threads):
         n_registers = min(-(-registers_for(n) // 8) * 8, 256)
         assert per_scheduler * 32 * n_registers <= 16384, n
         assert per_scheduler * 32 * (registers_for(n) + 9) > 16384 or registers_for(n) == 255
+
+
+def test_the_key_of_cached_kernels_covers_all_their_sources(monkeypatch, tmp_path):
+    pytest.importorskip("numba_cuda")
+    from minicore.backends.cuda.kernels import launch
+
+    package = ROOT / "minicore"
+    taken = set()  # modules elsewhere from which kernels take constants
+    for path in launch.PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("minicore."):
+                taken.add(str(node.module).partition(".")[2].replace(".", "/") + ".py")
+    assert {name for name in taken if not name.startswith("backends/cuda/kernels")} == set(launch.CONSTANTS)
+    kernels = launch.PACKAGE.relative_to(package)
+    shutil.copytree(launch.PACKAGE, tmp_path / kernels, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in launch.CONSTANTS:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        shutil.copy(package / name, tmp_path / name)
+    monkeypatch.setattr(launch, "PACKAGE", tmp_path / kernels)
+    seen = {launch.source_checksum()}
+    assert seen == {launch.CHECKSUM}
+    for n, path in enumerate(sorted(tmp_path.rglob("*.py")), 2):
+        path.write_text(path.read_text(encoding="utf-8") + "# edited\n", encoding="utf-8")
+        seen.add(launch.source_checksum())
+        assert len(seen) == n, path
 
 
 def test_heads_that_the_kernels_cannot_read_are_refused(asked_anew, capsys):
@@ -479,9 +508,9 @@ def test_heads_that_the_kernels_cannot_read_are_refused(asked_anew, capsys):
     command = ["generate", "a b", "-m", str(GOLDEN / "llama-chat"), "-n", "2", "--backend"]
     assert main([*command, "cuda"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and "multiple of 4 numbers" in err
+    assert out == "" and len(err.splitlines()) == 1 and "multiple of 4" in err
     assert main([*command, "auto"]) == 0
-    assert "multiple of 4 numbers" in capsys.readouterr().err
+    assert "multiple of 4" in capsys.readouterr().err
 
 
 def test_falling_back_is_said(asked_anew, capsys):

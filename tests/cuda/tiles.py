@@ -87,9 +87,18 @@ tiles = Tiles()
 install(tiles, mma=tiles.mma)
 
 from minicore import ops  # noqa: E402
-from minicore.backends.cuda.decoder import as_units  # noqa: E402
-from minicore.backends.cuda.kernels import prefill as kernels  # noqa: E402
-from minicore.backends.cuda.kernels.prefill.tensor_cores import split_bf16x3  # noqa: E402
+from minicore.backends.cuda.arena import as_chunks  # noqa: E402
+from minicore.backends.cuda.kernels.intrinsics import WARP_SIZE  # noqa: E402
+from minicore.backends.cuda.kernels.prefill import attention, norms, statistics  # noqa: E402
+from minicore.backends.cuda.kernels.prefill.products import (  # noqa: E402
+    PRODUCT_THREADS,
+    TILE,
+    make_product,
+)
+from minicore.backends.cuda.kernels.prefill.tensor_cores import (  # noqa: E402
+    make_tensor_core_product,
+    split_bf16x3,
+)
 from minicore.core.statistics import add_counts, add_relative_energy  # noqa: E402
 
 
@@ -99,10 +108,10 @@ def check_product(kernel: Any, threads: int, n: int, k: int, m: int, bfloat16: b
     draw = (lambda *s: rng.integers(-9, 10, s)) if whole else (lambda *s: rng.standard_normal(s))
     x, w, b, y = (draw(*s).astype(np.float32) for s in ((n, k), (2, m, k), (2, m), (2, n, m)))
     stored = w.astype(ml_dtypes.bfloat16) if bfloat16 else w
-    arena = np.concatenate([as_units(each) for each in stored] + [as_units(each) for each in b])
+    arena = np.concatenate([as_chunks(each) for each in stored] + [as_chunks(each) for each in b])
     step, at_b = (arena.size // 4 - 2 * -(-m // 4)) // 2, arena.size // 4 - 2 * -(-m // 4)
     got = y.reshape(-1).copy()
-    grid = -(-m // kernels.TILE), -(-n // kernels.TILE), 2
+    grid = -(-m // TILE), -(-n // TILE), 2
     tiles.launch(
         kernel, grid, threads, x.reshape(-1), arena, 0, arena, at_b, got, n, k, m, step, -(-m // 4), True
     )
@@ -130,35 +139,35 @@ def check_rows() -> None:
     rng = np.random.default_rng(1)
     n, d, threads = 3, 200, 4 * 32
     x, w = rng.standard_normal((n, d)).astype(np.float32), rng.standard_normal(d).astype(np.float32)
-    y, arena = np.empty(n * d, np.float32), as_units(w)
-    tiles.launch(kernels.norm, (n,), threads, x.reshape(-1), arena, 0, -1, d, False, np.float32(1e-5), y)
+    y, arena = np.empty(n * d, np.float32), as_chunks(w)
+    tiles.launch(norms.norm, (n,), threads, x.reshape(-1), arena, 0, -1, d, False, np.float32(1e-5), y)
     np.testing.assert_allclose(y.reshape(n, d), ops.rms_norm(x, w, 1e-5), rtol=2e-6)
-    tiles.launch(kernels.norm, (n,), threads, x.reshape(-1), arena, 0, 0, d, True, np.float32(1e-5), y)
+    tiles.launch(norms.norm, (n,), threads, x.reshape(-1), arena, 0, 0, d, True, np.float32(1e-5), y)
     np.testing.assert_allclose(y.reshape(n, d), ops.layer_norm(x, w, w, 1e-5), rtol=1e-5, atol=1e-6)
     scores = rng.standard_normal((2, n, 150 + n)).astype(np.float32)
     pattern = scores.reshape(-1).copy()
-    tiles.launch(kernels.softmax, (n, 2), threads, pattern, 150, n, np.float32(1))
+    tiles.launch(attention.softmax, (n, 2), threads, pattern, 150, n, np.float32(1))
     for t in range(n):
         got = pattern.reshape(scores.shape)[:, t]
         np.testing.assert_allclose(got[:, : 151 + t], ops.softmax(scores[:, t, : 151 + t]), rtol=1e-5)
         assert not got[:, 151 + t :].any()
     a = np.concatenate([x, np.round(x), np.zeros((1, d), np.float32)])
     counts, whole, sums = np.zeros(d, np.int64), np.zeros(len(a)), np.zeros(d)
-    tiles.launch(kernels.count_cores, (len(a),), threads, a.reshape(-1), d, 0.3, False, counts)
+    tiles.launch(statistics.count_cores, (len(a),), threads, a.reshape(-1), d, 0.3, False, counts)
     np.testing.assert_array_equal(counts, add_counts(np.zeros(d, np.int64), a, 0.3))
-    tiles.launch(kernels.token_energies, (len(a),), threads, a.reshape(-1), d, whole)
-    tiles.launch(kernels.add_relative_energy, (2,), threads, a.reshape(-1), len(a), d, whole, sums)
+    tiles.launch(statistics.token_energies, (len(a),), threads, a.reshape(-1), d, whole)
+    tiles.launch(statistics.add_relative_energy, (2,), threads, a.reshape(-1), len(a), d, whole, sums)
     np.testing.assert_allclose(sums, add_relative_energy(np.zeros(d), a, 0.3), rtol=1e-12)
 
 
 def main() -> None:
-    assert kernels.TILE == 64 and kernels.WARP_SIZE == 32
+    assert TILE == 64 and WARP_SIZE == 32
     check_cut()
     for whole in (True, False):
-        check_product(kernels.make_tensor_core_product(), 128, 70, 40, 72, True, whole)
-        check_product(kernels.make_tensor_core_product(), 128, 3, 72, 9, True, whole)
-    check_product(kernels.make_product(3), kernels.PRODUCT_THREADS, 5, 21, 66, True, False)
-    check_product(kernels.make_product(2), kernels.PRODUCT_THREADS, 66, 18, 5, False, False)
+        check_product(make_tensor_core_product(), 128, 70, 40, 72, True, whole)
+        check_product(make_tensor_core_product(), 128, 3, 72, 9, True, whole)
+    check_product(make_product(3), PRODUCT_THREADS, 5, 21, 66, True, False)
+    check_product(make_product(2), PRODUCT_THREADS, 66, 18, 5, False, False)
     check_rows()
 
 

@@ -43,12 +43,9 @@ SANCTIONED = {"generate", "stream", "TYPE_CHECKING"}
 KNOWN_UPWARD: set[tuple[str, str]] = set()
 KNOWN_PLOTS: set[tuple[str, str]] = set()
 KNOWN_CYCLES: set[frozenset[str]] = set()
-KNOWN_LONG = {"backends/cuda/decoder.py"}
+KNOWN_LONG: set[str] = set()
 KNOWN_COPIES: dict[str, int] = {}
-KNOWN_SPLATS = {
-    "backends/cuda/decoder.py": 3,
-    "backends/cuda/prefill.py": 2,
-}
+KNOWN_SPLATS = {}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Is there a GPU that can be used? The driver is asked, so that a machine without one imports nothing."""
+"""Whether there is a GPU that can be used. The driver is asked first: without one nothing is imported."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 from minicore.config import ModelConfig
 
 DRIVER = 12000  # CUDA 12.0
-CAPABILITY = (7, 0)  # Volta: threads of a warp that wait one by one
+CAPABILITY = (7, 0)  # Volta: threads of a warp can wait independently
 DTYPES = ("float32", "bfloat16", "int8")
 EXTRA = "expected `pip install 'minicore-lm[cuda12]'` (or cuda13)"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether there is a GPU, and why it cannot be used, if it cannot."""
+    """Whether there is a GPU, and a sentence why it cannot be used, or None."""
 
     there: bool
     trouble: str | None
@@ -30,7 +30,7 @@ class Answer:
 
 @cache
 def ask() -> Answer:
-    """Return what the driver and the packages say."""
+    """Ask the driver and look for the packages."""
     if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") != "0":
         return Answer(False, _packages())
     try:
@@ -65,7 +65,7 @@ def _device() -> str | None:
 
     try:
         capability = cuda.get_current_device().compute_capability
-    except Exception as error:  # whatever the toolkit's libraries raise while they are looked for
+    except Exception as error:  # loading the toolkit's libraries raises many kinds
         return f"numba-cuda cannot use the GPU ({' '.join(str(error).split())})"
     if tuple(capability) < CAPABILITY:
         had, wanted = (".".join(map(str, pair)) for pair in (capability, CAPABILITY))
@@ -74,14 +74,14 @@ def _device() -> str | None:
 
 
 def trouble(dtype: str, config: ModelConfig | None = None) -> str | None:
-    """Say in a sentence why a GPU here cannot decode a model of this dtype and config; None if it can."""
+    """Return a sentence why no GPU here can decode a model of this dtype and config; None if one can."""
     if answer := ask().trouble:
         return answer
     if dtype not in DTYPES:
         return f"the GPU's kernels read {', '.join(DTYPES)} weights, this model's are {dtype}"
-    if config and (config.d_head % 4 or config.d_model % 2):  # keys are read 16 bytes, words two at a time
+    if config and (config.d_head % 4 or config.d_model % 2):  # kernels load 4 of a key, 2 of a vector
         return (
-            "the GPU's kernels need heads of a multiple of 4 numbers and an even d_model, "
-            f"this model's are of {config.d_head} and {config.d_model}"
+            "the GPU's kernels need d_head to be a multiple of 4 and d_model to be even; "
+            f"this model's are {config.d_head} and {config.d_model}"
         )
     return None

@@ -1,4 +1,4 @@
-"""The CUDA backend: prompts and tokens are read on an NVIDIA GPU, where weights and kv cache stay."""
+"""The CUDA backend: an NVIDIA GPU reads prompts and tokens; weights and kv cache stay on it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class CudaBackend:
     ----------
     model : Model
     memory_limit : int or None
-        Bytes of device memory. FFN weights then stay in page-locked host memory and are lent to the GPU
-        layer by layer; only the core neurons' rows stay there.
+        Bytes of device memory. FFN weights then stay in page-locked host memory and pass through the
+        GPU layer by layer; only the core neurons' rows stay there.
     """
 
     name = "cuda"

@@ -1,4 +1,4 @@
-"""A kv cache's elements in device memory, with the host's copy that is brought up to date when asked for."""
+"""A kv cache in GPU memory, with a copy in host memory that is updated when it is asked for."""
 
 from __future__ import annotations
 

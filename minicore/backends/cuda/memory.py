@@ -1,4 +1,4 @@
-"""Device memory, with a sentence where there is too little."""
+"""Allocating GPU memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minicore.errors import InputError
 
 
 def allocate(n: int, dtype: type) -> Any:  # -> (n,) on the device
-    """Return device memory, or raise InputError if there is too little."""
+    """Return a device array; raise InputError if the GPU has too little memory."""
     from numba import cuda
 
     n_bytes = n * np.dtype(dtype).itemsize
@@ -19,7 +19,7 @@ def allocate(n: int, dtype: type) -> Any:  # -> (n,) on the device
         context = cuda.current_context()
         free, total = context.get_memory_info()
         if n_bytes > free:
-            context.deallocations.clear()  # Numba gives back what nobody holds when it thinks fit
+            context.deallocations.clear()  # Numba frees unused arrays only now and then
             free, total = context.get_memory_info()
         if n_bytes > free:
             raise InputError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from numba import cuda
 
-from minicore.backends.cuda.decoder import AT_ONCE, CudaDecoder
+from minicore.backends.cuda.decoder import TOKENS_PER_LAUNCH, CudaDecoder
 from minicore.backends.cuda.graph import GraphStep
-from minicore.backends.cuda.kernels import decode as kernels
+from minicore.backends.cuda.kernels.decode.phases import PHASES
 
 
 class PhaseTimer:
@@ -34,15 +34,15 @@ class PhaseTimer:
             event.record()
             launched.append(phase)
         events[-1].synchronize()
-        spent = [0.0] * len(kernels.PHASES)
+        spent = [0.0] * len(PHASES)
         for phase, before, after in zip(launched[1:], events, events[1:], strict=False):
             spent[phase] += before.elapsed_time(after) / 1e3
         return spent
 
     def _decode_ahead(self, context: int) -> None:
-        """Decode about AT_ONCE tokens from the context on, without waiting for them."""
+        """Decode about TOKENS_PER_LAUNCH tokens from the context on, without waiting for them."""
         decoder, cache = self.decoder, self.decoder.cache
         room = cache.capacity - context - 1
-        for _ in range(-(-AT_ONCE // max(room, 1)) if room else 0):
+        for _ in range(-(-TOKENS_PER_LAUNCH // max(room, 1)) if room else 0):
             cache.rewind(context)
-            decoder.launch(min(room, AT_ONCE), decoder.tokens[1])
+            decoder.launch(min(room, TOKENS_PER_LAUNCH), decoder.token_buffers[1])

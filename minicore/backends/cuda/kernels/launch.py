@@ -8,9 +8,9 @@ from typing import Any
 
 from minicore.backends.cuda.kernels.intrinsics import SIMULATED, cuda
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parent
 # Files outside this package whose constants become part of the machine code.
-CONSTANTS = ("quantization.py", "backends/dims.py")
+CONSTANTS = ("quantization.py", "core/statistics.py", "backends/dims.py")
 
 
 def source_checksum() -> int:
@@ -19,7 +19,7 @@ def source_checksum() -> int:
     Numba's cache on disk only notices changes in the file of the kernel itself. So every cached kernel closes
     over this number, and what a kernel closes over is part of its key.
     """
-    files = [*sorted(PACKAGE.rglob("*.py")), *(PACKAGE.parents[1] / name for name in CONSTANTS)]
+    files = [*sorted(PACKAGE.rglob("*.py")), *(PACKAGE.parents[2] / name for name in CONSTANTS)]
     return zlib.crc32(b"".join(path.read_bytes() for path in files))
 
 

@@ -1,57 +1,17 @@
-"""Kernels that decode, and what the host must know of them."""
+"""Kernels that decode. Read them in this order.
 
-from minicore.backends.cuda.kernels.decode.gather import make_gather
-from minicore.backends.cuda.kernels.decode.phases import (
-    ATTEND,
-    BEGIN,
-    BEST,
-    CHOOSE,
-    LAYER_PHASES,
-    NEURONS,
-    OUTPUTS,
-    PHASES,
-    PROJECT,
-    PROJECT_OUT,
-    make_phase,
-)
-from minicore.backends.cuda.kernels.decode.shape import (
-    B_GATE,
-    B_IN,
-    N_COUNTERS,
-    N_ROWS,
-    W_GATE,
-    W_IN,
-    W_OUT,
-    Shape,
-    row_chunks,
-)
-from minicore.backends.cuda.kernels.decode.sizes import Arrays
-from minicore.backends.cuda.kernels.decode.step import make_step
-from minicore.backends.cuda.kernels.intrinsics import SIMULATED
-
-__all__ = [
-    "ATTEND",
-    "BEGIN",
-    "BEST",
-    "B_GATE",
-    "B_IN",
-    "CHOOSE",
-    "LAYER_PHASES",
-    "NEURONS",
-    "N_ROWS",
-    "N_COUNTERS",
-    "OUTPUTS",
-    "PHASES",
-    "PROJECT",
-    "PROJECT_OUT",
-    "SIMULATED",
-    "W_GATE",
-    "W_IN",
-    "W_OUT",
-    "Arrays",
-    "Shape",
-    "make_gather",
-    "make_phase",
-    "make_step",
-    "row_chunks",
-]
+shape, sizes, vectors
+    What a kernel is compiled for; layouts of arenas, of shared memory and of vectors in it.
+step
+    The persistent kernel: a whole token, token after token, in one launch.
+residual, projections, attention, ffn, sampling
+    The parts of a token.
+rows, int8_rows
+    The dot products of which most of them consist.
+claims, staging
+    Which warp computes which row, and weights that are fetched before they are needed.
+phases
+    The same parts, a launch for each.
+gather
+    Copying the rows of selected neurons.
+"""

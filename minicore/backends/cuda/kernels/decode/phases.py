@@ -8,7 +8,7 @@ a captured launch has fixed arguments.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core.types import float32
@@ -38,7 +38,7 @@ from minicore.backends.cuda.kernels.decode.shape import (
     N_COUNTERS,
     Shape,
 )
-from minicore.backends.cuda.kernels.decode.sizes import ARRAY_TYPES, Memory, Sizes, this_thread
+from minicore.backends.cuda.kernels.decode.sizes import ARRAY_TYPES, Arrays, Memory, Sizes, this_thread
 from minicore.backends.cuda.kernels.decode.staging import (
     load_ffn_layout,
     prefetch_layer,
@@ -135,14 +135,65 @@ def run_choose(s, m, thread, state, flag):
         state[N_CHOSEN] += 1
 
 
+class PhaseArrays(NamedTuple):
+    """Device arrays that phases need besides :class:`minicore.backends.cuda.kernels.decode.sizes.Arrays`.
+
+    Attributes
+    ----------
+    residual : (2 * d_model,) float32
+        Two buffers of the residual stream.
+    state : (4,) int64
+    temperature : (1,) float32
+    """
+
+    residual: Any
+    state: Any
+    temperature: Any
+
+
+def launch_phase(
+    kernel: Any,
+    arrays: Arrays,
+    own: PhaseArrays,
+    phase: int,
+    layer: int,
+    *,
+    position: int = 0,
+    epoch: int = 0,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Run a phase of a layer. The keyword arguments, as those of launch_step, matter only to BEGIN."""
+    kernel(
+        arrays.fixed,
+        arrays.dense,
+        arrays.core,
+        arrays.ffn_layout,
+        arrays.thresholds,
+        arrays.frequencies,
+        arrays.keys,
+        arrays.values,
+        arrays.words,
+        arrays.next_token,
+        arrays.logits,
+        arrays.tokens,
+        arrays.n_used,
+        arrays.counters,
+        own.residual,
+        own.state,
+        own.temperature,
+        phase,
+        layer,
+        position,
+        epoch,
+        temperature,
+        seed,
+    )
+
+
 @cache
 def make_phase(shape: Shape) -> Any:
-    """Return the compiled kernel that runs a phase of a layer.
-
-    Its arguments are those of :class:`minicore.backends.cuda.kernels.decode.sizes.Arrays`, then two buffers
-    of the residual stream (2, d_model), the state (4,), the temperature (1,), the phase and its layer. The
-    last four, which are the new values of position, epoch, temperature and seed, matter only to BEGIN.
-    """
+    """Return the kernel of :func:`launch_phase`, compiled for a shape."""
     s = Sizes.of(shape)
     n_x, n_acc = 2 * s.n_pairs, 4 * s.chunks_per_lane
 

@@ -47,7 +47,7 @@ from minicore.backends.cuda.kernels.decode.shape import (
     N_COUNTERS,
     Shape,
 )
-from minicore.backends.cuda.kernels.decode.sizes import ARRAY_TYPES, Memory, Sizes, this_thread
+from minicore.backends.cuda.kernels.decode.sizes import ARRAY_TYPES, Arrays, Memory, Sizes, this_thread
 from minicore.backends.cuda.kernels.decode.staging import (
     load_ffn_layout,
     prefetch_layer,
@@ -108,13 +108,40 @@ def read_token(s, m, thread, x, w, b, acc, token, position, flag, parity, temper
     return choose_token(s, m, thread, flag)
 
 
+def launch_step(
+    kernel: Any, arrays: Arrays, *, n: int, position: int, epoch: int, temperature: float, seed: int
+) -> None:
+    """Read n tokens, the first at a position, with the configured kernel of :func:`make_step`.
+
+    ``epoch`` is the number of tokens that ``words`` and ``counters`` have served, plus 1: it makes the
+    flags of each token new. Temperature 0 chooses the largest logit.
+    """
+    kernel(
+        arrays.fixed,
+        arrays.dense,
+        arrays.core,
+        arrays.ffn_layout,
+        arrays.thresholds,
+        arrays.frequencies,
+        arrays.keys,
+        arrays.values,
+        arrays.words,
+        arrays.next_token,
+        arrays.logits,
+        arrays.tokens,
+        arrays.n_used,
+        arrays.counters,
+        np.int64(n),
+        np.int64(position),
+        np.int64(epoch),
+        np.float32(temperature),
+        np.int64(seed),
+    )
+
+
 @cache
 def make_step(shape: Shape) -> Any:
-    """Return the compiled decode kernel of a shape.
-
-    Its arguments are those of :class:`minicore.backends.cuda.kernels.decode.sizes.Arrays`, then the number
-    of tokens to read, the position of the first, the number of tokens that ``words`` and ``counters`` have
-    served, temperature and seed.
+    """Return the kernel of :func:`launch_step`, compiled for a shape.
 
     Numba keeps the machine code on disk. The key is made of what ``step`` closes over (the sizes, and the
     checksum of the sources among them), the compute capability, and the versions of numba-cuda and CUDA.

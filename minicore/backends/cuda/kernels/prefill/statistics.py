@@ -13,8 +13,7 @@ from numba.core.types import float64, int32
 
 from minicore.backends.cuda.kernels.intrinsics import WARP_SIZE, cuda, device, float_as_uint, load
 from minicore.backends.cuda.kernels.prefill.block_reduce import ROW_WARPS, block_max, block_sum
-
-BINS_SHIFT = 14  # minicore.core.statistics.GATE_SHIFT
+from minicore.core.statistics import GATE_SHIFT
 
 
 @device
@@ -91,7 +90,7 @@ def count_bins(a, size, bins):
     i = np.int64(cuda.grid(1))
     if i < size:
         bits = float_as_uint(load(a, i)) & np.uint32(0x7FFFFFFF)
-        cuda.atomic.add(bins, np.int64(bits >> np.uint32(BINS_SHIFT)), 1)
+        cuda.atomic.add(bins, np.int64(bits >> np.uint32(GATE_SHIFT)), 1)
 
 
 @cuda.jit
