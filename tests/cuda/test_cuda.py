@@ -223,7 +223,7 @@ def test_generating_is_the_cpus(model):
 @pytest.mark.cuda
 @pytest.mark.parametrize("chunk", [4, pytest.param(512, marks=pytest.mark.slow)])
 def test_prompts_are_read_as_the_reference_reads_them(model, chunk, monkeypatch):
-    """Whatever the chunks; decoding goes on with the keys and values that lie on the device."""
+    """Chunk sizes do not matter, and decoding continues with the keys and values on the device."""
     from minicore.backends.cuda import prefill as cuda_prefill
 
     monkeypatch.setattr(cuda_prefill, "CHUNK", chunk)
@@ -344,7 +344,7 @@ def test_prompts_are_read_with_ffns_that_pass_by(model):
 
 @pytest.mark.cuda
 def test_offloaded_layers_are_the_models(model):
-    """Layers go through two buffers, whatever layers are asked for and however often."""
+    """Layers pass through two buffers, in any order and any number of times."""
     from minicore.backends.cuda.weights import Weights
 
     offloaded, whole = Weights(model, offload_ffn=True), Weights(model)
@@ -403,7 +403,7 @@ class Driver:
 
 
 @pytest.fixture
-def asked_anew(monkeypatch):
+def ask_again(monkeypatch):
     monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
     ask = gpu.ask
     ask.cache_clear()
@@ -426,13 +426,13 @@ def no_library(name):
         (lambda name: Driver(0, 13000), {"device": "no libnvvm"}, True, "cannot use the GPU (no libnvvm)"),
     ],
 )
-def test_every_reason_is_a_sentence(asked_anew, capsys, driver, packages, there, said):
-    asked_anew.setattr(ctypes, "CDLL", driver)
-    asked_anew.setattr(importlib.util, "find_spec", lambda name: packages.get("spec", object()))
-    asked_anew.setattr(gpu, "version", lambda name: "0.30.4")
-    asked_anew.setattr(gpu.np, "__version__", packages.get("numpy", "2.4.6"))
+def test_every_reason_is_a_sentence(ask_again, capsys, driver, packages, there, said):
+    ask_again.setattr(ctypes, "CDLL", driver)
+    ask_again.setattr(importlib.util, "find_spec", lambda name: packages.get("spec", object()))
+    ask_again.setattr(gpu, "version", lambda name: "0.30.4")
+    ask_again.setattr(gpu.np, "__version__", packages.get("numpy", "2.4.6"))
     why = packages.get("device")
-    asked_anew.setattr(gpu, "_device", lambda: why and f"numba-cuda cannot use the GPU ({why})")
+    ask_again.setattr(gpu, "_device", lambda: why and f"numba-cuda cannot use the GPU ({why})")
     assert check_backend("auto") == ("cpu", gpu.ask().trouble if there else None)
     with pytest.raises(InputError, match="backend cuda: ") as error:
         check_backend("cuda")
@@ -443,8 +443,8 @@ def test_every_reason_is_a_sentence(asked_anew, capsys, driver, packages, there,
         assert out == "" and len(err.splitlines()) == 1 and said in err
 
 
-def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(asked_anew):
-    asked_anew.setattr(gpu, "ask", lambda: gpu.Answer(True, None))
+def test_a_gpu_is_taken_where_there_is_one_for_the_dtype(ask_again):
+    ask_again.setattr(gpu, "ask", lambda: gpu.Answer(True, None))
     assert check_backend("auto") == ("cuda", None) == check_backend("cuda")
     assert check_backend("cpu") == ("cpu", None)
     backend, why = check_backend("auto", "int4")
@@ -497,9 +497,9 @@ def test_the_key_of_cached_kernels_covers_all_their_sources(monkeypatch, tmp_pat
         assert len(seen) == n, path
 
 
-def test_heads_that_the_kernels_cannot_read_are_refused(asked_anew, capsys):
-    """Of 6 numbers: a key's second four would be half of another key."""
-    asked_anew.setattr(gpu, "ask", lambda: gpu.Answer(True, None))
+def test_heads_that_the_kernels_cannot_read_are_refused(ask_again, capsys):
+    """Heads of 6 elements: a load of 4 would reach into the next key."""
+    ask_again.setattr(gpu, "ask", lambda: gpu.Answer(True, None))
     odd = mc.load(GOLDEN / "llama-chat")
     assert odd.config.d_head % 4
     backend, why = check_backend("auto", odd.dtype, odd.config)
@@ -513,8 +513,8 @@ def test_heads_that_the_kernels_cannot_read_are_refused(asked_anew, capsys):
     assert "multiple of 4" in capsys.readouterr().err
 
 
-def test_falling_back_is_said(asked_anew, capsys):
-    asked_anew.setattr(gpu, "ask", lambda: gpu.Answer(True, "the driver sleeps"))
+def test_falling_back_is_said(ask_again, capsys):
+    ask_again.setattr(gpu, "ask", lambda: gpu.Answer(True, "the driver sleeps"))
     model = mc.load(GOLDEN / "llama-gqa")
     assert model.generate([1, 2, 3], max_new_tokens=2).stats["why_backend"] == "the driver sleeps"
     assert main(["generate", "a b", "-m", str(GOLDEN / "llama-chat"), "-n", "2"]) == 0

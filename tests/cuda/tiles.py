@@ -103,7 +103,7 @@ from minicore.core.statistics import add_counts, add_relative_energy  # noqa: E4
 
 
 def check_product(kernel: Any, threads: int, n: int, k: int, m: int, bfloat16: bool, whole: bool) -> None:
-    """Multiply by two matrices, add biases and what is there; whole numbers come out exactly."""
+    """Multiply by two matrices, add biases and the old y. Products of integers must be exact."""
     rng = np.random.default_rng(n)
     draw = (lambda *s: rng.integers(-9, 10, s)) if whole else (lambda *s: rng.standard_normal(s))
     x, w, b, y = (draw(*s).astype(np.float32) for s in ((n, k), (2, m, k), (2, m), (2, n, m)))
@@ -125,7 +125,7 @@ def check_product(kernel: Any, threads: int, n: int, k: int, m: int, bfloat16: b
 
 
 def check_cut() -> None:
-    """Three bfloat16 hold a float32, from the smallest to the largest and with all bits set."""
+    """Three bfloat16 add up to a float32, from the smallest to the largest and with all bits set."""
     bits = np.random.default_rng(0).integers(0, 1 << 32, 2000, dtype=np.uint64).astype(np.uint32)
     x = np.concatenate([bits.view(np.float32), np.array([0, -0.0, 3.4e38, 1e-38, 1.9999999], np.float32)])
     x = x[np.isfinite(x) & ((np.abs(x) > 1e-30) | (x == 0))]  # below, the last part has too few bits left
@@ -135,7 +135,7 @@ def check_cut() -> None:
 
 
 def check_rows() -> None:
-    """Norm, softmax and sums over tokens, a block of four warps a token."""
+    """Check norms, softmax and sums over tokens, whose blocks of four warps have a token each."""
     rng = np.random.default_rng(1)
     n, d, threads = 3, 200, 4 * 32
     x, w = rng.standard_normal((n, d)).astype(np.float32), rng.standard_normal(d).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a GPU kernel is made of, as PTX instructions."""
+"""Intrinsics for kernels, made of LLVM IR and PTX instructions. simulated.py documents each of them."""
 
 from __future__ import annotations
 
@@ -35,28 +35,31 @@ __all__ = [
     "ll_load2",
 ]
 
-launching.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a short prompt has few blocks, and they are all there is to do
+launching.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a short prompt has few blocks; that is no mistake
 
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 def device(function: Any) -> Any:
-    """Make a function part of kernels."""
+    """Make a function callable from kernels, where it is always inlined."""
     return cuda.jit(function, device=True, forceinline=True)
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, i: Any, size: int) -> Any:
+    """Return the address of item i, of ``size`` bytes, of an array."""
     data = context.make_array(array_type)(context, builder, array).data
     at = builder.mul(i, I64(size))
     return builder.add(builder.ptrtoint(data, I64), at)
 
 
 def _asm(builder: Any, returns: Any, text: str, constraints: str, args: list[Any], effect: bool) -> Any:
+    """Emit inline PTX. With ``effect`` the compiler neither removes nor moves it."""
     function = ir.FunctionType(returns, [a.type for a in args])
     return builder.call(ir.InlineAsm(function, text, constraints, side_effect=effect), args)
 
 
 def _tuple(context: Any, builder: Any, kind: Any, struct: Any, n: int) -> Any:
+    """Return the n fields of an LLVM struct as a Numba tuple."""
     return context.make_tuple(builder, kind, [builder.extract_value(struct, k) for k in range(n)])
 
 
@@ -249,12 +252,12 @@ def cp_async16(typingctx, shared, i, arena, j, valid):
     def code(context, builder, signature, args):
         to = builder.ptrtoint(_element(context, builder, signature.args[0], args[0], args[1]), I64)
         at = _address(context, builder, signature.args[2], args[2], args[3], 16)
-        size = builder.shl(builder.zext(args[4], I32), I32(4))  # 16 bytes or, filled up with zeros, none
+        n_copied = builder.shl(builder.zext(args[4], I32), I32(4))  # 16 or 0; the rest becomes zeros
         text = (
             "{ .reg .u64 t; .reg .u32 s; cvta.to.shared.u64 t, $0; cvt.u32.u64 s, t;"
             "cp.async.cg.shared.global [s], [$1], 16, $2; }"
         )
-        _asm(builder, ir.VoidType(), text, "l,l,r,~{memory}", [to, at, size], True)
+        _asm(builder, ir.VoidType(), text, "l,l,r,~{memory}", [to, at, n_copied], True)
         return context.get_dummy_value()
 
     return types.none(shared, types.int64, arena, types.int64, types.boolean), code
