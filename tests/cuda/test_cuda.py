@@ -380,8 +380,9 @@ def test_the_simulator_runs_the_tests_above(tests):
     assert "passed" in run_simulated("-m", "pytest", *options, "-m", tests, __file__)
 
 
-def test_several_blocks_of_warps_agree_with_the_reference():
-    run_simulated(HERE / "grid.py", GOLDEN / "llama-gqa", GOLDEN / "opt")
+@pytest.mark.parametrize("family", ["llama-gqa", pytest.param("opt", marks=pytest.mark.slow)])
+def test_several_blocks_of_warps_agree_with_the_reference(family):
+    run_simulated(HERE / "grid.py", GOLDEN / family)
 
 
 def test_tensor_cores_get_what_the_ptx_isa_says():

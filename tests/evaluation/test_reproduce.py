@@ -100,11 +100,13 @@ def made(model, files, pairs, tmp_path_factory) -> tuple[Path, dict]:
 # --- what is written ---
 
 
+@pytest.mark.slow
 def test_all_is_every_figure(made):
     assert sorted(made[1]) == sorted(runner.EXPERIMENTS)
     assert list(made[1])[-1] == "table3"  # speed is measured when nothing else is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", runner.EXPERIMENTS)
 def test_a_figure_is_numbers_a_table_and_a_picture(made, name):
     out, found = made[0], made[1][name]
@@ -125,6 +127,7 @@ def test_a_figure_is_numbers_a_table_and_a_picture(made, name):
     assert min(picture.shape) > 200 and (picture < 128).mean() > 0.001  # there is something on it
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_measured_again(made, model, files, pairs, monkeypatch):
     def refuse(material, **sizes):
         raise AssertionError("measured again")
@@ -145,6 +148,7 @@ def test_what_is_there_is_not_measured_again(made, model, files, pairs, monkeypa
         list(reproduce(["fig9"], model, out, texts=files))
 
 
+@pytest.mark.slow
 def test_two_workers_measure_the_same(made, model, files, tmp_path):
     names = ["fig9", "fig12"]
     found = dict(reproduce(names, model, tmp_path, texts=files, sizes=SMALL, workers=Workers(2)))
@@ -179,6 +183,7 @@ class Links(HTMLParser):
         self.ids |= {attrs["id"]} if "id" in attrs else set()
 
 
+@pytest.mark.slow
 def test_the_report_holds_everything_itself(made):
     out, found = made
     found = {name: dict(one) for name, one in found.items()}
@@ -219,6 +224,7 @@ def test_meaning_is_the_centred_mean_of_the_middle_layer(material):
     np.testing.assert_allclose(np.sum([vectors[20] for _, vectors in read], axis=0), 0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_keeping_everything_costs_nothing(made):
     ratio = {(row["kept by"], row["fraction"]): row["ratio to dense"] for row in made[1]["fig2"]["table"]}
     np.testing.assert_allclose(ratio["alpha", 1.0], 1, atol=1e-4)  # ReLU: what is not positive is zero
@@ -234,6 +240,7 @@ def test_a_text_is_read_with_its_own_set(material):
     assert np.abs(lost).max() > 0.01
 
 
+@pytest.mark.slow
 def test_jaccard_of_pairs_of_texts(material, made):
     row, labels = made[1]["fig9"]["table"][3], material.labels
     sets = [np.flatnonzero(mask) for mask in material.cores(3)]
@@ -270,6 +277,7 @@ def test_a_layer_without_activity_has_no_topics(material):
     assert topics.topics_found(material, np.zeros((len(material.labels), 8)), 1) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_every_file_of_pairs_is_tested_in_turn(made, model, pairs):
     table = made[1]["table1"]["table"]
     assert [row["file"] for row in table] == ["a.tsv", "b.tsv", "c.tsv"]

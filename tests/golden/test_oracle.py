@@ -183,6 +183,7 @@ def test_logits_on_a_gpu(model, name):
     assert np.abs(got - expected).max() <= 2e-3
 
 
+@pytest.mark.slow
 @needs_oracle
 def test_core_sets_equal_element_by_element(model, record_property, capsys):
     compared, differing = 0, []

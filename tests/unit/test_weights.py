@@ -41,6 +41,7 @@ def test_only_the_core_model_recommends_core_decoding() -> None:
     assert mc.load("minicore-opt").recommended == {}
 
 
+@pytest.mark.slow
 def test_a_core_set_is_cheap_for_the_model_tuned_for_it_and_ruinous_for_its_sibling() -> None:
     ratios = {}
     for name in NAMES:

@@ -53,7 +53,8 @@ class CpuDecoder:
         self.model, self.cache, self.n_threads = model, cache, n_threads or threads.default_threads()
         self.dims = dims_of(cfg)
         self.tile = tile_of(self.dims.n_heads, self.dims.n_kv_heads, self.dims.d_head)
-        self.like = storage(model.params["embed"]).reshape(-1)[:0]
+        # Not a view of the weights: mapped ones are read-only, another type, and would be compiled for again.
+        self.like = np.empty(0, storage(model.params["embed"]).dtype)
         rope = cfg.positions == "rope"
         self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
         self.state = _state(self.dims, len(self.tile.heads) or 1, self.n_threads, cache.capacity)
