@@ -11,7 +11,8 @@ from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.backends.cpu.plain_decoder import PlainDecoder
 from minicore.backends.dims import RELU, Dims
 from minicore.backends.numpy import NumpyDecoder
-from minicore.bench.run import BOUNDS, relative_error
+from minicore.bench.plan import BOUNDS
+from minicore.bench.validation import relative_error
 from minicore.core.neurons import CoreSet
 from minicore.core.rules import TokenRule
 from minicore.errors import InputError
