@@ -143,19 +143,20 @@ def attend(q, k, v, shares, elements=simd.REGISTER, scales=None, kind=None):
 def test_four_rows_are_read_alike_in_short_registers_and_long_ones(rng, elements):
     """bfloat16 is read out of order, by registers; small integers show that sums are put in order again."""
     plain = with_registers("plain_rows", elements)
-    pairs, d = 3 * plain.PIECES, 96
+    dot_rows, add_rows, begin_sum, end_sum = rows.operations_on({nb.uint16: plain.PlainRows(2)})
+    d = 96 + 7
 
     @nb.njit
-    def run(like, rows, x, a, y, products):
-        plain.deinterleave(x.ctypes.data, pairs)
-        plain.deinterleave(y.ctypes.data, pairs)
-        products[0], products[1], products[2], products[3] = plain.dots(like, rows, x.ctypes.data, d)
-        plain.add_rows(like, rows, a.ctypes.data, y.ctypes.data, d)
-        plain.interleave(y.ctypes.data, pairs)
+    def run(like, w, x, a, y, products):
+        begin_sum(like, d, x)
+        begin_sum(like, d, y)
+        products[0], products[1], products[2], products[3] = dot_rows(like, w, 4, d, (0, 1, 2, 3), x)
+        add_rows(like, w, 4, d, (0, 1, 2, 3), (a[0], a[1], a[2], a[3]), y)
+        end_sum(like, d, y)
 
     w, x, y, a = integers(rng, 4, d), integers(rng, d), integers(rng, d), integers(rng, 4)
     codes, products, got = storage(w.astype(ml_dtypes.bfloat16)), np.zeros(4, np.float32), y.copy()
-    run(codes[0], tuple(int(row.ctypes.data) for row in codes), x.copy(), a, got, products)
+    run(codes[0], codes.ctypes.data, x.copy(), a, got, products)
     np.testing.assert_array_equal(products, w @ x)
     np.testing.assert_array_equal(got, y + a @ w)
 

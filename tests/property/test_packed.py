@@ -31,7 +31,8 @@ def _prepare(like, d, x):
 
 @nb.njit
 def _add(like, w, m, d, ids, a, y):
-    rows.add_rows(like, w, m, d, ids, a, 0, y)
+    four, numbers = (ids[0], ids[1], ids[2], ids[3]), (a[0], a[1], a[2], a[3])
+    rows.add_rows(like, w, m, d, four, numbers, y)
 
 
 @nb.njit
@@ -39,21 +40,21 @@ def _row_to_float32(like, w, m, d, i, y):
     rows.row_to_float32(like, w, m, d, i, y)
 
 
-def _matvec_of(products):
+def _matvec_of(format, kind):
+    dot_rows = rows.operations_on({STORED[format]: integer_rows.QuantizedRows(format, kind)}).dot_rows
+
     @nb.njit
-    def run(codes, scales, row, scale_row, q, q_scales, sums, groups, y):
-        n = y.size - 1
-        for i in range(0, y.size, 4):
+    def run(like, w, m, d, x, y):
+        n = m - 1
+        for i in range(0, m, 4):
             r = i, min(i + 1, n), min(i + 2, n), min(i + 3, n)
-            at = codes + r[0] * row, codes + r[1] * row, codes + r[2] * row, codes + r[3] * row
-            s0, s1 = scales + r[0] * scale_row, scales + r[1] * scale_row
-            s2, s3 = scales + r[2] * scale_row, scales + r[3] * scale_row
-            y[i], y[r[1]], y[r[2]], y[r[3]] = products(at, (s0, s1, s2, s3), q, q_scales, sums, groups)
+            y[i], y[r[1]], y[r[2]], y[r[3]] = dot_rows(like, w, m, d, r, x)
 
     return run
 
 
-MATVECS = {key: _matvec_of(products) for key, products in integer_rows.DOTS.items()}
+STORED = {"int8": nb.int8, "int4": nb.uint8}
+MATVECS = {(format, kind): _matvec_of(format, kind) for format in FORMATS for kind in integer_rows.KINDS}
 
 
 def like(packed):
@@ -71,21 +72,8 @@ def prepared(packed, x):
 def matvec(packed, x, kind):
     """Rows times x by one of the two ways to multiply bytes."""
     m, d = packed.shape
-    groups, inputs, y = n_groups(d), prepared(packed, x), np.full(m, np.nan, np.float32)
-    at = [inputs.ctypes.data + 4 * part for part in quantized_inputs.input_parts.py_func(d)]
-    n_bytes, n_scales = FORMATS[packed.format].n_bytes, FORMATS[packed.format].n_scales
-    codes = packed.data.ctypes.data
-    MATVECS[packed.format, kind](
-        codes,
-        codes + m * groups * n_bytes,
-        groups * n_bytes,
-        groups * 2 * n_scales,
-        at[0],
-        at[2],
-        at[1],
-        groups,
-        y,
-    )
+    y = np.full(m, np.nan, np.float32)
+    MATVECS[packed.format, kind](like(packed), packed.data.ctypes.data, m, d, prepared(packed, x), y)
     return y
 
 

@@ -26,7 +26,7 @@ from minicore.backends.cpu.attention_simd import (
     value_mixture,
 )
 from minicore.backends.cpu.compiling import COMMON, OVERLOAD, inlined, inner
-from minicore.backends.cpu.intrinsics import exp
+from minicore.backends.cpu.intrinsics import exp, part, row
 from minicore.backends.cpu.quantized_inputs import quantize_group, write_int8_sums
 from minicore.backends.cpu.rows import from_float32, to_float32
 from minicore.quantization import GROUP
@@ -46,7 +46,7 @@ def _prepare_queries(like, d, x, q, q_scales):
 
     def rounded(like, d, x, q, q_scales):
         for h in range(x.size // d):
-            query, mine = x[h * d : (h + 1) * d], q[h * d : (h + 1) * d]
+            query, mine = part(x, h * d, (h + 1) * d), part(q, h * d, (h + 1) * d)
             if d % GROUP:
                 q_scales[h] = quantize_group(query, mine)
             else:
@@ -74,7 +74,7 @@ def store_head(held: Any, scales: Any, head: int, position: int, x: Any) -> None
 @overload(store_head, jit_options=COMMON)
 def _store_head(held, scales, head, position, x):
     def rounded(held, scales, head, position, x):
-        scales[head, position] = quantize_group(x, held[head, position])
+        scales[head, position] = quantize_group(x, row(row(held, head), position))
 
     def converted(held, scales, head, position, x):
         for j in range(x.size):
@@ -106,10 +106,12 @@ def attend(tile, dims, q, q_scales, keys, values, scales, first, last, share):
         share.largest[h], share.total[h] = np.float32(-np.inf), np.float32(0)
     width = len(tile.heads) if len(tile.heads) else 1
     for kv in range(dims.n_kv_heads if last > first else 0):
-        k, v = keys[kv, first:last], values[kv, first:last]
-        key_scales, value_scales = scales[0, kv, first:last], scales[1, kv, first:last]
+        k, v = part(row(keys, kv), first, last), part(row(values, kv), first, last)
+        key_scales, value_scales = row(row(scales, 0), kv), row(row(scales, 1), kv)
+        if key_scales.size:  # an int8 cache
+            key_scales, value_scales = part(key_scales, first, last), part(value_scales, first, last)
         for at in range(kv * group, (kv + 1) * group, width):
-            h = min(at, (kv + 1) * group - width)
+            h = at if at + width <= (kv + 1) * group else (kv + 1) * group - width
             attend_heads(tile, h, width, dims.d_head, q, q_scales, k, key_scales, v, value_scales, share)
 
 
@@ -125,7 +127,7 @@ def attend_heads(
 def _attend_heads(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
     def by_vectors(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
         n, scores, stride = len(k), share.scores.ctypes.data, share.scores.shape[1]
-        query, out = q[h * d :].ctypes.data, share.mixture[h * d : (h + width) * d]
+        query, out = q.ctypes.data + 4 * h * d, part(share.mixture, h * d, (h + width) * d)
         for j in range(out.size):
             out[j] = np.float32(0)
         if k.itemsize == 1 and d % GROUP == 0:
@@ -134,14 +136,15 @@ def _attend_heads(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales
             key_scores(k, tile.heads, k.ctypes.data, n, query, d, scores, stride)
         for g in range(width):
             share.largest[h + g], share.total[h + g] = _weights(
-                share.scores[g, :n], key_scales, q_scales[h + g], value_scales
+                part(row(share.scores, g), 0, n), key_scales, q_scales[h + g], value_scales
             )
         value_mixture(v, tile.heads, tile.pairs, v.ctypes.data, n, scores, stride, d, out.ctypes.data)
         if v.itemsize == 2:
             interleave_pairs(out.ctypes.data, out.size // PAIR)
 
     def by_loops(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
-        s, query, out = share.scores[0, : len(k)], q[h * d : (h + 1) * d], share.mixture[h * d : (h + 1) * d]
+        s, query = part(row(share.scores, 0), 0, len(k)), part(q, h * d, (h + 1) * d)
+        out = part(share.mixture, h * d, (h + 1) * d)
         for p in range(s.size):
             product = np.float32(0)
             for j in range(d):
@@ -190,8 +193,9 @@ def merge_shares(n_threads, dims, mixture, largest, total, z):
         whole = np.float32(0)
         for t in range(n_threads):
             whole += total[t, h] * exp(largest[t, h] - top)
-        mine = z[h * d : (h + 1) * d]
+        mine = part(z, h * d, (h + 1) * d)
         for t in range(n_threads):
-            part, scale = mixture[t, h * d : (h + 1) * d], exp(largest[t, h] - top) / whole
+            theirs = part(row(mixture, t), h * d, (h + 1) * d)
+            scale = exp(largest[t, h] - top) / whole
             for j in range(d):
-                mine[j] = scale * part[j] if t == 0 else mine[j] + scale * part[j]
+                mine[j] = scale * theirs[j] if t == 0 else mine[j] + scale * theirs[j]

@@ -25,6 +25,7 @@ from minicore.backends.cpu.simd import (
     I32,
     LINE,
     REGISTER,
+    Order,
     bfloat16_pairs,
     broadcast,
     constant,
@@ -37,7 +38,7 @@ from minicore.backends.cpu.simd import (
     loop,
     pointer,
     prefetch,
-    reorder_in_place,
+    reorder_pairs,
     shuffle,
     store,
     times,
@@ -54,9 +55,6 @@ MOST_HEADS = 4
 STREAMS = 4  # of values
 VALUE_BLOCK = 4  # values of a stream that are read again for each head while they are in the first cache
 KEYS_AHEAD, VALUES_AHEAD = 256, 512  # bytes by which a stream is prefetched
-
-deinterleave_pairs = reorder_in_place(deinterleaved, REGISTER)
-interleave_pairs = reorder_in_place(interleaved, REGISTER)
 
 
 class Tile(NamedTuple):
@@ -310,3 +308,19 @@ def largest_of_pairs(typingctx: Any, x: Any, n: Any) -> Any:
         return builder.extract_element(largest, I32(0))
 
     return types.float32(types.int64, types.int64), codegen
+
+
+def _reordered(order: Order) -> Any:
+    @intrinsic
+    def reorder(typingctx: Any, x: Any, n: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            reorder_pairs(builder, order, REGISTER, pointer(builder, args[0]), args[1])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return reorder
+
+
+# Bring n PAIRs of float32 at an address into the order of bfloat16 pairs, and back.
+deinterleave_pairs, interleave_pairs = _reordered(deinterleaved), _reordered(interleaved)

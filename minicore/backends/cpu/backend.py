@@ -35,7 +35,7 @@ class CpuBackend:
     adders = ADDERS
 
     def __init__(self, model: Model, memory_limit: int | None = None, n_threads: int | None = None) -> None:
-        compiled.compile_all(model.dtype)
+        compiled.compile_for(model.config, model.dtype)
         self.model, self.memory_limit, self.n_threads = model, memory_limit, n_threads
 
     def prefill(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minicore.backends.cpu.compiling import inlined, inner
-from minicore.backends.cpu.intrinsics import array_at, exp
+from minicore.backends.cpu.intrinsics import array_at, exp, part, row
 from minicore.backends.cpu.rows import add_rows, begin_sum, dot_rows, end_sum
 from minicore.backends.dims import RELU, SILU
 
@@ -44,17 +44,17 @@ def ffn(like, w, first, last, threshold, dims, x, neurons, activations, y):
     block.
     """
     d, m, n_used = dims.d_model, w[N_STORED], 0
-    rows, a, up = array_at(w[ROWS], w[N_ROWS], neurons), activations[0], activations[1]
+    rows, a, up = array_at(w[ROWS], w[N_ROWS], neurons), row(activations, 0), row(activations, 1)
     w_first, b_first = (w[W_GATE], w[B_GATE]) if dims.gated else (w[W_IN], w[B_IN])
     quarter = (last - first) // 4
     begin_sum(like, d, y)
     for start in range(0, last - first, NEURON_BLOCK):
-        n = min(NEURON_BLOCK, last - first - start)
+        n = NEURON_BLOCK if last - first - start > NEURON_BLOCK else last - first - start
         for r in range(start, start + n):  # quarters of the share take turns: four streams, as in matvec
             at = first + (r % 4 * quarter + r // 4 if r < 4 * quarter else r)
             neurons[r - start] = rows[at] if w[ROWS] else at
         _products(like, w_first, b_first, m, d, n, neurons, x, a)
-        activate(a[:n], dims.activation)
+        activate(part(a, 0, n), dims.activation)
         if dims.gated:
             n = _compress(threshold, n, neurons, a)
             _products(like, w[W_IN], w[B_IN], m, d, n, neurons, x, up)
@@ -62,14 +62,15 @@ def ffn(like, w, first, last, threshold, dims, x, neurons, activations, y):
                 a[r] *= up[r]
             threshold_left = np.float32(0)
         else:
-            threshold_left = max(threshold, np.float32(0))
+            threshold_left = threshold if threshold > 0 else np.float32(0)
         # a neuron that is zero adds nothing: its row stays unread
         n = _compress(threshold_left, n, neurons, a)
         n_used += n
         for r in range(n, n + -n % 4):  # four rows at a time: y is read and written a quarter as often
             neurons[r], a[r] = neurons[n - 1], np.float32(0)
         for r in range(0, n, 4):
-            add_rows(like, w[W_OUT], m, d, neurons, a, r, y)
+            four = neurons[r], neurons[r + 1], neurons[r + 2], neurons[r + 3]
+            add_rows(like, w[W_OUT], m, d, four, (a[r], a[r + 1], a[r + 2], a[r + 3]), y)
     end_sum(like, d, y)
     return n_used
 
@@ -80,7 +81,7 @@ def _products(like, w, b, m, d, n, neurons, x, a):
     for r in range(n, n + -n % 4):
         neurons[r] = neurons[n - 1]
     for r in range(0, n, 4):
-        four = int(neurons[r]), int(neurons[r + 1]), int(neurons[r + 2]), int(neurons[r + 3])
+        four = neurons[r], neurons[r + 1], neurons[r + 2], neurons[r + 3]
         a[r], a[r + 1], a[r + 2], a[r + 3] = dot_rows(like, w, m, d, four, x)
     if b:
         bias = array_at(b, m, a)

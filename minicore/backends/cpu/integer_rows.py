@@ -9,7 +9,7 @@ additions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -20,13 +20,10 @@ from numba.extending import intrinsic
 from minicore.backends.cpu.simd import (
     F16,
     F32,
-    FOUR_ADDRESSES,
-    FOUR_FLOATS,
     I8,
     I16,
     I32,
     LINE,
-    as_tuple,
     broadcast,
     constant,
     fma,
@@ -36,15 +33,16 @@ from minicore.backends.cpu.simd import (
     load,
     loop,
     pointer,
-    pointers,
     shuffle,
     store,
     times,
     vector,
     zeros,
 )
-from minicore.quantization import GROUP, HALF
+from minicore.quantization import FORMATS, GROUP, HALF
 
+# Where codes, sums and scales of an input begin, in bytes for each of its groups (quantized_inputs.py).
+INPUT_PARTS = 4 * GROUP, 5 * GROUP, 6 * GROUP
 KINDS = {"vnni": "avx512vnni", "avx2": "avx2", "portable": ""}  # best first; the feature that each needs
 
 
@@ -119,39 +117,7 @@ def _halves(builder: Any, bytes_: Any) -> list[Any]:
     return [shuffle(builder, bytes_, lanes) for lanes in half]
 
 
-def _dots_of(weights: Callable[..., Any], kind: str) -> Any:
-    """Return the intrinsic that multiplies four rows with one input.
-
-    Its arguments are the rows' codes and scales, the input's codes, scales and sums, all addresses, and the
-    number of groups. A group of an input is 64 signed bytes, their float32 scale, and sixteen numbers that
-    ``weights`` needs of its sum. It is loaded once for four rows.
-    """
-    lanes = LINE // 2 if kind == "avx2" else LINE  # of a register
-
-    @intrinsic
-    def dots(typingctx: Any, codes: Any, scales: Any, x: Any, x_scales: Any, sums: Any, n: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            x, x_scales, sums = (pointer(builder, args[k]) for k in (2, 3, 4))
-            rows = list(zip(pointers(builder, args[0]), pointers(builder, args[1]), strict=True))
-
-            def body(i: Any, totals: list[Any]) -> list[Any]:
-                group = load(builder, vector(I8, 4 * LINE), x, times(builder, i, 64))
-                x_scale = load(builder, F32, x_scales, times(builder, i, 4))
-                return [
-                    weights(builder, kind, codes, scales, group, x_scale, sums, i, total)
-                    for (codes, scales), total in zip(rows, totals, strict=True)
-                ]
-
-            four = horizontal_sums(builder, loop(builder, args[5], zeros(4, lanes), body))
-            return as_tuple(context, builder, signature.return_type, four)
-
-        four, one = FOUR_ADDRESSES, types.int64
-        return FOUR_FLOATS(four, four, one, one, one, one), codegen
-
-    return dots
-
-
-def _int8_group(
+def _dot_int8_group(
     builder: Any, kind: str, codes: Any, scales: Any, x: Any, x_scale: Any, sums: Any, i: Any, total: Any
 ) -> Any:
     """Add a group's products to ``total``: a group has one scale, which is multiplied by the input's."""
@@ -162,7 +128,7 @@ def _int8_group(
     return fma(builder, builder.sitofp(products, vector(F32, n)), scale, total)
 
 
-def _int4_group(
+def _dot_int4_group(
     builder: Any, kind: str, codes: Any, scales: Any, x: Any, x_scale: Any, sums: Any, i: Any, total: Any
 ) -> Any:
     """Add a group's products to ``total``: two halves of 32 nibbles, each with a scale and a minimum.
@@ -207,77 +173,116 @@ def _alternating_sums(builder: Any, low: Any, high: Any, x: Any) -> Any:
     return _avx2_sums(builder, builder.add(*in_turn))
 
 
-DOTS = {
-    (format, kind): _dots_of(weights, kind)
-    for format, weights in (("int8", _int8_group), ("int4", _int4_group))
-    for kind in KINDS
-}
-
-
 # --- rows times numbers, added up ---
 
 
-def _int8_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any]) -> None:
+def _add_int8_group(
+    builder: Any, rows: list[tuple[Any, Any]], i: Any, a: Sequence[Any], out: list[Any]
+) -> None:
     """Add four numbers times group i of their rows to the four vectors ``out``."""
-    for r in range(4):
-        scale = _scaled(builder, p[4 + r], times(builder, i, 2), a[r], LINE)
+    for (codes, scales), number in zip(rows, a, strict=True):
+        scale = _scaled(builder, scales, times(builder, i, 2), number, LINE)
         for k in range(4):
             at = builder.add(times(builder, i, GROUP), integer(LINE * k))
-            w = builder.sitofp(load(builder, vector(I8), p[r], at), vector(F32))
+            w = builder.sitofp(load(builder, vector(I8), codes, at), vector(F32))
             out[k] = fma(builder, w, scale, out[k])
 
 
-def _int4_rows(builder: Any, p: list[Any], i: Any, a: list[Any], out: list[Any]) -> None:
+def _add_int4_group(
+    builder: Any, rows: list[tuple[Any, Any]], i: Any, a: Sequence[Any], out: list[Any]
+) -> None:
     """Add four numbers times group i of their rows to ``out``; low nibbles are the first half of a group."""
-    scales = []
-    for r in range(4):
-        four = builder.fpext(load(builder, vector(F16, 4), p[4 + r], times(builder, i, 8)), vector(F32, 4))
-        scales.append(builder.fmul(four, shuffle(builder, broadcast(builder, a[r]), range(4))))
-    least = builder.fadd(builder.fadd(scales[0], scales[1]), builder.fadd(scales[2], scales[3]))
+    scaled = []
+    for (_, scales), number in zip(rows, a, strict=True):
+        four = builder.fpext(load(builder, vector(F16, 4), scales, times(builder, i, 8)), vector(F32, 4))
+        scaled.append(builder.fmul(four, broadcast(builder, number, 4)))
+    least = builder.fadd(builder.fadd(scaled[0], scaled[1]), builder.fadd(scaled[2], scaled[3]))
     for k in range(4):
         out[k] = builder.fadd(out[k], shuffle(builder, least, [2 + k // 2] * LINE))
-    for r, k in itertools.product(range(4), range(2)):
+    for ((codes, _), four), k in itertools.product(zip(rows, scaled, strict=True), range(2)):
         at = builder.add(times(builder, i, HALF), integer(LINE * k))
-        byte = builder.zext(load(builder, vector(I8), p[r], at), vector(I32))
+        byte = builder.zext(load(builder, vector(I8), codes, at), vector(I32))
         low = builder.and_(byte, constant(I32, [15] * LINE))
         for part, q in ((0, low), (1, builder.lshr(byte, constant(I32, [4] * LINE)))):
-            scale = shuffle(builder, scales[r], [part] * LINE)
+            scale = shuffle(builder, four, [part] * LINE)
             out[2 * part + k] = fma(builder, builder.sitofp(q, vector(F32)), scale, out[2 * part + k])
 
 
-def _rows_of(add: Callable[..., None]) -> Any:
-    """Return the intrinsic that adds ``a[r]`` times row r to y, for four rows.
+# --- the rows of a matrix ---
 
-    Its arguments are the rows' codes and scales, a and y, all addresses, and the number of groups. y has
-    room for whole groups.
+
+class QuantizedRows:
+    """Rows of int8 or int4 groups, multiplied as integers in one of the :data:`KINDS` of ways.
+
+    The input of products is as quantized_inputs.py writes it. Sums have room for whole groups. Matrices and
+    vectors are pointers to bytes; sizes, rows and numbers are LLVM values.
     """
 
-    @intrinsic
-    def add_rows(typingctx: Any, codes: Any, scales: Any, a: Any, y: Any, n: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            rows = pointers(builder, args[0]) + pointers(builder, args[1])
-            a, y = pointer(builder, args[2]), pointer(builder, args[3])
-            weights = [load(builder, F32, a, integer(4 * r)) for r in range(4)]
+    def __init__(self, format: str, kind: str) -> None:
+        self.n_bytes, self.n_scales, self.kind = FORMATS[format].n_bytes, FORMATS[format].n_scales, kind
+        self.dot_group, self.add_group = _GROUPS[format]
 
-            def body(i: Any, nothing: list[Any]) -> list[Any]:
-                first = times(builder, i, 4 * GROUP)
-                places = [builder.add(first, integer(4 * LINE * k)) for k in range(4)]
-                out = [load(builder, vector(F32), y, at) for at in places]
-                add(builder, rows, i, weights, out)
-                for at, total in zip(places, out, strict=True):
-                    store(builder, total, y, at)
-                return []
+    def dot(self, builder: Any, w: Any, m: Any, d: Any, rows: Sequence[Any], x: Any) -> list[Any]:
+        """Return the products of four rows of the m x d matrix at w with x; a group of x is loaded once."""
+        n_groups, starts = self._starts(builder, w, m, d, rows)
+        codes, sums, scales = (builder.gep(x, [times(builder, n_groups, at)]) for at in INPUT_PARTS)
 
-            loop(builder, args[4], [], body)
-            return context.get_dummy_value()
+        def body(i: Any, totals: list[Any]) -> list[Any]:
+            group = load(builder, vector(I8, GROUP), codes, times(builder, i, GROUP))
+            x_scale = load(builder, F32, scales, times(builder, i, 4))
+            return [
+                self.dot_group(builder, self.kind, row, row_scales, group, x_scale, sums, i, total)
+                for (row, row_scales), total in zip(starts, totals, strict=True)
+            ]
 
-        four, one = FOUR_ADDRESSES, types.int64
-        return types.void(four, four, one, one, one), codegen
+        elements = LINE // 2 if self.kind == "avx2" else LINE
+        four = horizontal_sums(builder, loop(builder, n_groups, zeros(4, elements), body))
+        return [builder.extract_element(four, I32(r)) for r in range(4)]
 
-    return add_rows
+    def add(
+        self, builder: Any, w: Any, m: Any, d: Any, rows: Sequence[Any], a: Sequence[Any], y: Any
+    ) -> None:
+        """Add a[r] times row rows[r] of the m x d matrix at w to y, for four r."""
+        n_groups, starts = self._starts(builder, w, m, d, rows)
+
+        def body(i: Any, nothing: list[Any]) -> list[Any]:
+            first = times(builder, i, 4 * GROUP)
+            places = [builder.add(first, integer(4 * LINE * k)) for k in range(4)]
+            out = [load(builder, vector(F32), y, at) for at in places]
+            self.add_group(builder, starts, i, a, out)
+            for at, total in zip(places, out, strict=True):
+                store(builder, total, y, at)
+            return []
+
+        loop(builder, n_groups, [], body)
+
+    def begin(self, builder: Any, d: Any, y: Any) -> None:
+        """Do nothing: sums are in their own order."""
+
+    def end(self, builder: Any, d: Any, y: Any) -> None:
+        """Do nothing."""
+
+    def _starts(
+        self, builder: Any, w: Any, m: Any, d: Any, rows: Sequence[Any]
+    ) -> tuple[Any, list[tuple[Any, Any]]]:
+        """Return the number of groups of a row, and pointers to each row's codes and scales."""
+        n_groups = builder.sdiv(builder.add(d, integer(GROUP - 1)), integer(GROUP))
+        of_codes = times(builder, n_groups, self.n_bytes)
+        of_scales = times(builder, n_groups, 2 * self.n_scales)
+        first_scale = builder.gep(w, [builder.mul(m, of_codes)])
+        return n_groups, [
+            (
+                builder.gep(w, [builder.mul(row, of_codes)]),
+                builder.gep(first_scale, [builder.mul(row, of_scales)]),
+            )
+            for row in rows
+        ]
 
 
-ROWS = {"int8": _rows_of(_int8_rows), "int4": _rows_of(_int4_rows)}
+_GROUPS: dict[str, tuple[Callable[..., Any], Callable[..., None]]] = {
+    "int8": (_dot_int8_group, _add_int8_group),
+    "int4": (_dot_int4_group, _add_int4_group),
+}
 
 
 @intrinsic

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from minicore.backends.cpu.compiling import exact, inner, kernel
-from minicore.backends.cpu.simd import I32, integer
+from minicore.backends.cpu.simd import F32, I8, I32, integer
 
 SPINS = 4000  # reads of the counter, about 10 microseconds, before a waiting thread offers its core to others
 PATIENCE = 64_000  # reads of its flag, about 150 microseconds, before a thread without work returns
@@ -27,21 +27,84 @@ RETURNED, WAITING, CALLED = range(3)
 @intrinsic
 def array_at(typingctx: Any, address: Any, n: Any, like: Any) -> Any:
     """Return the n elements at an address as an array of ``like``'s dtype; the caller keeps them alive."""
-    kind = types.Array(like.dtype, 1, "C")
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(kind)(context, builder)
-        itemsize = integer(context.get_abi_sizeof(context.get_data_type(like.dtype)))
-        data = builder.inttoptr(args[0], array.data.type)
-        populate_array(array, data=data, shape=[args[1]], strides=[itemsize], itemsize=itemsize, meminfo=None)
-        return array._getvalue()
+        element = context.get_data_type(like.dtype)
+        data = builder.inttoptr(args[0], element.as_pointer())
+        stride = integer(context.get_abi_sizeof(element))
+        return _view(context, builder, signature, data, [args[1]], [stride])
 
-    return kind(types.int64, types.int64, like), codegen
+    return types.Array(like.dtype, 1, "C")(types.int64, types.int64, like), codegen
 
 
-def _first_element(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    """Return a pointer to the first element of the array that is the first argument."""
-    return context.make_array(signature.args[0])(context, builder, args[0]).data
+@intrinsic
+def row(typingctx: Any, x: Any, i: Any) -> Any:
+    """Return x[i] of a C array of two or more dimensions, i not negative: a tenth of an index's code."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = context.make_array(signature.args[0])(context, builder, args[0])
+        shape, strides = (cgutils.unpack_tuple(builder, sizes) for sizes in (whole.shape, whole.strides))
+        data = _bytes_on(builder, whole.data, builder.mul(args[1], strides[0]))
+        return _view(context, builder, signature, data, shape[1:], strides[1:])
+
+    return types.Array(x.dtype, x.ndim - 1, "C")(x, types.int64), codegen
+
+
+@intrinsic
+def part(typingctx: Any, x: Any, first: Any, last: Any) -> Any:
+    """Return x[first:last] of a C array, both within it: a tenth of a slice's code."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        whole = context.make_array(signature.args[0])(context, builder, args[0])
+        shape, strides = (cgutils.unpack_tuple(builder, sizes) for sizes in (whole.shape, whole.strides))
+        data = _bytes_on(builder, whole.data, builder.mul(args[1], strides[0]))
+        return _view(context, builder, signature, data, [builder.sub(args[2], args[1]), *shape[1:]], strides)
+
+    return types.Array(x.dtype, x.ndim, "C")(x, types.int64, types.int64), codegen
+
+
+def _bytes_on(builder: Any, data: Any, offset: Any) -> Any:
+    """Return a pointer so many bytes after another one, of its type."""
+    return builder.bitcast(builder.gep(builder.bitcast(data, I8.as_pointer()), [offset]), data.type)
+
+
+def _view(context: Any, builder: Any, signature: Any, data: Any, shape: list[Any], strides: list[Any]) -> Any:
+    """Return the array that a signature returns; its memory is another array's."""
+    kind = signature.return_type
+    itemsize = integer(context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    array = context.make_array(kind)(context, builder)
+    populate_array(array, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
+    return array._getvalue()
+
+
+def _first_element(context: Any, builder: Any, signature: Any, args: Any, k: int = 0) -> Any:
+    """Return a pointer to the first element of the array that is the k-th argument."""
+    return context.make_array(signature.args[k])(context, builder, args[k]).data
+
+
+def array_start(context: Any, builder: Any, signature: Any, args: Any, k: int) -> Any:
+    """Return a pointer to the first byte of the array that is the k-th argument."""
+    return builder.bitcast(_first_element(context, builder, signature, args, k), I8.as_pointer())
+
+
+@intrinsic
+def bits_of(typingctx: Any, x: Any) -> Any:
+    """Return the bits of a float32 as int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], I32)
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def float_of(typingctx: Any, bits: Any) -> Any:
+    """Return the float32 that an int32 holds the bits of."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], F32)
+
+    return types.float32(types.int32), codegen
 
 
 @intrinsic
@@ -150,5 +213,4 @@ def exp(x):  # float32 -> float32
     p = p * r + np.float32(0.5)
     p = p * r + np.float32(1)
     p = p * r + np.float32(1)
-    power = np.int32(np.float32(shifted).view(np.int32) << np.int32(23))
-    return np.int32(np.float32(p).view(np.int32) + power).view(np.float32)
+    return float_of(bits_of(p) + (bits_of(shifted) << np.int32(23)))

@@ -19,11 +19,13 @@ from minicore.backends.cpu import threads
 from minicore.backends.cpu.attention import exponentials
 from minicore.backends.cpu.compiling import kernel
 from minicore.backends.cpu.ffn import activate
+from minicore.backends.cpu.intrinsics import part, row
 from minicore.backends.cpu.quantized_inputs import fake_quantize_rows
 from minicore.backends.cpu.rows import rows_to_float32, storage
 from minicore.backends.cpu.statistics import ADDERS, add_counts  # noqa: F401 (adders for recordings)
 from minicore.backends.dims import ACTIVATION_CODES
 from minicore.checkpoint.tensors import DTYPES
+from minicore.config import ModelConfig
 from minicore.ops import attend, attention_pattern, tiles, to_float32  # noqa: F401 (some as they are)
 from minicore.quantization import FORMATS, GROUP, QuantizedMatrix
 
@@ -164,7 +166,7 @@ def _activate(thread, n_threads, n, x, code, y):  # (n, d), int, (n, d)
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         for j in range(x.shape[1]):
             y[t, j] = x[t, j]
-        activate(y[t], code)
+        activate(row(y, t), code)
 
 
 def _activation(name: str, x: Array) -> Array:  # (n, d) -> (n, d)
@@ -238,7 +240,7 @@ def causal_softmax(scores, seen, group):  # (n * group, n_kv), int, int
     """Replace scores by their softmax over what a row sees: ``seen``, one more after each ``group`` rows."""
     for r in range(len(scores)):
         n = seen + r // group
-        _, mass = exponentials(scores[r, :n])
+        _, mass = exponentials(part(row(scores, r), 0, n))
         share = np.float32(1) / mass
         for j in range(n):
             scores[r, j] *= share
@@ -246,15 +248,22 @@ def causal_softmax(scores, seen, group):  # (n * group, n_kv), int, int
             scores[r, j] = np.float32(0)
 
 
+def compile_for(config: ModelConfig, dtype: str) -> None:
+    """Compile what a model's prompts need, or read its machine code from disk, before anything is timed."""
+    _compile_for(config.norm, config.activation, config.positions, dtype)
+
+
 @cache
-def compile_all(dtype: str = "float32") -> None:
-    """Have all of it compiled, or its machine code read from disk, outside anybody's timing."""
+def _compile_for(norm: str, activation: str, positions: str, dtype: str) -> None:
     x, w = np.ones((1, 2), np.float32), np.ones(2, np.float32)
-    rms_norm(x, w, 1e-5)
-    layer_norm(x, w, w, 1e-5)
-    for activation in ACTIVATIONS.values():
-        activation(x)
-    rope(x[None], np.zeros(1), w[:1])
+    if norm == "rmsnorm":
+        rms_norm(x, w, 1e-5)
+    else:
+        layer_norm(x, w, w, 1e-5)
+    ACTIVATIONS[activation](x)
+    if positions == "rope":
+        rope(x[None], np.zeros(1), w[:1])
     attention(x[None], x[None], x[None])
     linear(x, QuantizedMatrix.quantize(dtype, x) if dtype in FORMATS else x.astype(DTYPES[dtype]))
+    add_counts(np.zeros(2, np.int64), x, 0.5)
     add_counts(np.zeros(2, np.int64), x, 0.5)

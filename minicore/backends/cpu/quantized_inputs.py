@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from minicore.backends.cpu.compiling import exact, exact_kernel, inlined
+from minicore.backends.cpu.intrinsics import float_of, part, row
 from minicore.quantization import GROUP, HALF
 
 
@@ -47,7 +48,7 @@ def _scale(x):  # (n,) -> float32
     bits, largest = x.view(np.int32), np.int32(0)
     for j in range(x.size):  # magnitudes order as their bits do, and NaN above all
         largest = max(largest, bits[j] & np.int32(0x7FFFFFFF))
-    return np.int32(largest).view(np.float32) / np.float32(127)
+    return float_of(largest) / np.float32(127)
 
 
 @exact
@@ -68,7 +69,9 @@ def quantize_groups(d, x):  # int, (input_size(d),) in place
         x[j] = np.float32(0)
     codes, scales = x[at_codes:].view(np.int8), x[at_scales:]
     for g in range(at_codes // GROUP):
-        scales[g] = quantize_group(x[g * GROUP : (g + 1) * GROUP], codes[g * GROUP : (g + 1) * GROUP])
+        scales[g] = quantize_group(
+            part(x, g * GROUP, (g + 1) * GROUP), part(codes, g * GROUP, (g + 1) * GROUP)
+        )
 
 
 @exact
@@ -101,7 +104,8 @@ def fake_quantize_rows(thread, n_threads, n, size, x, y):  # (n, d) twice
     """Write each row of x to y, rounded ``size`` elements at a time (minicore.quantization.fake_quantize)."""
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         for first in range(0, x.shape[1], size):
-            part = y[t, first : min(first + size, x.shape[1])]
-            scale = quantize_group(x[t, first : first + part.size], part)
-            for j in range(part.size):
-                part[j] *= scale
+            last = first + size if first + size < x.shape[1] else x.shape[1]
+            group = part(row(y, t), first, last)
+            scale = quantize_group(part(row(x, t), first, last), group)
+            for j in range(group.size):
+                group[j] *= scale

@@ -13,7 +13,6 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import config, types
-from numba.extending import intrinsic
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -28,7 +27,7 @@ def has_feature(name: str) -> bool:
 
 
 REGISTER = LINE if has_feature("avx512f") else LINE // 2  # float32 elements of a register
-FOUR_ADDRESSES = types.UniTuple(types.int64, 4)  # type: ignore[attr-defined]
+FOUR_INTEGERS = types.UniTuple(types.int64, 4)  # type: ignore[attr-defined]
 FOUR_FLOATS = types.UniTuple(types.float32, 4)  # type: ignore[attr-defined]
 
 
@@ -61,9 +60,9 @@ def pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, I8.as_pointer())
 
 
-def pointers(builder: Any, addresses: Any) -> list[Any]:
-    """Return a tuple of int64 as pointers to bytes."""
-    return [pointer(builder, builder.extract_value(addresses, i)) for i in range(addresses.type.count)]
+def elements(builder: Any, values: Any) -> list[Any]:
+    """Return the elements of a tuple of equal types."""
+    return [builder.extract_value(values, i) for i in range(values.type.count)]
 
 
 def load(builder: Any, kind: ir.Type, start: Any, offset: Any) -> Any:
@@ -153,31 +152,33 @@ def interleaved(builder: Any, even: Any, odd: Any) -> list[Any]:
     return [shuffle(builder, even, in_turn[first : first + n], odd) for first in (0, n)]
 
 
-def reorder_in_place(order: Callable[[Any, Any, Any], list[Any]], elements: int) -> Any:
-    """Return the intrinsic that reorders n pairs of float32 vectors at an address."""
-
-    @intrinsic
-    def reorder(typingctx: Any, x: Any, n: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            x = pointer(builder, args[0])
-
-            def body(i: Any, nothing: list[Any]) -> list[Any]:
-                first = times(builder, i, 8 * elements)
-                places = [builder.add(first, integer(4 * elements * k)) for k in range(2)]
-                pair = [load(builder, vector(F32, elements), x, place) for place in places]
-                for part, place in zip(order(builder, *pair), places, strict=True):
-                    store(builder, part, x, place)
-                return []
-
-            loop(builder, args[1], [], body)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64), codegen
-
-    return reorder
+Order = Callable[[Any, Any, Any], list[Any]]  # of a pair of vectors: deinterleaved or interleaved
 
 
-# --- control flow and Numba's values ---
+def reorder_pairs(builder: Any, order: Order, n: int, x: Any, n_pairs: Any) -> None:
+    """Bring pairs of float32 vectors of n elements, which follow one another at x, into another order."""
+
+    def body(i: Any, nothing: list[Any]) -> list[Any]:
+        first = times(builder, i, 8 * n)
+        places = [builder.add(first, integer(4 * n * k)) for k in range(2)]
+        pair = [load(builder, vector(F32, n), x, place) for place in places]
+        for part, place in zip(order(builder, pair[0], pair[1]), places, strict=True):
+            store(builder, part, x, place)
+        return []
+
+    loop(builder, n_pairs, [], body)
+
+
+# --- control flow ---
+
+
+def _as_written(module: Any) -> Any:
+    """Return the metadata of a loop that LLVM leaves as it is: unrolled again, it takes longer to compile."""
+    options = [[ir.MetaDataString(module, "llvm.loop.unroll.disable")]]
+    options += [[ir.MetaDataString(module, "llvm.loop.vectorize.enable"), ir.IntType(1)(0)]]
+    loop_id = ir.values.MDValue(module, [], name=str(len(module.metadata)))
+    loop_id.operands = (loop_id, *(module.add_metadata(option) for option in options))  # itself comes first
+    return loop_id
 
 
 def loop(
@@ -194,16 +195,10 @@ def loop(
     results = body(i, list(values))
     following = builder.add(i, integer(1))
     back = builder.block
-    builder.branch(head)
+    builder.branch(head).set_metadata("llvm.loop", _as_written(builder.module))
     firsts = (integer(0), *start)
     for phi, first, later in zip((i, *values), firsts, (following, *results), strict=True):
         phi.add_incoming(first, before)
         phi.add_incoming(later, back)
     builder.position_at_end(after)
     return list(values)
-
-
-def as_tuple(context: Any, builder: Any, kind: Any, v: Any) -> Any:
-    """Return the elements of a short vector as a tuple of Numba's type ``kind``."""
-    lanes = [builder.extract_element(v, ir.Constant(I32, i)) for i in range(v.type.count)]
-    return context.make_tuple(builder, kind, lanes)

@@ -1,18 +1,17 @@
-"""What predictors sum up over tokens, in a small part of the time that computing it takes.
+"""The sums that predictors take over tokens, in compiled loops.
 
-Token-wise core neurons are counted without sorting. Positive floats order like their bits, so the k-th
-largest activation of a token is found by narrowing an interval of bit patterns, each time counting how many
-lie above: a count is a few dozen vector instructions, where sorting a row takes thousands of steps.
+Core neurons of a token are counted without sorting. Positive floats order as their bit patterns do, so the
+k-th largest activation of a token is found by narrowing an interval of patterns, counting at each step how
+many are above. A count takes a few dozen vector instructions; sorting a row takes thousands of steps.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
 from minicore.backends.cpu import threads
 from minicore.backends.cpu.compiling import exact, exact_kernel, kernel
+from minicore.backends.cpu.intrinsics import row
 from minicore.core.neurons import check_fraction
 from minicore.core.statistics import GATE_SHIFT
 
@@ -23,21 +22,24 @@ Array = np.ndarray
 def _at_least(bits, limit):  # (n,) int32, int32 -> int32
     n = np.int32(0)
     for j in range(bits.size):
-        n = np.int32(n + (bits[j] >= limit))  # of two int32 Numba makes an int64, of which vectors hold half
+        n = np.int32(n + (bits[j] >= limit))  # int32 + bool is int64 in Numba, of which a vector holds half
     return n
 
 
 @exact
 def kth_largest(bits, k, n):  # (n_neurons,) int32, int, int -> int32, int
-    """Return the k-th largest of the n positive patterns, and how many there are from it up."""
+    """Return the k-th largest of the n positive patterns, and how many are at least as large."""
     largest = np.int32(0)
     for j in range(bits.size):
-        largest = max(largest, bits[j])
-    low, end, above, below = 1, int(largest) + 1, n, 0  # so many patterns are >= low, and >= end
+        largest = largest if largest > bits[j] else bits[j]
+    low, end, above, below = 1, largest + 1, n, 0  # above patterns are >= low, below of them >= end
     halve = False
-    while low + 1 < end and above != k:  # k from a pattern up are the k largest
-        share = 0.5 if halve else (above - k + 0.5) / (above - below)  # where k is, were they evenly spread
-        middle = min(max(low + np.int64(share * (end - low)), low + 1), end - 1)
+    while low + 1 < end and above != k:
+        share = (
+            0.5 if halve else (above - k + 0.5) / (above - below)
+        )  # were they evenly spread, the k-th is here
+        middle = low + np.int64(share * (end - low))
+        middle = low + 1 if middle <= low else (end - 1 if middle >= end else middle)
         count = _at_least(bits, np.int32(middle))
         if count >= k:
             low, above = middle, count
@@ -48,15 +50,16 @@ def kth_largest(bits, k, n):  # (n_neurons,) int32, int, int -> int32, int
 
 
 @exact_kernel
-def _count(thread, n_threads, a, alpha, counts):
+def _count(thread, n_threads, n_tokens, patterns, alpha, counts):  # (n_tokens, n_neurons) int32
     """Add this thread's tokens to its row of counts (n_threads, n_neurons)."""
-    n_tokens, mine = a.shape[0], counts[thread]
+    mine = row(counts, thread)
     for t in range(thread * n_tokens // n_threads, (thread + 1) * n_tokens // n_threads):
-        bits = a[t].view(np.int32)
+        bits = row(patterns, t)
         n = _at_least(bits, np.int32(1))
         if n == 0:
             continue
-        k = max(int(math.floor(alpha * n)), 1)
+        k = np.int64(alpha * n)  # the floor, as neither is negative
+        k = k if k > 1 else 1
         cut, above = kth_largest(bits, k, n)
         if above == k:
             for j in range(bits.size):
@@ -71,12 +74,17 @@ def _count(thread, n_threads, a, alpha, counts):
                     places -= 1
 
 
+def _patterns(a: Array) -> Array:  # any shape -> the same, int32
+    """Return the bit patterns of float32 elements, which order as positive floats do."""
+    return np.ascontiguousarray(a).view(np.int32)
+
+
 def add_counts(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,), (n_tokens, n_neurons)
     """See :func:`minicore.core.statistics.add_counts`; a is float32 and finite, as a recording has it."""
     check_fraction("alpha", alpha)
     n_threads = threads.default_threads() if len(a) > 8 else 1
     counts = np.zeros((n_threads, a.shape[1]), np.int32)
-    threads.run(_count, n_threads, np.ascontiguousarray(a), float(alpha), counts)
+    threads.run(_count, n_threads, len(a), _patterns(a), float(alpha), counts)
     total += counts.sum(axis=0)
     return total
 
@@ -117,16 +125,15 @@ def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:  # (n_ne
 
 
 @exact_kernel
-def _count_bins(a, total):
-    for t in range(len(a)):
-        bits = a[t].view(np.int32)
-        for j in range(bits.size):
-            total[(bits[j] & np.int32(0x7FFFFFFF)) >> np.int32(GATE_SHIFT)] += 1
+def _count_bins(patterns, total):  # (n_tokens, n_neurons) int32, (n_bins,)
+    for t in range(len(patterns)):
+        for j in range(patterns.shape[1]):
+            total[(patterns[t, j] & np.int32(0x7FFFFFFF)) >> np.int32(GATE_SHIFT)] += 1
 
 
 def add_gate_bins(total: Array, gate: Array, alpha: float) -> Array:  # (n_bins,), (n_tokens, n_neurons)
     """See :func:`minicore.core.statistics.add_gate_bins`."""
-    _count_bins(np.ascontiguousarray(gate), total)
+    _count_bins(_patterns(gate), total)
     return total
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from minicore.backends.cpu.attention import Share, attend, merge_shares, prepare_queries, store_head
 from minicore.backends.cpu.compiling import inlined, inner, kernel
 from minicore.backends.cpu.ffn import B_OUT, N_ROWS, ffn
-from minicore.backends.cpu.intrinsics import WAITING, array_at, barrier, called
+from minicore.backends.cpu.intrinsics import WAITING, array_at, barrier, called, part, row
 from minicore.backends.cpu.rows import dot_rows, prepare_input, row_to_float32
 
 # Columns of the table of weights: addresses, 0 for what a model does not have, then the layer's list of
@@ -85,14 +85,25 @@ def normalise(x, w, b, dims, out):  # (d,), address, address or 0, Dims -> out (
 
 
 @inner
+def add(x, y, d):  # (>= d,) in place, (>= d,), int
+    for j in range(d):
+        x[j] += y[j]
+
+
+@inner
+def clear(x):  # (n,) in place
+    for j in range(x.size):
+        x[j] = np.float32(0)
+
+
+@inner
 def matvec(like, w, b, m, d, first, last, x, y):
     """Write rows [first, last) of ``w @ x + b`` to y (m,); w (m x d) and b are addresses, b 0 for none."""
     n = (last - first) // 4
-    for i in range(first, first + n):
-        j, k, r = i + n, i + 2 * n, i + 3 * n
-        y[i], y[j], y[k], y[r] = dot_rows(like, w, m, d, (i, j, k, r), x)
-    for i in range(first + 4 * n, last):
-        y[i] = dot_rows(like, w, m, d, (i, i, i, i), x)[0]
+    for i in range(n + (last - first) % 4):  # quarters side by side, then the rest row by row
+        step, start = (n, first + i) if i < n else (0, first + 3 * n + i)
+        rows = start, start + step, start + 2 * step, start + 3 * step
+        y[rows[0]], y[rows[1]], y[rows[2]], y[rows[3]] = dot_rows(like, w, m, d, rows, x)
     if b:
         bias = array_at(b, m, y)
         for i in range(first, last):
@@ -133,23 +144,32 @@ def step(thread, n_threads, like, tile, dims, weights, thresholds, frequencies, 
     s : State
     """
     d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
-    x, normed, z, mine = s.x[thread], s.normed[thread], s.z[thread], s.ffn_out[thread]
-    rest = weights[dims.n_layers]
+    x, normed, z, mine = row(s.x, thread), row(s.normed, thread), row(s.z, thread), row(s.ffn_out, thread)
+    rest = row(weights, dims.n_layers)
     while True:
         passed = s.call[2]
-        _embed(like, dims, rest, frequencies, s.call[0], s.call[1], x, normed, s.rotation[thread])
+        _embed(like, dims, rest, frequencies, s.call[0], s.call[1], x, normed, row(s.rotation, thread))
         for layer in range(dims.n_layers):
-            w = weights[layer]
+            w = row(weights, layer)
             normalise(x, w[LN1_W], w[LN1_B], dims, normed)
             prepare_input(like, d, normed)
-            for part in range(3):  # q, k, v
-                m = n_q if part == 0 else n_kv
-                at = 0 if part == 0 else n_q + (part - 1) * n_kv
+            for which in range(3):  # q, k, v
+                m = n_q if which == 0 else n_kv
+                at = 0 if which == 0 else n_q + (which - 1) * n_kv
                 first, last = thread * m // n_threads, (thread + 1) * m // n_threads
-                matvec(like, w[W_Q + part], w[B_Q + part], m, d, first, last, normed, s.qkv[at : at + m])
+                y = part(s.qkv, at, at + m)
+                matvec(like, w[W_Q + which], w[B_Q + which], m, d, first, last, normed, y)
             passed = barrier(s.counter, n_threads, passed)
             _attention(
-                thread, n_threads, tile, dims, frequencies, keys[layer], values[layer], scales[layer], s
+                thread,
+                n_threads,
+                tile,
+                dims,
+                frequencies,
+                row(keys, layer),
+                row(values, layer),
+                row(scales, layer),
+                s,
             )
             passed = barrier(s.counter, n_threads, passed)
             merge_shares(n_threads, dims, s.mixture, s.largest, s.total, z)
@@ -157,32 +177,27 @@ def step(thread, n_threads, like, tile, dims, weights, thresholds, frequencies, 
             first, last = thread * d // n_threads, (thread + 1) * d // n_threads
             matvec(like, w[W_O], w[B_O], d, n_q, first, last, z, s.attn_out)
             passed = barrier(s.counter, n_threads, passed)
-            for j in range(d):
-                x[j] += s.attn_out[j]
+            add(x, s.attn_out, d)
             normalise(x, w[LN2_W], w[LN2_B], dims, normed)
             prepare_input(like, d, normed)
-            for j in range(mine.size):
-                mine[j] = np.float32(0)
+            clear(mine)
             first, last = thread * w[N_ROWS] // n_threads, (thread + 1) * w[N_ROWS] // n_threads
             s.n_used[thread, layer] += ffn(
-                like, w, first, last, thresholds[layer], dims, normed, s.neurons[thread],
-                s.activations[thread], mine,
+                like, w, first, last, thresholds[layer], dims, normed, row(s.neurons, thread),
+                row(s.activations, thread), mine,
             )  # fmt: skip
             passed = barrier(s.counter, n_threads, passed)
             for t in range(n_threads):
-                for j in range(d):
-                    x[j] += s.ffn_out[t, j]
+                add(x, row(s.ffn_out, t), d)
             if w[B_OUT]:
-                bias = array_at(w[B_OUT], d, x)
-                for j in range(d):
-                    x[j] += bias[j]
+                add(x, array_at(w[B_OUT], d, x), d)
         normalise(x, rest[LN_F_W], rest[LN_F_B], dims, normed)
         prepare_input(like, d, normed)
         first, last = thread * dims.n_vocab // n_threads, (thread + 1) * dims.n_vocab // n_threads
         matvec(like, rest[HEAD], rest[HEAD_B], dims.n_vocab, d, first, last, normed, s.logits)
         s.flags[thread, 0] = WAITING
         barrier(s.counter, n_threads, passed)
-        if thread == 0 or not called(s.flags[thread]):
+        if thread == 0 or not called(row(s.flags, thread)):
             return
 
 
@@ -193,8 +208,7 @@ def _embed(like, dims, rest, frequencies, token, position, x, place, rotation):
     if rest[POS_EMBED]:
         at = position + dims.position_offset
         row_to_float32(like, rest[POS_EMBED], dims.n_positions, dims.d_model, at, place)
-        for j in range(dims.d_model):
-            x[j] += place[j]
+        add(x, place, dims.d_model)
     for j in range(frequencies.size):
         angle = np.float32(position) * frequencies[j]
         rotation[0, j], rotation[1, j] = math.cos(angle), math.sin(angle)
@@ -204,23 +218,23 @@ def _embed(like, dims, rest, frequencies, token, position, x, place, rotation):
 def _attention(thread, n_threads, tile, dims, frequencies, keys, values, scales, s):
     """Attend over this thread's positions; the last thread also stores the new key and value."""
     d, n_q, n_kv = dims.d_head, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
-    position, rotation, q_scales = s.call[1], s.rotation[thread], s.q_scales[thread]
-    q, rotated, scale = s.q[thread], s.z[thread, :n_q], np.float32(1 / math.sqrt(d))
+    position, rotation, q_scales = s.call[1], row(s.rotation, thread), row(s.q_scales, thread)
+    q, rotated, scale = row(s.q, thread), part(row(s.z, thread), 0, n_q), np.float32(1 / math.sqrt(d))
     for j in range(n_q):
         rotated[j] = s.qkv[j] * scale
     if frequencies.size:
         for h in range(dims.n_heads):
-            rotate(rotated[h * d : (h + 1) * d], rotation)
+            rotate(part(rotated, h * d, (h + 1) * d), rotation)
     prepare_queries(keys, d, rotated, q, q_scales)
     if thread == n_threads - 1:
         for h in range(dims.n_kv_heads):
             at = n_q + h * d
-            key, value = s.qkv[at : at + d], s.qkv[at + n_kv : at + n_kv + d]
+            key, value = part(s.qkv, at, at + d), part(s.qkv, at + n_kv, at + n_kv + d)
             if frequencies.size:
                 rotate(key, rotation)
-            store_head(keys, scales[0], h, position, key)
-            store_head(values, scales[1], h, position, value)
+            store_head(keys, row(scales, 0), h, position, key)
+            store_head(values, row(scales, 1), h, position, value)
     n = position + 1
     first, last = thread * n // n_threads, (thread + 1) * n // n_threads
-    share = Share(s.scores[thread], s.mixture[thread], s.largest[thread], s.total[thread])
+    share = Share(row(s.scores, thread), row(s.mixture, thread), row(s.largest, thread), row(s.total, thread))
     attend(tile, dims, q, q_scales, keys, values, scales, first, last, share)

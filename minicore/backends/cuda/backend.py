@@ -36,7 +36,7 @@ class CudaBackend:
     adders = ADDERS
 
     def __init__(self, model: Model, memory_limit: int | None = None) -> None:
-        compiled.compile_all(model.dtype)
+        compiled.compile_for(model.config, model.dtype)
         self.model, self.memory_limit = model, memory_limit
 
     @cached_property
