@@ -1,8 +1,9 @@
-"""How fast this machine reads memory, in the way that a decoder does: the limit that speeds are held against.
+"""The read bandwidth of this machine, as a decoder uses it: the limit that speeds are compared with.
 
-Decoding a token reads every weight once and writes next to nothing, so the fair limit is a loop that only
-reads: a sum over float32 numbers, in as many threads, each with its own contiguous share. Four quarters of a
-share are read side by side, for a loop from end to end is slower than decoders are (docs/speed.md).
+Decoding a token reads every weight once and writes next to nothing. So the fair limit is a loop that only
+reads: a sum of float32 elements, in as many threads, each with its own contiguous share. It reads four
+quarters of a share side by side as kernels do; reading from end to end is slower
+(docs/notes/cpu-kernels.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SMALLEST, LARGEST = 64 << 20, 512 << 20  # bytes
 
 @kernel
 def read(x):  # (n,) -> float32
-    """Return the sum: every number is read once, in vectors, in four streams."""
+    """Return the sum: every element is read once, in vectors, in four streams."""
     n, total = x.size // 4, np.float32(0)
     a, b, c, d = x[:n], x[n : 2 * n], x[2 * n : 3 * n], x[3 * n :]
     for i in range(n):
@@ -33,7 +34,7 @@ def read(x):  # (n,) -> float32
 
 
 def buffer(n_bytes: int | None = None) -> Array:  # -> (n,) float32
-    """Return memory to read: ones (zeros may all be one page), by default several times the last cache.
+    """Return memory to read, by default several times the last cache. (Zeros might share one page, so: ones.)
 
     NumPy asks the system for huge pages on arrays of this size, as it does on a model's matrices.
     """
@@ -43,7 +44,8 @@ def buffer(n_bytes: int | None = None) -> Array:  # -> (n,) float32
 
 
 def bandwidth(x: Array, n_threads: int, passes: int = 3) -> float:
-    """Return the bytes a second at which ``n_threads`` threads read the array, over so many passes."""
+    """Return the bytes per second that ``n_threads`` threads read from an array in some passes over it."""
+    read(x[:1])  # compiled before the clock starts
     began = time.perf_counter()
     threads.run(_read_share, n_threads, x, passes)
     return x.nbytes * passes / (time.perf_counter() - began)

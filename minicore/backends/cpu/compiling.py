@@ -1,8 +1,8 @@
 """How CPU kernels are compiled and where their machine code is kept.
 
 ``kernel`` marks the functions that Python calls, ``inner`` those that only kernels call. Inner functions
-get no Python wrapper: unpacking a decoder's buffers for a call that never comes took half of all compile
-time.
+get no Python wrapper: unpacking a decoder's buffers for a call that never comes is slow to compile
+(docs/notes/compile-time.md).
 
 All of them may add in any order and fuse multiply-adds (``FAST``), and no more than that: NaN and infinity
 pass through as they do in NumPy.

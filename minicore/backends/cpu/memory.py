@@ -9,15 +9,15 @@ from functools import cache
 
 from minicore.checkpoint.heap import LIBC, SMAPS
 
-COMPILER = "libllvmlite"  # LLVM, of which loading cached code reads some 70 MB
-DONTNEED = 4  # madvise's number on Linux
+COMPILER = "libllvmlite"  # LLVM; loading cached machine code reads about 70 MB of it
+DONTNEED = 4  # MADV_DONTNEED on Linux
 
 
 def settle(kernel: Hashable) -> None:
-    """Give back freed heap, and the pages of LLVM's own file if that kernel was loaded for the first time.
+    """Return freed heap to the system, and LLVM's pages when a kernel is loaded for the first time.
 
-    Pages that were never written are the file's: the next use reads them again. Where the system is not
-    Linux with glibc nothing happens.
+    Pages that were never written belong to LLVM's file, and the next use reads them again. On other systems
+    than Linux with glibc this does nothing.
     """
     if LIBC and hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)
@@ -31,7 +31,7 @@ def _drop_compiler(libc: ctypes.CDLL, kernel: Hashable) -> None:
 
 
 def clean_pages(smaps: str, name: str) -> list[tuple[int, int]]:
-    """Return the address ranges of a file that are mapped read-only and hold nothing but the file."""
+    """Return the address ranges of a file that are mapped read-only and hold only what the file holds."""
     found = []
     for entry in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", smaps):
         head, _, facts = entry.partition("\n")

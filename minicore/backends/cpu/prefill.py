@@ -1,7 +1,7 @@
 """The maths of :mod:`minicore.ops` for whole prompts: matrix products by BLAS, the rest compiled.
 
-Same names, arguments and results as there. BLAS does the products, each thread a part of one; what lies
-between them is one pass over memory each, shared out over threads by rows.
+Names, arguments and results are the same as there. Each thread computes a part of a product with BLAS. What
+is between products takes one pass over memory each, and threads share its rows.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ from minicore.quantization import FORMATS, GROUP, QuantizedMatrix
 
 Array = np.ndarray
 
-FEW = 1 << 23  # products of numbers, likewise
+# Multiplications that one thread does in the time another takes to wake up.
+ONE_THREAD_PRODUCTS = 1 << 23
+# Queries at a time: the scores of three heads for 512 positions take 393 kB, which the second cache holds.
+QUERIES = 64
 _local = threading.local()
-QUERIES = 64  # at a time: three heads' scores of 512 positions take 393 kB, which the second cache holds
 
 
 def _share(function: Any, n_rows: int, size: int, *args: Any) -> None:
-    threads.run(function, threads.default_threads() if size > threads.SMALL else 1, n_rows, *args)
+    threads.run(
+        function, threads.default_threads() if size > threads.ONE_THREAD_ELEMENTS else 1, n_rows, *args
+    )
 
 
 def linear(x: Array, w: Array | QuantizedMatrix, b: Array | None = None) -> Array:
@@ -64,10 +68,10 @@ def fake_quantize(x: Array, size: int) -> Array:  # (n, d) -> (n, d)
 
 
 def _linears(thread: int, n_threads: int, x: Array, weights: Any, products: list[Array]) -> None:
-    """Compute a thread's part of each product: some tokens' or, of longer matrices, some rows'."""
+    """Compute a thread's part of each product: for some tokens or, with more rows than tokens, some rows."""
     for (w, b), y in zip(weights, products, strict=True):
         tokens, first, last = slice(None), 0, len(w)
-        if len(w) <= len(x) and w.dtype == np.float32:  # else rows would be widened by each thread
+        if len(w) <= len(x) and w.dtype == np.float32:  # else each thread would convert all rows
             tokens = slice(thread * len(x) // n_threads, (thread + 1) * len(x) // n_threads)
         else:
             first, last = thread * len(w) // n_threads, (thread + 1) * len(w) // n_threads
@@ -95,16 +99,16 @@ def _add_product(thread: int, n_threads: int, a: Array, w: Array, y: Array, firs
         y[tokens] += a[tokens] @ w
 
 
-def _multiply(part: Any, n_products: int, *args: Any) -> None:
-    """Call ``part`` in each thread, with its own matrix products."""
-    with threads.products_of_one():
-        threads.run(part, threads.default_threads() if n_products > FEW else 1, *args)
+def _multiply(function: Any, n_products: int, *args: Any) -> None:
+    """Call a function in each thread, with its own matrix products."""
+    with threads.one_thread_per_product():
+        threads.run(function, threads.default_threads() if n_products > ONE_THREAD_PRODUCTS else 1, *args)
 
 
 def _rows_to_float32(
     w: Array | QuantizedMatrix, rows: slice, together: bool = False
 ) -> Array:  # (m, d) -> (n, d)
-    """Return some rows as float32, in a buffer if they are not; all threads may widen together."""
+    """Return some rows as float32, in a buffer if they are not; with ``together`` by all threads."""
     if w.dtype == np.float32:
         return w[rows]
     (m, d), n, data = w.shape, rows.stop - rows.start, storage(w)
@@ -210,8 +214,8 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) twice -> (n_q, n_heads, d_head)
     """See :func:`minicore.ops.attention`.
 
-    Some queries of the heads that share a key head at a time: their scores stay in the cache, and those of
-    later positions are not computed.
+    A thread takes a few queries of the heads that share a key head at a time. Their scores stay in the CPU's
+    cache, and scores of later positions are not computed.
     """
     z = np.empty_like(q)
     blocks = [(head, first) for first in range(0, len(q), QUERIES) for head in range(len(k))]
@@ -222,13 +226,13 @@ def attention(q: Array, k: Array, v: Array) -> Array:
 def _attend(
     thread: int, n_threads: int, blocks: Iterator[tuple[int, int]], q: Array, k: Array, v: Array, z: Array
 ) -> None:
-    """Attend with blocks of queries, a key head and a first query each, as long as there are any."""
+    """Attend with blocks of queries, each a key head and a first query, while there are any left."""
     n, n_heads, d_head = q.shape
     n_kv_heads, n_kv, _ = k.shape
     group, scale = n_heads // n_kv_heads, np.float32(1 / np.sqrt(d_head))
     for head, first in blocks:  # threads share the iterator
         block = slice(first, first + QUERIES), slice(head * group, (head + 1) * group)
-        seen = n_kv - n + first + 1  # by the first query; each later one sees a position more
+        seen = n_kv - n + first + 1  # positions that the first query sees; each later query sees one more
         last = min(seen + QUERIES - 1, n_kv)
         scores = (q[block] * scale).reshape(-1, d_head) @ k[head, :last].T
         causal_softmax(scores, seen, group)
@@ -237,11 +241,11 @@ def _attend(
 
 @kernel
 def causal_softmax(scores, seen, group):  # (n * group, n_kv), int, int
-    """Replace scores by their softmax over what a row sees: ``seen``, one more after each ``group`` rows."""
+    """Replace scores by their softmax over what a row sees: ``seen``, one more every ``group`` rows."""
     for r in range(len(scores)):
         n = seen + r // group
-        _, mass = exponentials(part(row(scores, r), 0, n))
-        share = np.float32(1) / mass
+        _, total = exponentials(part(row(scores, r), 0, n))
+        share = np.float32(1) / total
         for j in range(n):
             scores[r, j] *= share
         for j in range(n, scores.shape[1]):

@@ -118,7 +118,10 @@ def _add_shares(thread, n_threads, n, a, whole, total):
 
 def add_relative_energy(total: Array, a: Array, alpha: float) -> Array:  # (n_neurons,) float64, ...
     """See :func:`minicore.core.statistics.add_relative_energy`."""
-    whole, n_threads = np.empty(len(a)), threads.default_threads() if a.size > threads.SMALL else 1
+    whole, n_threads = (
+        np.empty(len(a)),
+        threads.default_threads() if a.size > threads.ONE_THREAD_ELEMENTS else 1,
+    )
     threads.run(_energies, n_threads, len(a), a, whole)
     threads.run(_add_shares, n_threads, a.shape[1], a, whole, total)
     return total

@@ -1,4 +1,4 @@
-"""Threads that share a compiled call: a few of ours that sleep in between, each running without the GIL."""
+"""Our own threads: each runs its share of a call without the GIL and sleeps until the next one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-SMALL = 1 << 19  # numbers that one thread passes over sooner than another wakes up, a tenth of a millisecond
+# Elements that one thread passes over in the time another takes to wake up, 0.1 ms.
+ONE_THREAD_ELEMENTS = 1 << 19
 
 _limit: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 def default_threads() -> int:
-    """Return how many threads work: as many as Numba's NUMBA_NUM_THREADS says, by default one a core."""
+    """Return the number of threads: NUMBA_NUM_THREADS, by default one per core, or :func:`limited`."""
     import numba
 
     return _limit.get() or int(numba.config.NUMBA_NUM_THREADS)
@@ -24,7 +25,7 @@ def default_threads() -> int:
 
 @contextmanager
 def limited(n_threads: int) -> Iterator[None]:
-    """Work in so many threads inside the block, NumPy's matrix products included."""
+    """Use this many threads inside the block, for NumPy's matrix products too."""
     from threadpoolctl import threadpool_limits
 
     before = _limit.set(n_threads)
@@ -40,11 +41,11 @@ def _others(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, thread_name_prefix="minicore")
 
 
-class ProductsOfOne:
-    """While any thread is inside, each thread does its own matrix products.
+class OneThreadPerProduct:
+    """While any thread is inside, each thread computes its own matrix products.
 
-    The threads of a BLAS go on spinning for a while after a product, in the way of ours; and one team can
-    share out what lies between products too.
+    The threads of a BLAS spin for a while after a product and get in the way of ours. Ours can also share the
+    work between products.
     """
 
     def __init__(self) -> None:
@@ -71,11 +72,11 @@ class ProductsOfOne:
             library.set_num_threads(n_threads)
 
 
-products_of_one = cache(ProductsOfOne)  # libraries are looked for once
+one_thread_per_product = cache(OneThreadPerProduct)  # looks for BLAS libraries once
 
 
 def run(function: Callable[..., Any], n_threads: int, *args: Any) -> None:
-    """Call ``function(thread, n_threads, *args)`` for every thread at once; the caller is thread 0."""
+    """Call ``function(thread, n_threads, *args)`` in all threads at once; the caller is thread 0."""
     others = [
         _others(n_threads - 1).submit(function, thread, n_threads, *args) for thread in range(1, n_threads)
     ]
