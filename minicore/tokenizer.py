@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from minicore.checkpoint.gguf_tokenizer import byte_level_bpe
+from minicore.checkpoint.gguf_tokenizer import build_tokenizer
+from minicore.checkpoint.gguf_vocabulary import read_vocabulary
 from minicore.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -117,10 +118,11 @@ class Tokenizer:
         n_vocab: int | None = None,
         source: str = "GGUF metadata",
     ) -> Tokenizer:
-        """Build a byte-level BPE tokenizer from a GGUF file's ``tokenizer.*`` metadata.
+        """Build the tokenizer of a GGUF file's ``tokenizer.*`` metadata.
 
-        Text is not normalized, so decoding returns it unchanged. (Qwen2's tokenizer.json normalizes to NFC,
-        which makes a difference only for decomposed accents.)
+        It is a byte-level BPE (``gpt2``) or SentencePiece's BPE with byte fallback (``llama``), as llama.cpp
+        has them. Text is not normalized, so decoding returns it unchanged. (Qwen2's tokenizer.json
+        normalizes to NFC, which makes a difference only for decomposed accents.)
 
         Parameters
         ----------
@@ -136,8 +138,8 @@ class Tokenizer:
         Raises
         ------
         InputError
-            If a key is missing or malformed, the tokenizer is not a byte-level BPE, or its pre-tokenizer is
-            not one of smollm, gpt2 (gpt-2), llama-bpe and qwen2.
+            If a key is missing or malformed, or the tokenizer or its pre-tokenizer is one that minicore does
+            not have (:mod:`minicore.checkpoint.pre_tokenizers` lists those it has).
 
         Examples
         --------
@@ -146,15 +148,16 @@ class Tokenizer:
         >>> Tokenizer.from_gguf(metadata).encode("abba")
         [2, 1, 0]
         """
-        inner = byte_level_bpe(metadata, source)
+        inner = build_tokenizer(metadata, source)
+        vocabulary = read_vocabulary(metadata, source)
         if chat_template is None:
             chat_template = metadata.get("tokenizer.chat_template")
         return cls(
             inner,
             source,
             chat_template=chat_template,
-            bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_id=metadata.get("tokenizer.ggml.eos_token_id"),
+            bos_id=vocabulary.bos_id,
+            eos_id=vocabulary.eos_id,
             n_vocab=n_vocab,
         )
 

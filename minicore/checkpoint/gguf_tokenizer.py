@@ -1,123 +1,175 @@
-"""The byte-level BPE tokenizer that GGUF metadata describes."""
+"""The tokenizer that GGUF metadata describe: a byte-level BPE, or SentencePiece's BPE with byte fallback."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minicore.errors import InputError, one_line, unknown
+from minicore.checkpoint.gguf_vocabulary import (
+    CONTROL,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+    need,
+    read_vocabulary,
+)
+from minicore.checkpoint.pre_tokenizers import PRE_TOKENIZERS
+from minicore.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import tokenizers
 
+SPACE = "\u2581"  # how SentencePiece writes a space
+_SPECIAL = {CONTROL: True, UNKNOWN: True, USER_DEFINED: False}  # found in a text; whether left out of answers
 
-@dataclass(frozen=True)
-class PreTokenizer:
-    """How a text is split into words before byte-pair merging.
 
-    Attributes
+def build_tokenizer(metadata: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
+    """Return the tokenizer that GGUF metadata describe.
+
+    Parameters
     ----------
-    split : str or None
-        A split before the byte-level step: a regular expression, or ``digits`` for single digits.
-    gpt2_regex : bool
-        Whether the byte-level step also splits by GPT-2's regular expression.
-    ignore_merges : bool
-        Whether a word that is a token is taken whole, without merges.
-    adds_bos : bool
-        Whether BOS is added if the file does not say.
+    metadata : mapping of str to str, int, float, bool or list
+        The file's key-value section.
+    source : str
+        The file's name, for messages.
+
+    Raises
+    ------
+    InputError
+        If a key is missing or malformed, or the tokenizer is one that minicore does not have.
+
+    Examples
+    --------
+    >>> values = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "ab"], "merges": ["a b"]}
+    >>> metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    >>> build_tokenizer(metadata, "model.gguf").encode("abba").ids
+    [2, 1, 0]
     """
-
-    split: str | None = None
-    gpt2_regex: bool = False
-    ignore_merges: bool = False
-    adds_bos: bool = False
-
-
-# GGUF stores only the name of a pre-tokenizer. The models' own tokenizer.json files define what it does.
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_PRE_TOKENIZERS = {
-    "gpt2": PreTokenizer(gpt2_regex=True),
-    "gpt-2": PreTokenizer(gpt2_regex=True),
-    "smollm": PreTokenizer("digits", gpt2_regex=True),
-    "llama-bpe": PreTokenizer(_LLAMA3, ignore_merges=True, adds_bos=True),
-    "qwen2": PreTokenizer(_QWEN2),
-}
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+    vocabulary = read_vocabulary(metadata, source)
+    build = _sentencepiece if vocabulary.model == "llama" else _byte_level_bpe
+    inner = build(vocabulary, metadata, source)
+    _add_special_tokens(inner, vocabulary, metadata, source)
+    return inner
 
 
-def byte_level_bpe(metadata: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
-    """Build the tokenizer that GGUF metadata describes."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+def _byte_level_bpe(vocabulary: Vocabulary, metadata: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
+    from tokenizers import decoders
 
-    model = _need(metadata, "tokenizer.ggml.model", str, source)
-    if model != "gpt2":
-        raise InputError(f"{source}: tokenizer.ggml.model is {model!r}, expected 'gpt2' (byte-level BPE)")
-    pre = _need(metadata, "tokenizer.ggml.pre", str, source)
-    if pre not in _PRE_TOKENIZERS:
-        raise InputError(f"{source}: tokenizer.ggml.pre: {unknown('pre-tokenizer', pre, _PRE_TOKENIZERS)}")
-    pre_tokenizer = _PRE_TOKENIZERS[pre]
-    tokens = _need(metadata, "tokenizer.ggml.tokens", list, source)
-    merges = [str(merge).split(" ") for merge in _need(metadata, "tokenizer.ggml.merges", list, source)]
-    kinds = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    if len(kinds) != len(tokens):
+    pairs = []
+    for i, merge in enumerate(need(metadata, "tokenizer.ggml.merges", list, source)):
+        left, _, right = str(merge).partition(" ")
+        if not left or not right or " " in right:
+            raise InputError(f"{source}: tokenizer.ggml.merges[{i}] is {merge!r}, expected two tokens")
+        pairs.append((left, right))
+    pre_tokenizer = PRE_TOKENIZERS[vocabulary.pre]
+    inner = _bpe(vocabulary, pairs, source, ignore_merges=pre_tokenizer.ignore_merges)
+    inner.pre_tokenizer = pre_tokenizer.library_object()
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _sentencepiece(vocabulary: Vocabulary, metadata: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
+    """Return SentencePiece's BPE. Its merges have scores instead of ranks."""
+    from tokenizers import decoders, normalizers
+
+    scores = need(metadata, "tokenizer.ggml.scores", list, source)
+    if len(scores) != len(vocabulary.tokens) or not all(math.isfinite(score) for score in scores):
         raise InputError(
-            f"{source}: tokenizer.ggml.token_type has {len(kinds)} entries, expected {len(tokens)}"
+            f"{source}: tokenizer.ggml.scores has {len(scores)} entries or one that is not finite, "
+            f"expected {len(vocabulary.tokens)} finite numbers"
         )
-    vocab = {token: i for i, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        raise InputError(f"{source}: tokenizer.ggml.tokens has a token twice, expected every token once")
-    for i, merge in enumerate(merges):
-        if len(merge) != 2:
+    unknown = None if vocabulary.unk_id is None else vocabulary.tokens[vocabulary.unk_id]
+    pairs = _merges(vocabulary, scores, source)
+    inner = _bpe(vocabulary, pairs, source, byte_fallback=True, fuse_unk=True, unk_token=unknown)
+    prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    front = [normalizers.Prepend(SPACE)] if prefix else []
+    inner.normalizer = normalizers.Sequence([*front, normalizers.Replace(" ", SPACE)])
+    back = [decoders.Strip(" ", 1, 0)] if prefix else []
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *back]
+    )
+    return inner
+
+
+def _merges(vocabulary: Vocabulary, scores: list[float], source: str) -> list[tuple[str, str]]:
+    """Return every way to make a token of two tokens, in an order in which ranks do what scores do.
+
+    SentencePiece merges the leftmost of several pairs with the highest score, a BPE with ranks the pair of
+    lowest rank. The two agree if different tokens have different scores, and if of all ways to make one token
+    the longest left part comes first: repeated text is merged from the left, so its left parts are longer.
+    """
+    known = set(vocabulary.tokens)
+    found = []
+    for token, kind, score in zip(vocabulary.tokens, vocabulary.kinds, scores, strict=True):
+        if kind in _SPECIAL and SPACE not in token:
+            continue  # a text is searched for these before it is merged
+        for cut in range(len(token) - 1, 0, -1):
+            if token[:cut] in known and token[cut:] in known:
+                found.append((score, token[:cut], token[cut:]))
+    found.sort(key=lambda merge: (-merge[0], -len(merge[1])))
+    _refuse_ties(found, source)
+    return [(left, right) for _, left, right in found]
+
+
+def _refuse_ties(found: list[tuple[float, str, str]], source: str) -> None:
+    """Refuse tokens of one score that can compete for the same text: ranks cannot say which is leftmost."""
+    by_right: dict[tuple[float, str], set[str]] = {}
+    for score, left, right in found:
+        by_right.setdefault((score, right), set()).add(left + right)
+    for score, left, right in found:
+        others = by_right.get((score, left), set()) - {left + right}
+        if others:
             raise InputError(
-                f"{source}: tokenizer.ggml.merges[{i}] is {' '.join(merge)!r}, expected two tokens"
+                f"{source}: tokenizer.ggml.scores gives {min(others)!r} and {left + right!r} one score, "
+                f"{score:g}, expected different scores, which say what is merged first"
             )
-    pairs = [(a, b) for a, b in merges]
+
+
+def _bpe(
+    vocabulary: Vocabulary, pairs: list[tuple[str, str]], source: str, **options: Any
+) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, models
+
+    ids = {token: i for i, token in enumerate(vocabulary.tokens)}
     try:
-        inner = Tokenizer(models.BPE(vocab, pairs, ignore_merges=pre_tokenizer.ignore_merges))
+        return Tokenizer(models.BPE(ids, pairs, **options))
     except Exception as error:  # the library raises nothing more specific
         raise InputError(
             f"{source}: the tokenizer's merges do not fit its tokens ({one_line(error)})"
         ) from error
 
-    inner.pre_tokenizer = _library_pre_tokenizer(pre_tokenizer)
-    inner.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, kinds, strict=True):
-        if kind in (_CONTROL, _USER_DEFINED):  # text is searched for both; only control tokens are not text
-            inner.add_tokens([AddedToken(token, special=kind == _CONTROL, normalized=False)])
-    if metadata.get("tokenizer.ggml.add_bos_token", pre_tokenizer.adds_bos):
-        bos_id = _need(metadata, "tokenizer.ggml.bos_token_id", int, source)
-        if not 0 <= bos_id < len(tokens):
-            raise InputError(
-                f"{source}: tokenizer.ggml.bos_token_id is {bos_id}, expected an id below {len(tokens)}"
-            )
-        inner.post_processor = processors.TemplateProcessing(
-            single=["bos", "$A"], special_tokens=[{"id": "bos", "ids": [bos_id], "tokens": [tokens[bos_id]]}]
-        )
-    return inner
+
+def _add_special_tokens(
+    inner: tokenizers.Tokenizer, vocabulary: Vocabulary, metadata: Mapping[str, Any], source: str
+) -> None:
+    """Let the tokenizer find special tokens in a text, and add BOS and EOS around it."""
+    from tokenizers import AddedToken, processors
+
+    inner.add_tokens(
+        [
+            AddedToken(token, special=_SPECIAL[kind], normalized=False)
+            for token, kind in zip(vocabulary.tokens, vocabulary.kinds, strict=True)
+            if kind in _SPECIAL
+        ]
+    )
+    around = ["$A"]
+    tokens = []
+    for name, wanted in (("bos", vocabulary.adds_bos), ("eos", vocabulary.adds_eos)):
+        if wanted:
+            token_id = _around_id(name, vocabulary, metadata, source)
+            tokens.append({"id": name, "ids": [token_id], "tokens": [vocabulary.tokens[token_id]]})
+            around = [name, *around] if name == "bos" else [*around, name]
+    if tokens:
+        inner.post_processor = processors.TemplateProcessing(single=around, special_tokens=tokens)
 
 
-def _library_pre_tokenizer(pre_tokenizer: PreTokenizer) -> tokenizers.pre_tokenizers.PreTokenizer:
-    from tokenizers import Regex, pre_tokenizers
-
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre_tokenizer.gpt2_regex)
-    if pre_tokenizer.split is None:
-        return byte_level
-    words: tokenizers.pre_tokenizers.PreTokenizer
-    if pre_tokenizer.split == "digits":
-        words = pre_tokenizers.Digits(individual_digits=True)
-    else:
-        words = pre_tokenizers.Split(Regex(pre_tokenizer.split), "isolated")
-    return pre_tokenizers.Sequence([words, byte_level])
-
-
-def _need(metadata: Mapping[str, Any], key: str, kind: type, source: str) -> Any:
-    value = metadata.get(key)
-    if not isinstance(value, kind):
-        given = "missing" if value is None else f"a {type(value).__name__}"
-        raise InputError(f"{source}: {key} is {given}, expected a {kind.__name__}")
-    return value
+def _around_id(name: str, vocabulary: Vocabulary, metadata: Mapping[str, Any], source: str) -> int:
+    """Return the id of BOS or EOS, which the file says to add; it must say a valid one."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    given = metadata.get(key)
+    token_id = vocabulary.bos_id if name == "bos" else vocabulary.eos_id
+    if token_id is None or given not in (None, token_id):
+        problem = "missing" if given is None else repr(given)
+        raise InputError(f"{source}: {key} is {problem}, expected an id below {len(vocabulary.tokens)}")
+    return token_id

@@ -280,7 +280,7 @@ def test_gguf_llama_rows_are_put_back(tmp_path, chunk):
         "tokenizer.ggml.scores": [0.5, 1.0, 2.0],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.eot_token_id": 7,
+        "tokenizer.ggml.eot_token_id": 0,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": "{{ messages }}",
     }
@@ -294,7 +294,7 @@ def test_gguf_llama_rows_are_put_back(tmp_path, chunk):
     assert same(p["blocks.1.mlp.w_gate"], held["blk.1.ffn_gate.weight"])
     assert same(p["blocks.1.mlp.w_in"], held["blk.1.ffn_up.weight"])
     assert same(p["blocks.1.mlp.w_out"], held["blk.1.ffn_down.weight"].T)
-    assert checkpoint.eos_ids == (2, 7) and checkpoint.bos_id == 1
+    assert checkpoint.eos_ids == (2, 0) and checkpoint.bos_id == 1
     assert checkpoint.chat_template == "{{ messages }}"
     kind, metadata = checkpoint.tokenizer_source
     assert kind == "gguf" and tokens.items() <= metadata.items()
@@ -453,7 +453,7 @@ def test_smollm2():
         pytest.skip("smollm2-135m is not on disk; `minicore pull smollm2-135m` fetches it")
     checkpoint = read("SmolLM2-135M", dtype="bfloat16")
     assert checkpoint.name == "smollm2-135m" and checkpoint.file_dtype == "Q4_1 + Q8_0 + F32"
-    assert (checkpoint.bos_id, checkpoint.eos_ids) == (1, (2,))
+    assert (checkpoint.bos_id, checkpoint.eos_ids) == (1, (2, 0, 4))
     assert checkpoint.chat_template is not None and "<|im_start|>" in checkpoint.chat_template
     assert sum(a.size for a in checkpoint.params.values()) == 134_515_008
 
