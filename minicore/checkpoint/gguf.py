@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 LAYOUTS = {code: struct.Struct("<" + code) for code in SCALARS.values()}
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32  # of the data, unless the metadata give another
+MAX_PARTS = 99_999  # a part's name has five digits
 PLAIN = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -77,6 +79,82 @@ class _Cursor:
         if len(found) < count or self.offset > self.file.size:
             self.take(self.file.size)  # raises the error for a truncated file
         return found
+
+
+def read_files(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the metadata and tensors of a model in one file or in several.
+
+    A model in several files is named by the first of them, which has all metadata. The others are next to it,
+    under the names that llama.cpp's gguf-split gives them: NAME-00001-of-00004.gguf and so on.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_file`; also if a file is missing, is not the part that its name says, or if ``path`` is
+        not the first.
+
+    Examples
+    --------
+    >>> read_files(Path("absent.gguf"))
+    Traceback (most recent call last):
+    minicore.errors.InputError: absent.gguf: is not a regular file, expected a checkpoint
+    """
+    metadata, tensors = read_file(path)
+    count = metadata.get("split.count", 1)
+    if type(count) is not int or not 0 <= count <= MAX_PARTS:
+        raise InputError(f"{path}: split.count is {count!r}, expected a number up to {MAX_PARTS}")
+    if count < 2:
+        return metadata, tensors
+    parts = [path, *_other_parts(path, metadata, count)]
+    for number, part in enumerate(parts):
+        more, found = (metadata, tensors) if part == path else read_file(part)
+        if (more.get("split.no"), more.get("split.count")) != (number, count):
+            raise InputError(
+                f"{part}: has split.no {more.get('split.no')} and split.count {more.get('split.count')}, "
+                f"expected {number} and {count}"
+            )
+        if part != path and (twice := tensors.keys() & found.keys()):
+            raise InputError(f"{part}: tensor {min(twice)} is also in another part, expected every one once")
+        tensors |= found
+    expected = metadata.get("split.tensors.count", len(tensors))
+    if expected != len(tensors):
+        raise InputError(f"{path}: the parts have {len(tensors)} tensors, expected {expected}")
+    return metadata, tensors
+
+
+def part_names(path: Path) -> list[Path]:
+    """Return the names of all parts of a model, if a file's name is that of a part; else only its own.
+
+    Examples
+    --------
+    >>> [part.name for part in part_names(Path("tiny-00001-of-00002.gguf"))]
+    ['tiny-00001-of-00002.gguf', 'tiny-00002-of-00002.gguf']
+    """
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    if match is None:
+        return [path]
+    return [path.with_name(f"{match[1]}-{i + 1:05}-of-{match[3]}.gguf") for i in range(int(match[3]))]
+
+
+def models_in(directory: Path) -> list[Path]:
+    """Return the GGUF models in a directory, sorted: whole files, and the first parts of others."""
+    files = sorted(path for path in directory.iterdir() if path.suffix == ".gguf")
+    return [path for path in files if part_names(path)[0] == path or part_names(path)[0] not in files]
+
+
+def _other_parts(path: Path, metadata: dict[str, Any], count: int) -> list[Path]:
+    """Return the paths of all parts but the first; raise InputError if one is missing."""
+    names = part_names(path)
+    if len(names) != count:
+        raise InputError(
+            f"{path}: is one of {count} parts, expected a name that ends in -00001-of-{count:05}.gguf"
+        )
+    if metadata.get("split.no") != 0:
+        raise InputError(f"{path}: is not the first of {count} parts, expected {names[0]}")
+    missing = [part for part in names if not part.is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: is missing, expected all {count} parts of the model")
+    return names[1:]
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
