@@ -334,7 +334,13 @@ def split_blocks(params: dict[str, Array], n_layers: int) -> list[dict[str, Arra
     return blocks
 
 
-def load(name: str | PathLike[str], dtype: str | None = None, *, progress: bool = False) -> Model:
+def load(
+    name: str | PathLike[str],
+    dtype: str | None = None,
+    *,
+    activation: str | None = None,
+    progress: bool = False,
+) -> Model:
     """Load a model by name (``smollm2-135m``), Hugging Face directory or .gguf file.
 
     Parameters
@@ -344,6 +350,9 @@ def load(name: str | PathLike[str], dtype: str | None = None, *, progress: bool 
     dtype : str or None
         What matrices are held in: ``float32``, ``bfloat16``, ``int8`` or ``int4``; None is what a directory
         of `minicore pack` holds, float32 for anything else.
+    activation : str or None
+        The FFN's activation, such as ``relu``, in place of the checkpoint's. GGUF files do not record it, so
+        those of ReLU models (ReluLLaMA, ProSparse) need it.
     progress : bool
         Show a progress bar on stderr if it is a terminal.
 
@@ -358,7 +367,7 @@ def load(name: str | PathLike[str], dtype: str | None = None, *, progress: bool 
     >>> mc.load("minicore-opt-core", dtype="int8").dtype
     'int8'
     """
-    checkpoint = read(name, dtype=dtype, progress=progress)
+    checkpoint = read(name, dtype=dtype, progress=progress, activation=activation)
     tokenizer = from_source(
         checkpoint.tokenizer_source,
         checkpoint.chat_template,

@@ -49,6 +49,8 @@ class Plan:
         last cache.
     seed : int
         Random seed of the order of settings within a round.
+    activation : str or None
+        What :func:`minicore.load` takes.
 
     Examples
     --------
@@ -68,6 +70,7 @@ class Plan:
     alpha: float = 0.4
     read_bytes: int | None = None
     seed: int = 0
+    activation: str | None = None
 
     def checked(self) -> Plan:
         """Return the plan with defaults filled in and without duplicates, or raise InputError.

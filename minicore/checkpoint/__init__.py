@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from minicore.checkpoint import families, gguf, mapped, names, parameters, safetensors, tensors
-from minicore.config import ModelConfig
+from minicore.checkpoint.gguf_vocabulary import has_tokenizer, read_vocabulary
+from minicore.config import ACTIVATIONS, ModelConfig
 from minicore.errors import InputError, unknown
 
 __all__ = ["Checkpoint", "read"]
@@ -45,6 +46,8 @@ class Checkpoint:
         The name or last path component it was requested by, and its directory or file.
     file_dtype : str
         Element types in the file, such as ``"F16"`` or ``"Q4_1 + F32"``.
+    given_activation : str or None
+        The activation that the caller asked for, in place of the checkpoint's.
     mapping : MappedWeights or None
         The file behind the arrays, if they are memory-mapped (`minicore pack`).
 
@@ -65,11 +68,15 @@ class Checkpoint:
     name: str
     source: Path
     file_dtype: str
+    given_activation: str | None = None
     mapping: mapped.MappedWeights | None = field(default=None, repr=False)
 
 
 def read(
-    name_or_path: str | os.PathLike[str], dtype: str | None = None, progress: bool = False
+    name_or_path: str | os.PathLike[str],
+    dtype: str | None = None,
+    progress: bool = False,
+    activation: str | None = None,
 ) -> Checkpoint:
     """Read and check a checkpoint.
 
@@ -83,6 +90,9 @@ def read(
         directory, and float32 for everything else.
     progress : bool
         Show progress bars if stderr is a terminal.
+    activation : str or None
+        The FFN's activation, such as ``relu``, in place of the checkpoint's. GGUF files do not record it, so
+        those of ReLU models (ReluLLaMA, ProSparse) need it.
 
     Raises
     ------
@@ -97,15 +107,23 @@ def read(
     """
     if dtype is not None:
         parameters.check_dtype(dtype)
+    if activation is not None and activation not in ACTIVATIONS:
+        raise unknown("activation", activation, ACTIVATIONS)
     path = names.resolve(name_or_path, progress=progress)
-    checkpoint = _read_directory if path.is_dir() else _read_gguf
+    reader = _read_directory if path.is_dir() else _read_gguf
     name = names.name_of(name_or_path) or path.resolve().name
-    return checkpoint(path, name, dtype, progress)
+    checkpoint = reader(path, name, dtype, progress)
+    if activation is None:
+        return checkpoint
+    config = checkpoint.config.replace(activation=activation)
+    return replace(checkpoint, config=config, given_activation=activation)
 
 
 def _read_directory(directory: Path, name: str, dtype: str | None, progress: bool) -> Checkpoint:
     path = directory / "config.json"
     if not path.is_file():
+        if models := gguf.models_in(directory):
+            return _read_gguf(_only(models, directory), name, dtype, progress)
         raise InputError(f"{directory}: has no config.json, expected a Hugging Face model directory")
     values = _json(path)
     if mapped.is_packed(values):
@@ -129,6 +147,12 @@ def _read_directory(directory: Path, name: str, dtype: str | None, progress: boo
         source=directory,
         file_dtype=tensors.kinds(found[name] for name in used),
     )
+
+
+def _only(models: list[Path], directory: Path) -> Path:
+    if len(models) > 1:
+        raise InputError(f"{directory}: has {' and '.join(map(str, models[:2]))}, expected one GGUF model")
+    return models[0]
 
 
 def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str | None) -> Checkpoint:
@@ -163,18 +187,18 @@ def _read_gguf(path: Path, name: str, dtype: str | None, progress: bool) -> Chec
         raise InputError(
             f"{path}: is one file of a model; expected the model's directory, with its config.json"
         )
-    metadata, found = gguf.read_file(path)
+    metadata, found = gguf.read_files(path)
     family, config = families.read_metadata(metadata, path, found)
     where = parameters.places(config, family.names)
     parameters.check(path, config, where, found, families.GGUF_IGNORED)
-    eos = (metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot"))
+    vocabulary = read_vocabulary(metadata, str(path)) if has_tokenizer(metadata) else None
     return Checkpoint(
         config=config,
         params=parameters.load(config, where, found, dtype or "float32", progress),
-        tokenizer_source=("gguf", metadata) if "tokenizer.ggml.model" in metadata else None,
+        tokenizer_source=("gguf", metadata) if vocabulary else None,
         chat_template=metadata.get("tokenizer.chat_template"),
-        bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_ids=tuple(dict.fromkeys(i for i in eos if i is not None)),
+        bos_id=vocabulary.bos_id if vocabulary else None,
+        eos_ids=vocabulary.end_ids if vocabulary else (),
         recommended={},
         name=name,
         source=path,

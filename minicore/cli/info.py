@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from minicore.cli.options import MODEL_HELP, dtype_option, json_option
+from minicore.cli.options import MODEL_HELP, activation_option, dtype_option, json_option
 from minicore.cli.terminal import print_json, print_report, show_progress
 from minicore.formatting import format_bytes
 
@@ -33,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", nargs="?", help=f"{MODEL_HELP}; omit it to list the known names."
     )
     dtype_option(parser)
+    activation_option(parser)
     json_option(parser)
 
 
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         return list_models(args)
     from minicore.checkpoint import read
 
-    checkpoint = read(args.model, dtype=args.dtype, progress=show_progress())
+    checkpoint = read(args.model, dtype=args.dtype, progress=show_progress(), activation=args.activation)
     print_report(describe(checkpoint), args.json, lambda _: description_lines(checkpoint))
     return 0
 
@@ -74,6 +75,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtype": str(checkpoint.params["embed"].dtype),
         "bytes": bytes_by_part(checkpoint.params),
         "recommended": checkpoint.recommended,
+        "given_activation": checkpoint.given_activation,
         "config": dataclasses.asdict(checkpoint.config),
     }
 
@@ -84,7 +86,8 @@ def description_lines(checkpoint: Checkpoint) -> list[str]:
     dtype = str(checkpoint.params["embed"].dtype)
     total = sum(parts.values())
     heads = f"{config.n_heads} heads of {config.d_head} ({config.n_kv_heads} for keys and values)"
-    neurons = f"{config.n_neurons} neurons ({config.activation}{', gated' if config.gated else ''})"
+    given = " by --activation" if checkpoint.given_activation else ""
+    neurons = f"{config.n_neurons} neurons ({config.activation}{given}{', gated' if config.gated else ''})"
     rows = [
         ("name", checkpoint.name),
         ("source", f"{checkpoint.source} ({checkpoint.file_dtype})"),

@@ -95,17 +95,28 @@ def dtype_option(parser: Options) -> None:
     )
 
 
+def activation_option(parser: Options) -> None:
+    """Add --activation."""
+    parser.add_argument(
+        "--activation",
+        metavar="A",
+        help="The FFN's activation, such as relu. GGUF files do not record it, so those of ReLU models need "
+        "this option (default: what the checkpoint says).",
+    )
+
+
 def model_options(parser: Options) -> None:
-    """Add -m and --dtype."""
+    """Add -m, --dtype and --activation."""
     model_option(parser)
     dtype_option(parser)
+    activation_option(parser)
 
 
 def load_model(args: argparse.Namespace) -> Model:
     """Return the model of ``model_options``."""
     import minicore
 
-    return minicore.load(args.model, dtype=args.dtype, progress=show_progress())
+    return minicore.load(args.model, dtype=args.dtype, activation=args.activation, progress=show_progress())
 
 
 def json_option(parser: Options) -> None:

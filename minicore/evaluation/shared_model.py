@@ -12,11 +12,12 @@ from minicore.model import Model
 
 
 class ModelRef(NamedTuple):
-    """What a worker needs to find a model: its name, source path, dtype and fingerprint."""
+    """What a worker needs to find a model: its name, source path, dtype, activation and fingerprint."""
 
     name: str
     source: str
     dtype: str
+    activation: str
     fingerprint: str
 
 
@@ -29,6 +30,7 @@ def register_model(model: Model) -> ModelRef:
         name=model.name,
         source=str(Path(model.source).absolute()),
         dtype=model.dtype,
+        activation=model.config.activation,
         fingerprint=fingerprint(model),
     )
     _loaded.clear()
@@ -53,7 +55,8 @@ def resolve_model(ref: ModelRef) -> Model:
     """
     if ref not in _loaded:
         _loaded.clear()
-        model = minicore.load(ref.source if Path(ref.source).exists() else ref.name, dtype=ref.dtype)
+        source = ref.source if Path(ref.source).exists() else ref.name
+        model = minicore.load(source, dtype=ref.dtype, activation=ref.activation)
         if fingerprint(model) != ref.fingerprint:
             raise InputError(f"{model.source} is another model on this machine than on the driver's")
         _loaded[ref] = model
