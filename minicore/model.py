@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minicore.checkpoint import Checkpoint, mapped, read
+from minicore.checkpoint.adapters import AdapterSource
 from minicore.config import ModelConfig
 from minicore.core.rules import Selection, TokenRule
 from minicore.errors import InputError, unknown
@@ -44,7 +45,7 @@ class Model:
     tokenizer : Tokenizer or None
         None if the checkpoint came without one; such a model takes lists of ids.
     name, source : str, Path
-        What was asked for, and the file or directory it was read from.
+        What was asked for, and the file or directory it was read from. An adapter's name follows after ``+``.
     file_dtype : str
         What the file holds, such as ``"F16"``.
     bos_id, eos_ids : int or None, tuple of int
@@ -53,6 +54,8 @@ class Model:
         Predictor settings the checkpoint recommends, possibly empty.
     mapping : MappedWeights or None
         The file behind the parameters, if they are mapped (`minicore pack`).
+    adapter : AdapterSource or None
+        The LoRA adapter that is part of the weights: its path and SHA-256.
 
     Examples
     --------
@@ -73,6 +76,7 @@ class Model:
     eos_ids: tuple[int, ...] = ()
     recommended: dict[str, Any] = field(default_factory=dict)
     mapping: mapped.MappedWeights | None = None
+    adapter: AdapterSource | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Model:
@@ -96,6 +100,7 @@ class Model:
             eos_ids=checkpoint.eos_ids,
             recommended=checkpoint.recommended,
             mapping=checkpoint.mapping,
+            adapter=checkpoint.adapter,
         )
 
     def __repr__(self) -> str:
@@ -223,7 +228,13 @@ class Model:
         ...     load(f"{folder}/mine").config == model.config
         True
         """
-        about = {"bos_id": self.bos_id, "eos_ids": list(self.eos_ids), "recommended": self.recommended}
+        about: dict[str, Any] = {
+            "bos_id": self.bos_id,
+            "eos_ids": list(self.eos_ids),
+            "recommended": self.recommended,
+        }
+        if self.adapter:
+            about["adapter"] = [self.adapter.path, self.adapter.sha256]
         tokenizer = self.tokenizer.to_json() if self.tokenizer else None
         template = self.tokenizer.chat_template if self.tokenizer else None
         mapped.write(Path(directory), self.config, self.params, self.dtype, tokenizer, template, **about)
@@ -339,6 +350,7 @@ def load(
     dtype: str | None = None,
     *,
     activation: str | None = None,
+    adapter: str | PathLike[str] | None = None,
     progress: bool = False,
 ) -> Model:
     """Load a model by name (``smollm2-135m``), Hugging Face directory or .gguf file.
@@ -353,6 +365,9 @@ def load(
     activation : str or None
         The FFN's activation, such as ``relu``, in place of the checkpoint's. GGUF files do not record it, so
         those of ReLU models (ReluLLaMA, ProSparse) need it.
+    adapter : path or None
+        Directory of a PEFT LoRA adapter (adapter_config.json, adapter_model.safetensors) for the model. It is
+        added to the weights while they are read, before they are converted to ``dtype``.
     progress : bool
         Show a progress bar on stderr if it is a terminal.
 
@@ -367,7 +382,7 @@ def load(
     >>> mc.load("minicore-opt-core", dtype="int8").dtype
     'int8'
     """
-    checkpoint = read(name, dtype=dtype, progress=progress, activation=activation)
+    checkpoint = read(name, dtype=dtype, progress=progress, activation=activation, adapter=adapter)
     tokenizer = from_source(
         checkpoint.tokenizer_source,
         checkpoint.chat_template,

@@ -49,7 +49,7 @@ class Plan:
         last cache.
     seed : int
         Random seed of the order of settings within a round.
-    activation : str or None
+    activation, adapter : str or None
         What :func:`minicore.load` takes.
 
     Examples
@@ -71,6 +71,7 @@ class Plan:
     read_bytes: int | None = None
     seed: int = 0
     activation: str | None = None
+    adapter: str | None = None
 
     def checked(self) -> Plan:
         """Return the plan with defaults filled in and without duplicates, or raise InputError.

@@ -69,7 +69,7 @@ class LoadedModel:
     def __init__(
         self, source: str | PathLike[str], dtype: str, plan: Plan, device: Device, progress: bool = False
     ) -> None:
-        self.model = load(source, dtype, activation=plan.activation, progress=progress)
+        self.model = load(source, dtype, activation=plan.activation, adapter=plan.adapter, progress=progress)
         self.plan, self.device = plan, device
         config, longest = self.model.config, max(plan.prompt_tokens, *plan.contexts)
         if longest + plan.new_tokens > config.n_ctx:

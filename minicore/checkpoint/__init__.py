@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from minicore.checkpoint import families, gguf, mapped, names, parameters, safetensors, tensors
+from minicore.checkpoint import adapters, families, gguf, mapped, names, parameters, safetensors, tensors
 from minicore.checkpoint.gguf_vocabulary import has_tokenizer, read_vocabulary
 from minicore.config import ACTIVATIONS, ModelConfig
 from minicore.errors import InputError, unknown
@@ -43,13 +43,16 @@ class Checkpoint:
     recommended : dict
         The checkpoint's recommended options for core decoding: key ``minicore`` of generation_config.json.
     name, source : str, Path
-        The name or last path component it was requested by, and its directory or file.
+        The name or last path component it was requested by, and its directory or file. An adapter's name
+        follows after ``+``.
     file_dtype : str
         Element types in the file, such as ``"F16"`` or ``"Q4_1 + F32"``.
     given_activation : str or None
         The activation that the caller asked for, in place of the checkpoint's.
     mapping : MappedWeights or None
         The file behind the arrays, if they are memory-mapped (`minicore pack`).
+    adapter : AdapterSource or None
+        The LoRA adapter that was added to the weights.
 
     Examples
     --------
@@ -70,6 +73,7 @@ class Checkpoint:
     file_dtype: str
     given_activation: str | None = None
     mapping: mapped.MappedWeights | None = field(default=None, repr=False)
+    adapter: adapters.AdapterSource | None = None
 
 
 def read(
@@ -77,6 +81,7 @@ def read(
     dtype: str | None = None,
     progress: bool = False,
     activation: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Checkpoint:
     """Read and check a checkpoint.
 
@@ -93,6 +98,9 @@ def read(
     activation : str or None
         The FFN's activation, such as ``relu``, in place of the checkpoint's. GGUF files do not record it, so
         those of ReLU models (ReluLLaMA, ProSparse) need it.
+    adapter : path or None
+        Directory of a PEFT LoRA adapter, added to the weights before they are converted to ``dtype``. The
+        model must then be a directory with safetensors.
 
     Raises
     ------
@@ -109,24 +117,31 @@ def read(
         parameters.check_dtype(dtype)
     if activation is not None and activation not in ACTIVATIONS:
         raise unknown("activation", activation, ACTIVATIONS)
+    update = None if adapter is None else adapters.read(adapter)
     path = names.resolve(name_or_path, progress=progress)
     reader = _read_directory if path.is_dir() else _read_gguf
     name = names.name_of(name_or_path) or path.resolve().name
-    checkpoint = reader(path, name, dtype, progress)
+    checkpoint = reader(path, name, dtype, progress, update)
     if activation is None:
         return checkpoint
     config = checkpoint.config.replace(activation=activation)
     return replace(checkpoint, config=config, given_activation=activation)
 
 
-def _read_directory(directory: Path, name: str, dtype: str | None, progress: bool) -> Checkpoint:
+def _read_directory(
+    directory: Path, name: str, dtype: str | None, progress: bool, update: adapters.Adapter | None
+) -> Checkpoint:
     path = directory / "config.json"
     if not path.is_file():
         if models := gguf.models_in(directory):
-            return _read_gguf(_only(models, directory), name, dtype, progress)
+            return _read_gguf(_only(models, directory), name, dtype, progress, update)
         raise InputError(f"{directory}: has no config.json, expected a Hugging Face model directory")
     values = _json(path)
     if mapped.is_packed(values):
+        if update is not None:
+            raise InputError(
+                f"{directory}: is packed already, expected the model that it was made from for an adapter"
+            )
         return _read_packed(directory, values, name, dtype)
     generation = _json(directory / "generation_config.json")
     found = safetensors.read_directory(directory)
@@ -134,6 +149,8 @@ def _read_directory(directory: Path, name: str, dtype: str | None, progress: boo
     where = parameters.places(config, family.names, prefix)
     parameters.check(directory, config, where, found, family.ignored)
     used = {place.name for place in where.values()}
+    if update is not None:
+        found = adapters.merge(update, found, where, prefix, family.prefixes)
     tokenizer = directory / "tokenizer.json"
     return Checkpoint(
         config=config,
@@ -143,9 +160,10 @@ def _read_directory(directory: Path, name: str, dtype: str | None, progress: boo
         bos_id=next(iter(_ids(values, generation, "bos_token_id", path)), None),
         eos_ids=_ids(generation, values, "eos_token_id", path),
         recommended=_recommended(generation, directory / "generation_config.json"),
-        name=name,
+        name=name + (update.source.suffix if update else ""),
         source=directory,
         file_dtype=tensors.kinds(found[name] for name in used),
+        adapter=None if update is None else update.source,
     )
 
 
@@ -175,10 +193,23 @@ def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str 
         source=directory,
         file_dtype=packed_dtype,
         mapping=mapping,
+        adapter=_packed_adapter(values, path),
     )
 
 
-def _read_gguf(path: Path, name: str, dtype: str | None, progress: bool) -> Checkpoint:
+def _packed_adapter(values: dict[str, Any], path: Path) -> adapters.AdapterSource | None:
+    """Return the adapter that was part of the model when it was packed."""
+    source = values.get("adapter")
+    if source is None:
+        return None
+    if not isinstance(source, list) or [type(part) for part in source] != [str, str]:
+        raise InputError(f"{path}: adapter is {source!r}, expected a path and a SHA-256")
+    return adapters.AdapterSource(path=source[0], sha256=source[1])
+
+
+def _read_gguf(
+    path: Path, name: str, dtype: str | None, progress: bool, update: adapters.Adapter | None
+) -> Checkpoint:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise InputError(
             f"{path}: pickled weights are not supported; expected safetensors in a directory, or GGUF"
@@ -186,6 +217,10 @@ def _read_gguf(path: Path, name: str, dtype: str | None, progress: bool) -> Chec
     if path.suffix == ".safetensors":
         raise InputError(
             f"{path}: is one file of a model; expected the model's directory, with its config.json"
+        )
+    if update is not None:
+        raise InputError(
+            f"{path}: is GGUF, expected a Hugging Face directory with safetensors for an adapter"
         )
     metadata, found = gguf.read_files(path)
     family, config = families.read_metadata(metadata, path, found)

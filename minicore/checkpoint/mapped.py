@@ -68,7 +68,7 @@ def write(
     tokenizer : str or None
         The text of tokenizer.json.
     about
-        Further JSON values for config.json: bos_id, eos_ids, recommended.
+        Further JSON values for config.json: bos_id, eos_ids, recommended, adapter.
 
     Raises
     ------

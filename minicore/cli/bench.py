@@ -9,6 +9,7 @@ from typing import Any
 from minicore.cli.options import (
     Options,
     activation_option,
+    adapter_option,
     comma_list,
     fraction_list,
     integer_list,
@@ -30,7 +31,7 @@ minicore bench --backend cuda -m smollm2-135m --contexts 64,2048 --new-tokens 25
 # The options that are passed to the library under their own names, where the user gave them.
 SETTINGS = (
     *("backend", "dtypes", "betas", "threads", "prompt_tokens", "new_tokens"),
-    *("rounds", "contexts", "layers", "alpha", "seed", "activation"),
+    *("rounds", "contexts", "layers", "alpha", "seed", "activation", "adapter"),
 )
 
 
@@ -38,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options; the library knows their defaults."""
     model_option(parser)
     activation_option(parser)
+    adapter_option(parser)
     parser.add_argument("--plot", metavar="FILE", help="Draw the decode speeds (.png, .svg, .pdf, ...).")
     json_option(parser)
     setting_options(parser.add_argument_group("settings"))

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from minicore.cli.options import MODEL_HELP, activation_option, dtype_option, json_option
+from minicore.cli.options import MODEL_HELP, activation_option, adapter_option, dtype_option, json_option
 from minicore.cli.terminal import print_json, print_report, show_progress
 from minicore.formatting import format_bytes
 
@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     dtype_option(parser)
     activation_option(parser)
+    adapter_option(parser)
     json_option(parser)
 
 
@@ -43,7 +44,13 @@ def run(args: argparse.Namespace) -> int:
         return list_models(args)
     from minicore.checkpoint import read
 
-    checkpoint = read(args.model, dtype=args.dtype, progress=show_progress(), activation=args.activation)
+    checkpoint = read(
+        args.model,
+        dtype=args.dtype,
+        progress=show_progress(),
+        activation=args.activation,
+        adapter=args.adapter,
+    )
     print_report(describe(checkpoint), args.json, lambda _: description_lines(checkpoint))
     return 0
 
@@ -74,6 +81,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": parameter_count(checkpoint.params),
         "dtype": str(checkpoint.params["embed"].dtype),
         "bytes": bytes_by_part(checkpoint.params),
+        "adapter": checkpoint.adapter._asdict() if checkpoint.adapter else None,
         "recommended": checkpoint.recommended,
         "given_activation": checkpoint.given_activation,
         "config": dataclasses.asdict(checkpoint.config),
@@ -91,6 +99,7 @@ def description_lines(checkpoint: Checkpoint) -> list[str]:
     rows = [
         ("name", checkpoint.name),
         ("source", f"{checkpoint.source} ({checkpoint.file_dtype})"),
+        *([("adapter", checkpoint.adapter.path)] if checkpoint.adapter else []),
         ("family", config.family),
         ("blocks", f"{config.n_layers} of width {config.d_model}: {heads}, {neurons}"),
         ("vocabulary", f"{config.n_vocab} entries, context {config.n_ctx}"),

@@ -105,18 +105,34 @@ def activation_option(parser: Options) -> None:
     )
 
 
+def adapter_option(parser: Options) -> None:
+    """Add --adapter."""
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="Directory of a LoRA adapter of PEFT, added to the weights when the model is loaded.",
+    )
+
+
 def model_options(parser: Options) -> None:
-    """Add -m, --dtype and --activation."""
+    """Add -m, --dtype, --activation and --adapter."""
     model_option(parser)
     dtype_option(parser)
     activation_option(parser)
+    adapter_option(parser)
 
 
 def load_model(args: argparse.Namespace) -> Model:
     """Return the model of ``model_options``."""
     import minicore
 
-    return minicore.load(args.model, dtype=args.dtype, activation=args.activation, progress=show_progress())
+    return minicore.load(
+        args.model,
+        dtype=args.dtype,
+        activation=args.activation,
+        adapter=args.adapter,
+        progress=show_progress(),
+    )
 
 
 def json_option(parser: Options) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minicore.cli.options import MODEL_HELP, activation_option, dtype_option, json_option, load_model
+from minicore.cli.options import (
+    MODEL_HELP,
+    activation_option,
+    adapter_option,
+    dtype_option,
+    json_option,
+    load_model,
+)
 from minicore.cli.terminal import print_json
 from minicore.errors import InputError
 
@@ -20,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL_HELP}.")
     dtype_option(parser)
     activation_option(parser)
+    adapter_option(parser)
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="Directory to create.")
     json_option(parser)
 

@@ -12,13 +12,17 @@ from minicore.model import Model
 
 
 class ModelRef(NamedTuple):
-    """What a worker needs to find a model: its name, source path, dtype, activation and fingerprint."""
+    """What a worker needs to find a model: its name, source path, dtype, activation and fingerprint.
+
+    ``adapter`` is the path of a LoRA adapter that must be added to the source.
+    """
 
     name: str
     source: str
     dtype: str
     activation: str
     fingerprint: str
+    adapter: str | None = None
 
 
 _loaded: dict[ModelRef, Model] = {}  # at most one: the model that this process used last
@@ -27,11 +31,12 @@ _loaded: dict[ModelRef, Model] = {}  # at most one: the model that this process 
 def register_model(model: Model) -> ModelRef:
     """Return the reference that jobs carry in place of a model; this process keeps the model itself."""
     ref = ModelRef(
-        name=model.name,
+        name=model.name.removesuffix(model.adapter.suffix) if model.adapter else model.name,
         source=str(Path(model.source).absolute()),
         dtype=model.dtype,
         activation=model.config.activation,
         fingerprint=fingerprint(model),
+        adapter=model.adapter.path if model.adapter and model.mapping is None else None,
     )
     _loaded.clear()
     _loaded[ref] = model
@@ -56,7 +61,7 @@ def resolve_model(ref: ModelRef) -> Model:
     if ref not in _loaded:
         _loaded.clear()
         source = ref.source if Path(ref.source).exists() else ref.name
-        model = minicore.load(source, dtype=ref.dtype, activation=ref.activation)
+        model = minicore.load(source, dtype=ref.dtype, activation=ref.activation, adapter=ref.adapter)
         if fingerprint(model) != ref.fingerprint:
             raise InputError(f"{model.source} is another model on this machine than on the driver's")
         _loaded[ref] = model

@@ -58,7 +58,7 @@ def given_arrays(model: Model, predictor: str, seed: int | None) -> dict[str, Ar
 
 
 def fingerprint(model: Model) -> str:
-    """Return what tells a model from another: a hash of its config, norms and biases.
+    """Return what tells a model from another: a hash of its config, norms and biases, and of its adapter.
 
     These are float32 in every format, so a model has one fingerprint whatever dtype it is loaded in.
     """
@@ -66,6 +66,8 @@ def fingerprint(model: Model) -> str:
     for name in sorted(model.params):
         if len(model.params[name].shape) == 1:
             digest.update(name.encode() + model.params[name].tobytes())
+    if model.adapter:
+        digest.update(model.adapter.sha256.encode())
     return digest.hexdigest()[:32]
 
 
