@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete or absent."""
+"""Files: atomic writes, and pointers that stand for a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from minicore.errors import InputError
 
 
 @contextlib.contextmanager
@@ -30,3 +32,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_lfs_pointer(path: Path, start: bytes) -> None:
+    """Raise InputError if a file's first bytes are those of a Git LFS pointer (git-lfs/docs/spec.md).
+
+    A clone made without Git LFS has such small text files in place of the large ones.
+    """
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise InputError(
+            f"{path}: is a Git LFS pointer, expected the file itself; "
+            f"`git lfs pull` in {path.parent} fetches it"
+        )

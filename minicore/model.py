@@ -151,8 +151,10 @@ class Model:
                 f"token ids have shape {array.shape} and dtype {array.dtype}, expected n >= 1 integers"
             )
         if array.min() < 0 or array.max() >= self.config.n_vocab:
-            bad = array[(array < 0) | (array >= self.config.n_vocab)][0]
-            raise InputError(f"token id {bad} is not in the vocabulary of {self.config.n_vocab}")
+            bad = int(array[(array < 0) | (array >= self.config.n_vocab)][0])
+            token = self.tokenizer.token(bad) if self.tokenizer else None
+            named = f" (the tokenizer's {token!r})" if token is not None else ""
+            raise InputError(f"token id {bad}{named} is not in the vocabulary of {self.config.n_vocab}")
         return array.astype(np.int64)
 
     def restrict(
@@ -236,8 +238,8 @@ class Model:
         if self.adapter:
             about["adapter"] = [self.adapter.path, self.adapter.sha256]
         tokenizer = self.tokenizer.to_json() if self.tokenizer else None
-        template = self.tokenizer.chat_template if self.tokenizer else None
-        mapped.write(Path(directory), self.config, self.params, self.dtype, tokenizer, template, **about)
+        settings = self.tokenizer.to_config() if self.tokenizer else None
+        mapped.write(Path(directory), self.config, self.params, self.dtype, tokenizer, settings, **about)
 
     def forward(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> (n, n_vocab)
         """Return the logits after every token, float32.

@@ -1,26 +1,25 @@
 """Text to ids and back, streaming that never emits half a character, and the checkpoint's chat template.
 
-The ``tokenizers`` library does the work. This module builds its tokenizer from a tokenizer.json or from GGUF
-metadata.
+The ``tokenizers`` library does the work. Its tokenizer comes from the files of a directory
+(:mod:`minicore.checkpoint.hf_tokenizer`) or from GGUF metadata.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from minicore.checkpoint import hf_tokenizer, mapped
+from minicore.checkpoint.chat_template import ChatTemplate, render
 from minicore.checkpoint.gguf_tokenizer import build_tokenizer
 from minicore.checkpoint.gguf_vocabulary import read_vocabulary
+from minicore.checkpoint.settings import read_json
 from minicore.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import tokenizers
-
-_MAX_RENDERED = 1 << 24  # most characters that a chat template may produce; conversations have far fewer
 
 
 class Tokenizer:
@@ -32,8 +31,11 @@ class Tokenizer:
         One more than the highest id.
     bos_id, eos_id : int or None
         The ids that begin and end a text, if the checkpoint has them.
-    chat_template : str or None
-        The checkpoint's Jinja template.
+    special_tokens : dict of str to str
+        The texts of ``bos_token``, ``eos_token``, ``pad_token``, ``unk_token`` and other tokens that have a
+        name, as far as the checkpoint names them. Chat templates receive them.
+    chat_template : str, dict of str to str or None
+        The checkpoint's Jinja template. Several without a default are held by name.
     source : str
         The file, for messages.
     """
@@ -42,10 +44,11 @@ class Tokenizer:
         self,
         inner: tokenizers.Tokenizer,
         source: str,
-        chat_template: str | None = None,
+        chat_template: ChatTemplate = None,
         bos_id: int | None = None,
         eos_id: int | None = None,
         n_vocab: int | None = None,
+        special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         inner.no_truncation()  # some tokenizer.json files carry the settings of a training run
         inner.no_padding()
@@ -59,6 +62,10 @@ class Tokenizer:
             raise InputError(
                 f"{source}: the tokenizer has {self.n_vocab} ids, expected at most the model's {n_vocab}"
             )
+        if special_tokens is None:
+            ids = {"bos_token": bos_id, "eos_token": eos_id}
+            special_tokens = {name: inner.id_to_token(i) or "" for name, i in ids.items() if i is not None}
+        self.special_tokens = dict(special_tokens)
         self._front_ids = _ids_in_front(inner)
         self._non_text = _non_text_ids(inner)
 
@@ -71,7 +78,7 @@ class Tokenizer:
         eos_id: int | None = None,
         n_vocab: int | None = None,
     ) -> Tokenizer:
-        """Read a tokenizer.json.
+        """Read a tokenizer.json, without the files next to it.
 
         Parameters
         ----------
@@ -97,15 +104,7 @@ class Tokenizer:
         >>> tokenizer.decode(tokenizer.encode("The old house"))
         'The old house'
         """
-        import tokenizers
-
-        path = Path(path)
-        try:
-            inner = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-        except Exception as error:  # the library raises nothing more specific
-            raise InputError(f"{path}: not a usable tokenizer.json ({one_line(error)})") from error
+        inner = hf_tokenizer.load_json(Path(path))
         return cls(
             inner, str(path), chat_template=chat_template, bos_id=bos_id, eos_id=eos_id, n_vocab=n_vocab
         )
@@ -114,7 +113,7 @@ class Tokenizer:
     def from_gguf(
         cls,
         metadata: Mapping[str, Any],
-        chat_template: str | None = None,
+        chat_template: ChatTemplate = None,
         n_vocab: int | None = None,
         source: str = "GGUF metadata",
     ) -> Tokenizer:
@@ -165,6 +164,10 @@ class Tokenizer:
         """Return a tokenizer.json that makes the same tokenizer; the chat template is not part of it."""
         return str(self._inner.to_str())
 
+    def to_config(self) -> dict[str, Any]:
+        """Return a tokenizer_config.json to go with :meth:`to_json`: special tokens and chat template."""
+        return {"added_tokens_decoder": {}, **self.special_tokens, "chat_template": self.chat_template}
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Return the ids of ``text``. Special tokens that are spelled out in it become their ids.
 
@@ -208,6 +211,11 @@ class Tokenizer:
         if not skip_special and added and ids[: len(added)] == added:
             ids = ids[len(added) :]
         return str(self._inner.decode(ids, skip_special_tokens=skip_special))
+
+    def token(self, token_id: int) -> str | None:
+        """Return the text of a token as its vocabulary spells it, or None if no token has that id."""
+        token = self._inner.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
+        return None if token is None else str(token)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Return the text of each id, for display and labels.
@@ -269,26 +277,26 @@ class Tokenizer:
         """Return the text that :meth:`chat` encodes."""
         if not self.chat_template:
             raise InputError(f"{self.source}: the checkpoint has no chat template, so chat is not possible")
+        if not isinstance(self.chat_template, str):
+            names = ", ".join(sorted(self.chat_template))
+            raise InputError(f"{self.source}: the chat templates are {names}, expected one named default")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
                 raise InputError(f"chat message {message!r}: expected a dict with 'role' and 'content'")
-        values = {
-            "messages": [dict(message) for message in messages],
+        values: dict[str, Any] = {
+            "messages": [
+                {key: value for key, value in message.items() if value is not None} for message in messages
+            ],
             "add_generation_prompt": add_generation_prompt,
-            "bos_token": self._token(self.bos_id),
-            "eos_token": self._token(self.eos_id),
             "tools": None,
             "documents": None,
         }
         try:
-            return _render(self.chat_template, values)
+            return render(self.chat_template, self.special_tokens | values)
         except Exception as error:  # a template is the checkpoint's code and can raise anything
             raise InputError(f"{self.source}: the chat template failed ({one_line(error)})") from error
-
-    def _token(self, token_id: int | None) -> str:
-        return "" if token_id is None else (self._inner.id_to_token(token_id) or "")
 
 
 class TokenStream:
@@ -332,19 +340,27 @@ class TokenStream:
 
 def from_source(
     source: tuple[str, Any] | None,
-    chat_template: str | None = None,
+    chat_template: ChatTemplate = None,
     bos_id: int | None = None,
     eos_id: int | None = None,
     n_vocab: int | None = None,
     name: str = "GGUF metadata",
 ) -> Tokenizer | None:
-    """Return the tokenizer of a checkpoint: ``("json", path)``, ``("gguf", metadata)`` or None."""
+    """Return the tokenizer of a checkpoint: ``("json", path)``, ``("gguf", metadata)`` or None.
+
+    A Hugging Face tokenizer may have more ids than the embedding has rows, such as a ``[PAD]`` that only
+    training used; models refuse such an id when they are given it.
+    """
     if source is None:
         return None
     kind, value = source
-    if kind == "json":
-        return Tokenizer.from_file(value, chat_template, bos_id, eos_id, n_vocab)
-    return Tokenizer.from_gguf(value, chat_template, n_vocab, source=name)
+    if kind == "gguf":
+        return Tokenizer.from_gguf(value, chat_template, n_vocab, source=name)
+    files = hf_tokenizer.read_files(value.parent)
+    inner = hf_tokenizer.build_tokenizer(value, files)
+    packed_before = mapped.is_packed(read_json(value.with_name("config.json"))) and not files.special
+    special = None if packed_before else files.special_tokens  # version 0.2 packed no special tokens
+    return Tokenizer(inner, str(value), chat_template, bos_id, eos_id, special_tokens=special)
 
 
 def _ids_in_front(inner: tokenizers.Tokenizer) -> list[int]:
@@ -366,37 +382,3 @@ def _non_text_ids(inner: tokenizers.Tokenizer) -> frozenset[int]:
     special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
     spelled = (inner.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
     return frozenset(special | {i for i in spelled if i is not None})
-
-
-def _render(template: str, values: Mapping[str, Any]) -> str:
-    """Render a chat template in a sandbox, with the environment that Transformers documents."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: Any = None,
-        sort_keys: bool = False,
-    ) -> str:  # Jinja's own filter escapes <, > and & for HTML
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    pieces, length = [], 0
-    for piece in environment.from_string(template).generate(**values):
-        pieces.append(piece)
-        length += len(piece)
-        if length > _MAX_RENDERED:
-            raise jinja2.TemplateError(f"it produces more than {_MAX_RENDERED} characters")
-    return "".join(pieces)

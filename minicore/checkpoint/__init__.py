@@ -8,15 +8,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from minicore.checkpoint import adapters, families, gguf, mapped, names, parameters, safetensors, tensors
+from minicore.checkpoint import (
+    adapters,
+    families,
+    gguf,
+    hf_tokenizer,
+    mapped,
+    names,
+    parameters,
+    safetensors,
+    tensors,
+)
+from minicore.checkpoint.chat_template import ChatTemplate, read_chat_template
 from minicore.checkpoint.gguf_vocabulary import has_tokenizer, read_vocabulary
+from minicore.checkpoint.settings import read_json
 from minicore.config import ACTIVATIONS, ModelConfig
 from minicore.errors import InputError, unknown
 
@@ -35,9 +46,10 @@ class Checkpoint:
     params : dict of str to array or QuantizedMatrix
         Names and shapes of ``config.shapes()``; matrices in the requested dtype, vectors in float32.
     tokenizer_source : tuple or None
-        ``("json", path)`` of a tokenizer.json, ``("gguf", metadata)``, or None if there is none.
-    chat_template : str or None
-        The checkpoint's Jinja template.
+        ``("json", path)`` of a tokenizer.json or vocab.json, ``("gguf", metadata)``, or None if there is
+        none.
+    chat_template : str, dict of str to str or None
+        The checkpoint's Jinja template. Several without a default come by name.
     bos_id, eos_ids : int or None, tuple of int
         The token that begins a text, and the tokens that end one.
     recommended : dict
@@ -64,7 +76,7 @@ class Checkpoint:
     config: ModelConfig
     params: dict[str, Any] = field(repr=False)
     tokenizer_source: TokenizerSource | None = field(repr=False)
-    chat_template: str | None = field(repr=False)
+    chat_template: ChatTemplate = field(repr=False)
     bos_id: int | None
     eos_ids: tuple[int, ...]
     recommended: dict[str, Any]
@@ -136,14 +148,14 @@ def _read_directory(
         if models := gguf.models_in(directory):
             return _read_gguf(_only(models, directory), name, dtype, progress, update)
         raise InputError(f"{directory}: has no config.json, expected a Hugging Face model directory")
-    values = _json(path)
+    values = read_json(path)
     if mapped.is_packed(values):
         if update is not None:
             raise InputError(
                 f"{directory}: is packed already, expected the model that it was made from for an adapter"
             )
         return _read_packed(directory, values, name, dtype)
-    generation = _json(directory / "generation_config.json")
+    generation = read_json(directory / "generation_config.json")
     found = safetensors.read_directory(directory)
     family, config, prefix = families.read_config(values, path, found)
     where = parameters.places(config, family.names, prefix)
@@ -151,12 +163,11 @@ def _read_directory(
     used = {place.name for place in where.values()}
     if update is not None:
         found = adapters.merge(update, found, where, prefix, family.prefixes)
-    tokenizer = directory / "tokenizer.json"
     return Checkpoint(
         config=config,
         params=parameters.load(config, where, found, dtype or "float32", progress),
-        tokenizer_source=("json", tokenizer) if tokenizer.exists() else None,
-        chat_template=_chat_template(directory),
+        tokenizer_source=_tokenizer_source(directory),
+        chat_template=read_chat_template(directory, read_json(directory / "tokenizer_config.json")),
         bos_id=next(iter(_ids(values, generation, "bos_token_id", path)), None),
         eos_ids=_ids(generation, values, "eos_token_id", path),
         recommended=_recommended(generation, directory / "generation_config.json"),
@@ -180,12 +191,12 @@ def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str 
         raise InputError(
             f"{directory}: is packed as {packed_dtype}, expected --dtype {packed_dtype} or none, not {dtype}"
         )
-    tokenizer, path = directory / "tokenizer.json", directory / "config.json"
+    path = directory / "config.json"
     return Checkpoint(
         config=config,
         params=params,
-        tokenizer_source=("json", tokenizer) if tokenizer.exists() else None,
-        chat_template=_chat_template(directory),
+        tokenizer_source=_tokenizer_source(directory),
+        chat_template=read_chat_template(directory, read_json(directory / "tokenizer_config.json")),
         bos_id=next(iter(_ids(values, {}, "bos_id", path)), None),
         eos_ids=_ids(values, {}, "eos_ids", path),
         recommended=_recommended({"minicore": values.get("recommended")}, path),
@@ -241,17 +252,9 @@ def _read_gguf(
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, empty if there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}), expected a JSON object") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
-    return values
+def _tokenizer_source(directory: Path) -> TokenizerSource | None:
+    path = hf_tokenizer.tokenizer_file(directory)
+    return None if path is None else ("json", path)
 
 
 def _ids(first: dict[str, Any], second: dict[str, Any], key: str, path: Path) -> tuple[int, ...]:
@@ -261,21 +264,6 @@ def _ids(first: dict[str, Any], second: dict[str, Any], key: str, path: Path) ->
     if any(type(i) is not int for i in ids):
         raise InputError(f"{path.parent}: {key} is {value!r}, expected a token id or a list of them")
     return tuple(ids)
-
-
-def _chat_template(directory: Path) -> str | None:
-    """Return chat_template.jinja, or the template of tokenizer_config.json ("default" if it has several)."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read ({error}), expected text in UTF-8") from error
-    template = _json(directory / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
 
 
 def _recommended(generation: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """minicore's own format: a directory with the weights as kernels read them, written once and memory-mapped.
 
 config.json holds the ModelConfig and the checkpoint's other settings, model.safetensors every parameter
-under its name in minicore (a quantized matrix as uint8), tokenizer.json and chat_template.jinja the rest.
+under its name in minicore (a quantized matrix as uint8), tokenizer.json and tokenizer_config.json the rest.
 Pages are read on first use and can be released again.
 """
 
@@ -56,7 +56,7 @@ def write(
     params: Mapping[str, Weight],
     dtype: str,
     tokenizer: str | None,
-    chat_template: str | None,
+    tokenizer_config: Mapping[str, Any] | None,
     **about: Any,
 ) -> None:
     """Write a model to a new directory. On an error nothing is left behind.
@@ -67,6 +67,8 @@ def write(
         Names and shapes of ``config.shapes()``, matrices in ``dtype``.
     tokenizer : str or None
         The text of tokenizer.json.
+    tokenizer_config : mapping or None
+        What tokenizer_config.json holds: special tokens and the chat template.
     about
         Further JSON values for config.json: bos_id, eos_ids, recommended, adapter.
 
@@ -99,8 +101,9 @@ def write(
         _write_tensors(part / "model.safetensors", params)
         if tokenizer is not None:
             (part / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        if chat_template is not None:
-            (part / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        if tokenizer_config is not None:
+            text = json.dumps(tokenizer_config, indent=1)
+            (part / "tokenizer_config.json").write_text(text, encoding="utf-8")
         part.chmod(0o755)
         os.rename(part, directory)
     except OSError as error:

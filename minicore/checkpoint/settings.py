@@ -1,13 +1,39 @@
-"""The keys of a config, checked as they are read."""
+"""JSON files of a checkpoint, and the keys of a config, checked as they are read."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from minicore.errors import InputError
+from minicore.files import check_lfs_pointer
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what is in a file; raise InputError if it cannot be read or is a Git LFS pointer."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    check_lfs_pointer(path, raw)
+    return raw
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, empty if there is no file."""
+    if not path.exists():
+        return {}
+    raw = read_bytes(path)
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}), expected a JSON object") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
+    return values
 
 
 class Settings:

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from minicore.errors import InputError
+from minicore.files import check_lfs_pointer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -45,6 +46,7 @@ class MappedFile:
                 self.size = path.stat().st_size
                 if not self.size:
                     raise InputError(f"{path}: the file is empty, expected a checkpoint")
+                check_lfs_pointer(path, file.read(64))
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
