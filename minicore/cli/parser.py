@@ -17,6 +17,7 @@ COMMANDS = {
     "explore": "Write a web page that shows the core neurons of a prompt.",
     "pull": "Download a model to the cache directory.",
     "info": "Show a model's shape, the size of its parts, and its source.",
+    "check": "Compare a model's logits, greedy tokens and ids with Transformers.",
     "pack": "Convert a model to a directory that loads by memory mapping.",
     "bench": "Measure decode and prefill speed, and compare with the memory bandwidth.",
     "eval quality": "Measure what core sets cost: perplexity, KL divergence, agreement with dense.",
