@@ -135,8 +135,11 @@ def read(path: str | os.PathLike[str]) -> Adapter:
                 "base_model.model.MODULE.lora_A.weight"
             )
         tensors.setdefault(match["module"], {})[match["part"]] = tensor
-    digest = hashlib.sha256(raw + weights.read_bytes()).hexdigest()
-    return Adapter(AdapterSource(str(directory.absolute()), digest), settings, tensors)
+    digest = hashlib.sha256(raw)
+    with weights.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return Adapter(AdapterSource(str(directory.absolute()), digest.hexdigest()), settings, tensors)
 
 
 def _check_settings(settings: Settings) -> None:

@@ -1,9 +1,9 @@
 """The command line: ``minicore COMMAND``, one module per command.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 for success; 1 if
-`bench` or `check` finds a wrong result; 2 for bad input, reported in one sentence; 130 after Ctrl-C; 141 if the
-reader of the output went away. A command's module is imported only when that command runs, so that
-``minicore --help`` is instant.
+`bench` or `check` finds a wrong result; 2 for bad input, reported in one sentence; 130 after Ctrl-C; 141
+if the reader of the output went away. A command's module is imported only when that command runs, so
+that ``minicore --help`` is instant.
 """
 
 from __future__ import annotations
