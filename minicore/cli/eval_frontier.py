@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=6,
-        help="Most betas to try after the first two, for each predictor and loss (default 6).",
+        help="At most so many betas after the first two, for each predictor and loss (default 6).",
     )
 
 

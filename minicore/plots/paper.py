@@ -81,7 +81,7 @@ def fig2(results: Results) -> Figure:
         ax.axhline(1, color=text_color(ax), linewidth=1, linestyle="--")
         ax.set_yscale("log")
         plain_log(ax.yaxis)
-        ax.set(ylabel="perplexity over dense", xlim=(0, 1))
+        ax.set(ylabel="perplexity relative to dense", xlim=(0, 1))
         open_frame(ax)
     axes[0].set(xlabel="alpha", title="each token keeps its own core")
     axes[1].set(xlabel="beta", title="a text keeps its core (alpha 0.4)")
@@ -300,7 +300,7 @@ def table2(results: Results) -> Figure:
         plain_log(ax.yaxis)
         open_frame(ax)
         add_legend(ax)
-    figure.axes[0].set_ylabel("perplexity over dense")
+    figure.axes[0].set_ylabel("perplexity relative to dense")
     return figure
 
 
@@ -331,7 +331,7 @@ def table4(results: Results) -> Figure:
     table = results["table"]
     names = {"stability": "stability-guided,\nforced", "similarity": "similarity-guided"}
     for ax, column, label in (
-        (left, "ratio", "perplexity over dense"),
+        (left, "ratio", "perplexity relative to dense"),
         (right, "agreement", "tokens with dense's first choice"),
     ):
         rows = np.array([row[column] for row in table])

@@ -36,7 +36,7 @@ class Measure:
 
 
 MEASURES = {
-    "ratio": Measure("perplexity over dense", logarithmic=True, dense=1.0),
+    "ratio": Measure("perplexity relative to dense", logarithmic=True, dense=1.0),
     "perplexity": Measure("perplexity", logarithmic=True),
     "kl": Measure("KL divergence from dense (nats a token)", logarithmic=True),
     "agreement": Measure("tokens with dense's first choice", dense=1.0),
@@ -79,7 +79,7 @@ def quality_curves(
     >>> griffin = [[0.2, 77, 70, 85], [0.4, 7.2, 6.9, 7.5], [0.6, 2.6, 2.5, 2.7]]
     >>> ax = quality_curves({"griffin": griffin})
     >>> ax.get_ylabel(), ax.get_yscale()
-    ('perplexity over dense', 'log')
+    ('perplexity relative to dense', 'log')
     """
     if measure not in MEASURES:
         raise unknown("measure", measure, MEASURES)
