@@ -19,6 +19,7 @@ from minicore import ops as numpy_ops
 from minicore.config import ModelConfig
 from minicore.core.rules import GATE, TOP, keep_open, keep_top
 from minicore.kv_cache import KVCache
+from minicore.ops import Scoring, softcap
 
 Array = np.ndarray
 Hook = Callable[[Array], None]  # sees a tensor, and may change it in place
@@ -49,7 +50,7 @@ class Ops(Protocol):
     """The maths of the forward pass; :mod:`minicore.ops` is its specification."""
 
     @property
-    def ACTIVATIONS(self) -> Mapping[str, Callable[[Array], Array]]: ...
+    def ACTIVATIONS(self) -> Mapping[str, Callable[..., Array]]: ...
 
     def to_float32(self, w: Array, /) -> Array: ...
     def linear(self, x: Array, w: Array, b: Array | None = None, /) -> Array: ...
@@ -57,11 +58,11 @@ class Ops(Protocol):
     def weighted_rows(self, a: Array, w: Array, /) -> Array: ...
     def rms_norm(self, x: Array, w: Array, eps: float, /) -> Array: ...
     def layer_norm(self, x: Array, w: Array, b: Array, eps: float, /) -> Array: ...
-    def rope_frequencies(self, cfg: ModelConfig, /) -> Array: ...
-    def rope(self, x: Array, positions: Array, frequencies: Array, /) -> Array: ...
+    def rope_frequencies(self, cfg: ModelConfig, layer: int, long: bool, /) -> Array: ...
+    def rope(self, x: Array, positions: Array, frequencies: Array, scale: float, /) -> Array: ...
     def fake_quantize(self, x: Array, size: int, /) -> Array: ...
-    def attention(self, q: Array, k: Array, v: Array, /) -> Array: ...
-    def attention_pattern(self, q: Array, k: Array, /) -> tuple[Array, Array]: ...
+    def attention(self, q: Array, k: Array, v: Array, scoring: Scoring, /) -> Array: ...
+    def attention_pattern(self, q: Array, k: Array, scoring: Scoring, /) -> tuple[Array, Array]: ...
     def attend(self, pattern: Array, v: Array, /) -> Array: ...
 
 
@@ -154,7 +155,11 @@ class ForwardPass:
         """Look up the tokens' rows; add the positions' rows where these are learned."""
         cfg, params, ops = self.model.config, self.model.params, self.ops
         x = ops.to_float32(params["embed"][ids])
+        if cfg.embed_scale != 1:
+            x = x * np.float32(cfg.embed_scale)
         self.show("hook_embed", x)
+        if cfg.d_embed:
+            x = ops.linear(x, params["embed_in"])
         if cfg.positions == "learned":
             at = ops.to_float32(params["pos_embed"][positions + cfg.position_offset])
             self.show("hook_pos_embed", at)
@@ -163,70 +168,107 @@ class ForwardPass:
 
     def block(self, layer: int, x: Array, positions: Array, cache: KVCache) -> Array:
         # (n, d_model), (n,) -> (n, d_model)
-        """Add a block's attention and FFN to the residual stream."""
-        p, at = self.model.blocks[layer], f"blocks.{layer}."
+        """Add a block's attention and FFN to the residual stream, with norms where ``config.block`` says."""
+        at = f"blocks.{layer}."
         self.show(at + "hook_resid_pre", x)
-        normed = self.norm(x, p["ln1.w"], p.get("ln1.b"))
-        self.show(at + "ln1.hook_normalized", normed)
-        out = self.attention(layer, normed, positions, cache)
+        out = self.attention(layer, self.block_input(layer, "ln1", x), positions, cache)
+        out = self.block_output(layer, "ln1", out)
         self.show(at + "hook_attn_out", out)
-        x = x + out
-        self.show(at + "hook_resid_mid", x)
-        normed = self.norm(x, p["ln2.w"], p.get("ln2.b"))
-        self.show(at + "ln2.hook_normalized", normed)
-        out = self.ffn(layer, normed)
+        mid = self.block_sum(layer, "ln1", x + out)
+        self.show(at + "hook_resid_mid", mid)
+        read = x if self.model.config.block == "parallel" else mid
+        out = self.block_output(layer, "ln2", self.ffn(layer, self.block_input(layer, "ln2", read)))
         self.show(at + "hook_mlp_out", out)
-        x = x + out
+        x = self.block_sum(layer, "ln2", mid + out)
         self.show(at + "hook_resid_post", x)
         return x
 
-    def norm(self, x: Array, w: Array, b: Array | None) -> Array:  # (n, d_model) -> (n, d_model)
+    def block_input(self, layer: int, ln: str, x: Array) -> Array:  # (n, d_model) -> (n, d_model)
+        """Return what attention or FFN reads: the norm of the residual stream, or the stream itself."""
+        p = self.model.blocks[layer]
+        if self.model.config.block in ("output_norm", "post_norm"):
+            return x
+        normed = self.norm(x, p[f"{ln}.w"], p.get(f"{ln}.b"))
+        self.show(f"blocks.{layer}.{ln}.hook_normalized", normed)
+        return normed
+
+    def block_output(self, layer: int, ln: str, out: Array) -> Array:  # (n, d_model) -> (n, d_model)
+        """Return what attention or FFN adds to the residual stream."""
+        p, scale = self.model.blocks[layer], self.model.config.residual_scale
+        if self.model.config.block in ("sandwich", "output_norm"):
+            out = self.norm(out, p[f"{ln}_post.w"], None)
+            self.show(f"blocks.{layer}.{ln}_post.hook_normalized", out)
+        return out if scale == 1 else out * np.float32(scale)
+
+    def block_sum(self, layer: int, ln: str, x: Array) -> Array:  # (n, d_model) -> (n, d_model)
+        """Return the residual stream after an addition."""
+        p = self.model.blocks[layer]
+        if self.model.config.block != "post_norm":
+            return x
+        normed = self.norm(x, p[f"{ln}.w"], p.get(f"{ln}.b"))
+        self.show(f"blocks.{layer}.{ln}.hook_normalized", normed)
+        return normed
+
+    def norm(self, x: Array, w: Array, b: Array | None) -> Array:  # (n, d), (d,), (d,) -> (n, d)
         """Apply the family's norm."""
-        eps = self.model.config.norm_eps
-        return self.ops.rms_norm(x, w, eps) if b is None else self.ops.layer_norm(x, w, b, eps)
+        cfg = self.model.config
+        if cfg.norm == "rmsnorm":
+            return self.ops.rms_norm(x, w, cfg.norm_eps)
+        return self.ops.layer_norm(x, w, np.zeros_like(w) if b is None else b, cfg.norm_eps)
+
+    def queries_or_keys(self, layer: int, which: str, x: Array) -> Array:
+        # (n, heads * d_head) -> (n, heads, d_head)
+        """Split queries (``q``) or keys (``k``) into heads, normalized where the family does so."""
+        cfg, n, width = self.model.config, len(x), x.shape[1]
+        if cfg.qk_norm != "none":
+            rows = x.reshape(-1, width if cfg.qk_norm == "whole" else cfg.d_head)
+            normed = self.norm(rows, np.ones(rows.shape[1], np.float32), None)
+            x = normed.reshape(n, width) * self.model.blocks[layer][f"attn.{which}_norm.w"]
+        return x.reshape(n, -1, cfg.d_head)
 
     def attention(self, layer: int, x: Array, positions: Array, cache: KVCache) -> Array:
         # (n, d_model), (n,) -> (n, d_model)
         """Attend over the cache and the n new positions (grouped queries where n_kv_heads < n_heads)."""
         cfg, p, ops, at = self.model.config, self.model.blocks[layer], self.ops, f"blocks.{layer}.attn."
         q, k, v = ops.linears(x, [(p[f"attn.w_{i}"], p.get(f"attn.b_{i}")) for i in "qkv"])
-        q = q.reshape(len(x), cfg.n_heads, cfg.d_head)
-        k, v = (y.reshape(len(x), cfg.n_kv_heads, cfg.d_head) for y in (k, v))
+        q, k = self.queries_or_keys(layer, "q", q), self.queries_or_keys(layer, "k", k)
+        v = v.reshape(len(x), cfg.n_kv_heads, cfg.d_head)
         for name, value in (("q", q), ("k", k), ("v", v)):
             self.show(f"{at}hook_{name}", value)
         if cfg.positions == "rope":
-            frequencies = ops.rope_frequencies(cfg)
-            q, k = ops.rope(q, positions, frequencies), ops.rope(k, positions, frequencies)
+            frequencies = ops.rope_frequencies(cfg, layer, cache.capacity > cfg.rope_long_after)
+            scale = 1.0 if layer in cfg.nope_layers else cfg.rope_scale
+            q, k = (ops.rope(y, positions, frequencies, scale) for y in (q, k))
             self.show(at + "hook_rot_q", q)
             self.show(at + "hook_rot_k", k)
         if cache.dtype == "int8":  # scores are products of integers
             q = ops.fake_quantize(q.reshape(len(x), -1), cfg.d_head).reshape(q.shape)
         keys, values = (ops.to_float32(y) for y in cache.append(layer, k, v))
+        scoring = Scoring.of(cfg, layer)
         if at + "hook_attn_scores" in self.hooks or at + "hook_pattern" in self.hooks:
-            scores, pattern = ops.attention_pattern(q, keys)
+            scores, pattern = ops.attention_pattern(q, keys, scoring)
             self.show(at + "hook_attn_scores", scores)
             self.show(at + "hook_pattern", pattern)
             z = ops.attend(pattern, values)
         else:  # compiled maths never has either as a whole
-            z = ops.attention(q, keys, values)
+            z = ops.attention(q, keys, values, scoring)
         self.show(at + "hook_z", z)
         return ops.linear(z.reshape(len(x), -1), p["attn.w_o"], p.get("attn.b_o"))
 
     def ffn(self, layer: int, x: Array) -> Array:  # (n, d_model) -> (n, d_model)
         """Sum the neurons' rows of ``w_out``, each times its activation."""
         cfg, p, ops, at = self.model.config, self.model.blocks[layer], self.ops, f"blocks.{layer}.mlp."
-        act = ops.ACTIVATIONS[cfg.activation]
         if cfg.gated:
             a, gate = ops.linears(x, [(p[f"mlp.w_{i}"], p.get(f"mlp.b_{i}")) for i in ("in", "gate")])
             self.show(at + "hook_pre", gate)
             self.show(at + "hook_pre_linear", a)
-            gate = act(gate)
+            gate = self.activate(gate)
             self.show(at + "hook_gate", gate)
-            a = gate * a
+            a = gate * (a if cfg.up_activation == "identity" else ops.ACTIVATIONS[cfg.up_activation](a))
         else:
             a = ops.linear(x, p["mlp.w_in"], p.get("mlp.b_in"))
             self.show(at + "hook_pre", a)
-            gate = a = act(a)
+            gate = a = self.activate(a)
         if GATE in p:
             a = keep_open(a, gate, float(p[GATE]))
         if TOP in p:
@@ -235,11 +277,26 @@ class ForwardPass:
         out = ops.weighted_rows(a, p["mlp.w_out"])
         return out + p["mlp.b_out"] if "mlp.b_out" in p else out
 
+    def activate(self, x: Array) -> Array:  # (n, n_neurons) -> (n, n_neurons)
+        """Apply the family's activation."""
+        cfg, act = self.model.config, self.ops.ACTIVATIONS[self.model.config.activation]
+        return act(x, cfg.activation_threshold) if cfg.activation == "fatrelu" else act(x)
+
     def unembed(self, x: Array) -> Array:  # (n, d_model) -> (n, n_vocab)
         """Apply the last norm and the head."""
-        normed = self.norm(x, self.model.params["ln_f.w"], self.model.params.get("ln_f.b"))
+        cfg, params, ops = self.model.config, self.model.params, self.ops
+        normed = self.norm(x, params["ln_f.w"], params.get("ln_f.b")) if cfg.final_norm else x
         self.show("ln_final.hook_normalized", normed)
-        return self.ops.linear(normed, self.model.head)
+        if cfg.d_embed:
+            normed = ops.linear(normed, params["embed_out"])
+        return finish_logits(ops.linear(normed, self.model.head, params.get("head_bias")), cfg)
+
+
+def finish_logits(logits: Array, cfg: ModelConfig) -> Array:  # (..., n_vocab) -> (..., n_vocab)
+    """Scale and cap the head's products where the family does so."""
+    if cfg.logit_scale != 1:
+        logits = logits * np.float32(cfg.logit_scale)
+    return softcap(logits, cfg.logit_softcap)
 
 
 def chunks(ids: Array) -> Iterator[Array]:
@@ -258,15 +315,24 @@ def hook_names(cfg: ModelConfig) -> list[str]:
     ['hook_embed', 'hook_pos_embed', 'blocks.0.hook_resid_pre']
     """
     rope, gated = cfg.positions == "rope", cfg.gated
+    before, after = (
+        cfg.block in ("pre_norm", "parallel", "sandwich"),
+        cfg.block in ("sandwich", "output_norm"),
+    )
+    summed = cfg.block == "post_norm"
     block = [
-        "hook_resid_pre", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
+        "hook_resid_pre", *(("ln1.hook_normalized",) if before else ()),
+        "attn.hook_q", "attn.hook_k", "attn.hook_v",
         *(("attn.hook_rot_q", "attn.hook_rot_k") if rope else ()),
-        "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "hook_attn_out", "hook_resid_mid",
-        "ln2.hook_normalized", "mlp.hook_pre", *(("mlp.hook_pre_linear", "mlp.hook_gate") if gated else ()),
-        "mlp.hook_post",
-        "hook_mlp_out", "hook_resid_post",
+        "attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z",
+        *(("ln1_post.hook_normalized",) if after else ()), "hook_attn_out",
+        *(("ln1.hook_normalized",) if summed else ()), "hook_resid_mid",
+        *(("ln2.hook_normalized",) if before else ()),
+        "mlp.hook_pre", *(("mlp.hook_pre_linear", "mlp.hook_gate") if gated else ()), "mlp.hook_post",
+        *(("ln2_post.hook_normalized",) if after else ()), "hook_mlp_out",
+        *(("ln2.hook_normalized",) if summed else ()), "hook_resid_post",
     ]  # fmt: skip
-    names = ["hook_embed"] + ([] if rope else ["hook_pos_embed"])
+    names = ["hook_embed"] + (["hook_pos_embed"] if cfg.positions == "learned" else [])
     names += [f"blocks.{i}.{name}" for i in range(cfg.n_layers) for name in block]
     return [*names, "ln_final.hook_normalized"]
 

@@ -6,7 +6,9 @@ weights compute with their float32 values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -180,31 +182,130 @@ def gelu_tanh(x: Array) -> Array:  # any shape -> the same
     return np.float32(0.5) * x * (1 + np.tanh(inner))
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": relu,
-    "silu": silu,
-    "gelu_tanh": gelu_tanh,
-}
-
-
-def rope_frequencies(cfg: ModelConfig) -> Array:  # -> (d_head // 2,)
-    """Return the rotation of each rotary pair per position, in radians (RoFormer, 2104.09864).
+def gelu(x: Array) -> Array:  # any shape -> the same
+    """Return x times the normal distribution's cumulative probability of x (1606.08415, eq. 2).
 
     Examples
     --------
-    >>> from types import SimpleNamespace
-    >>> rope_frequencies(SimpleNamespace(d_head=4, rope_theta=1e4, rope_factors=None))
+    >>> gelu(np.float32([-1, 0, 1])).round(3)
+    array([-0.159,  0.   ,  0.841], dtype=float32)
+    """
+    return np.float32(0.5) * x * (1 + erf(x * np.float32(np.sqrt(0.5))))
+
+
+def erf(x: Array) -> Array:  # any shape -> the same
+    """Return the error function, to 1.2e-7: x times a polynomial below 1, else 1 minus a decaying tail.
+
+    Examples
+    --------
+    >>> erf(np.float32([0, 0.5, 1, -3])).round(4)
+    array([ 0.    ,  0.5205,  0.8427, -1.    ], dtype=float32)
+    """
+    t = np.abs(x.astype(np.float64))
+    tail = 1 / (1 + 0.5 * t)
+    powers = (
+        *(-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806),
+        *(0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277),
+    )
+    inside = np.zeros_like(t)
+    for c in reversed(powers):
+        inside = inside * tail + c
+    return np.copysign(1 - tail * np.exp(inside - t * t), x).astype(x.dtype)
+
+
+def relu2(x: Array) -> Array:  # any shape -> the same
+    """Return max(x, 0) squared (Primer, 2109.08668).
+
+    Examples
+    --------
+    >>> relu2(np.float32([-1, 3]))
+    array([0., 9.], dtype=float32)
+    """
+    positive = relu(x)
+    return positive * positive
+
+
+def fatrelu(x: Array, threshold: float = 0.0) -> Array:  # any shape -> the same
+    """Return x where it is larger than the threshold, else 0 (ProSparse, 2402.13516); NaN stays NaN.
+
+    Examples
+    --------
+    >>> fatrelu(np.float32([-1, 0.005, 2]), 0.01)
+    array([0., 0., 2.], dtype=float32)
+    """
+    return np.where(x <= np.float32(threshold), np.float32(0), x)
+
+
+def sigmoid(x: Array) -> Array:  # any shape -> the same
+    """Return 1 / (1 + exp(-x)), without overflow.
+
+    Examples
+    --------
+    >>> sigmoid(np.array([-1000.0, 0.0, 1.0])).round(3)
+    array([0.   , 0.5  , 0.731])
+    """
+    e = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def quick_gelu(x: Array) -> Array:  # any shape -> the same
+    """Return x * sigmoid(1.702 x), CLIP's approximation of GELU (1606.08415, sec. 2)."""
+    return x * sigmoid(np.float32(1.702) * x)
+
+
+def mish(x: Array) -> Array:  # any shape -> the same
+    """Return x * tanh(log(1 + exp(x))) (1908.08681)."""
+    return x * np.tanh(np.maximum(x, np.float32(0)) + np.log1p(np.exp(-np.abs(x))))
+
+
+ACTIVATIONS: dict[str, Callable[..., Array]] = {
+    "relu": relu,
+    "silu": silu,
+    "gelu_tanh": gelu_tanh,
+    "gelu": gelu,
+    "relu2": relu2,
+    "fatrelu": fatrelu,
+    "quick_gelu": quick_gelu,
+    "relu6": lambda x: np.minimum(relu(x), np.float32(6)),
+    "leaky_relu": lambda x: np.where(x < 0, np.float32(0.01) * x, x),
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+    "mish": mish,
+    "identity": lambda x: x,
+}
+
+
+def rope_frequencies(cfg: ModelConfig, layer: int = 0, long: bool = False) -> Array:  # -> (d_rope // 2,)
+    """Return the rotation of each rotary pair per position, in radians (RoFormer, 2104.09864).
+
+    ``long`` takes LongRoPE's divisors of long texts, if the model has them. A layer without positions is
+    rotated by zero.
+
+    Examples
+    --------
+    >>> from minicore.config import ModelConfig
+    >>> cfg = ModelConfig("llama", 1, 8, 2, 2, 4, 8, 16, 32, "rmsnorm", 1e-5, "silu", True, "rope")
+    >>> rope_frequencies(cfg)
     array([1.  , 0.01], dtype=float32)
     """
-    pairs = np.arange(0, cfg.d_head, 2) / cfg.d_head
-    factors = np.ones(cfg.d_head // 2) if cfg.rope_factors is None else np.array(cfg.rope_factors)
-    return (cfg.rope_theta**-pairs / factors).astype(np.float32)
+    n = cfg.n_rotated
+    if layer in cfg.nope_layers:
+        return np.zeros(n // 2, np.float32)
+    theta, factors = cfg.rope_theta, cfg.rope_factors
+    if cfg.rope_local_theta is not None and cfg.windows and cfg.windows[layer]:
+        theta, factors = cfg.rope_local_theta, None
+    elif long and cfg.rope_long_factors is not None:
+        factors = cfg.rope_long_factors
+    divisors = np.ones(n // 2) if factors is None else np.array(factors)
+    return (theta ** -(np.arange(0, n, 2) / n) / divisors).astype(np.float32)
 
 
-def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads, d_head), (n,) -> like x
-    """Rotate the pairs (j, j + d_head // 2) of each head by position times frequency.
+def rope(x: Array, positions: Array, frequencies: Array, scale: float = 1.0) -> Array:
+    # (n, heads, d_head), (n,), (d_rope // 2,) -> like x
+    """Rotate the pairs (j, j + d_rope // 2) of each head by position times frequency, and scale them.
 
-    Angles are computed in float32, as in Transformers, so that results agree for long contexts too.
+    Further dimensions of a head stay as they are. Angles are computed in float32, as in Transformers, so that
+    results agree for long contexts too.
 
     Examples
     --------
@@ -212,13 +313,81 @@ def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads,
     >>> rope(x, np.array([0, 1]), np.float32([np.pi / 2]))[1].round(3)  # a quarter of a turn
     array([[-0.,  1.]], dtype=float32)
     """
-    angles = positions.astype(np.float32)[:, None] * frequencies  # (n, d_head // 2)
-    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
-    first, second = np.split(x, 2, axis=-1)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    angles = positions.astype(np.float32)[:, None] * frequencies  # (n, d_rope // 2)
+    cos, sin = (np.float32(scale) * f(angles)[:, None, :] for f in (np.cos, np.sin))
+    half = len(frequencies)
+    first, second, rest = np.split(x, (half, 2 * half), axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
-def attention_pattern(q: Array, k: Array) -> tuple[Array, Array]:
+class Scoring(NamedTuple):
+    """How a layer's attention scores are made from products of queries and keys.
+
+    Attributes
+    ----------
+    scale : float or None
+        Multiplies products; None is d_head ** -0.5.
+    softcap : float
+        Scores become softcap * tanh(score / softcap); 0 is no cap.
+    window : int
+        How many last positions a query sees, its own included; 0 is all.
+    alibi : bool
+        Whether products grow with the key's position: :func:`alibi_bias`.
+    """
+
+    scale: float | None = None
+    softcap: float = 0.0
+    window: int = 0
+    alibi: bool = False
+
+    @classmethod
+    def of(cls, cfg: ModelConfig, layer: int) -> Scoring:
+        """Return a layer's."""
+        window = cfg.window(layer)
+        return cls(
+            scale=cfg.score_scale,
+            softcap=cfg.score_softcap,
+            window=window if window < cfg.n_ctx else 0,
+            alibi=cfg.positions == "alibi",
+        )
+
+
+USUAL = Scoring()  # scaled dot products, all positions
+
+
+def softcap(x: Array, cap: float) -> Array:  # any shape -> the same
+    """Return cap * tanh(x / cap), which stays between -cap and cap; a cap of 0 is none (Gemma 2, 2408.00118).
+
+    Examples
+    --------
+    >>> softcap(np.float32([0.1, 100]), 30.0).round(2)
+    array([ 0.1, 29.92], dtype=float32)
+    """
+    return np.float32(cap) * np.tanh(x / np.float32(cap)) if cap else x
+
+
+def alibi_bias(n_heads: int, n: int) -> Array:  # -> (n_heads, n)
+    """Return what is added to the products with n keys: a head's slope times the key's position (2108.12409).
+
+    Slopes and products are rounded to bfloat16, as in Falcon.
+
+    Examples
+    --------
+    >>> alibi_bias(2, 3)
+    array([[0.        , 0.0625    , 0.125     ],
+           [0.        , 0.00390625, 0.0078125 ]], dtype=float32)
+    """
+    import ml_dtypes
+
+    power = 2 ** int(math.log2(n_heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(n_heads - power)]
+    rounded = np.array(slopes, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+    biases = rounded[:, None] * np.arange(n, dtype=np.float32)
+    return biases.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def attention_pattern(q: Array, k: Array, scoring: Scoring = USUAL) -> tuple[Array, Array]:
     # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) -> (n_heads, n_q, n_kv) twice
     """Return causally masked scores and their softmax. The queries are the last n_q of n_kv positions.
 
@@ -235,9 +404,15 @@ def attention_pattern(q: Array, k: Array) -> tuple[Array, Array]:
     n_kv_heads, n_kv, _ = k.shape
     grouped = q.transpose(1, 0, 2).reshape(n_kv_heads, -1, d_head)
     scores = (grouped @ k.transpose(0, 2, 1)).reshape(n_heads, n_q, n_kv)
-    scores *= np.float32(1 / np.sqrt(d_head))
-    future = np.arange(n_kv)[None, :] > np.arange(n_kv - n_q, n_kv)[:, None]
-    scores[:, future] = -np.inf
+    if scoring.alibi:
+        scores += alibi_bias(n_heads, n_kv)[:, None, :]
+    scores *= np.float32(d_head**-0.5 if scoring.scale is None else scoring.scale)
+    scores = softcap(scores, scoring.softcap)
+    key, query = np.arange(n_kv)[None, :], np.arange(n_kv - n_q, n_kv)[:, None]
+    hidden = key > query
+    if scoring.window:
+        hidden |= key <= query - scoring.window
+    scores[:, hidden] = -np.inf
     return scores, softmax(scores)
 
 
@@ -256,7 +431,7 @@ def attend(pattern: Array, v: Array) -> Array:
     return mixed.reshape(n_heads, n_q, -1).transpose(1, 0, 2)
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
+def attention(q: Array, k: Array, v: Array, scoring: Scoring = USUAL) -> Array:
     # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) twice -> (n_q, n_heads, d_head)
     """Return causal scaled dot-product attention (1706.03762, eq. 1).
 
@@ -266,4 +441,4 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     >>> attention(q, k, v=np.float32([[[1, 0], [0, 1]]])).tolist()
     [[[1.0, 0.0]], [[0.5, 0.5]]]
     """
-    return attend(attention_pattern(q, k)[1], v)
+    return attend(attention_pattern(q, k, scoring)[1], v)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from minicore.backends.dims import missing
 from minicore.backends.protocol import Backend as Backend
 from minicore.backends.protocol import Decoder as Decoder
 from minicore.backends.protocol import DecoderStats as DecoderStats
@@ -24,10 +25,10 @@ BACKENDS = ("numpy", "numba", "cpu", "cuda")
 def check_backend(
     backend: str, dtype: str = "float32", config: ModelConfig | None = None
 ) -> tuple[str, str | None]:
-    """Return the backend's own name, and why ``auto`` did not take the GPU that is there.
+    """Return the backend's own name, and why ``auto`` did not take a faster one.
 
     ``auto`` is ``cuda`` where a GPU can be used for weights of this dtype and a model of this config, else
-    ``cpu``.
+    ``cpu`` where the kernels have all options of the config, else ``numpy``, which has them all.
 
     Raises
     ------
@@ -41,6 +42,12 @@ def check_backend(
     """
     if backend not in (*BACKENDS, "auto"):
         raise unknown("backend", backend, (*BACKENDS, "auto"))
+    if backend != "auto" and config and (lacking := missing(backend, config)):
+        raise InputError(
+            f"backend {backend}: its kernels lack this model's {lacking}, expected backend numpy or auto"
+        )
+    if backend == "auto" and config and (lacking := missing("cpu", config)):
+        return "numpy", f"the compiled kernels do not have {lacking}"
     if backend == "numba" and dtype != "float32":
         raise InputError(f"backend numba decodes float32, expected that dtype in place of {dtype}")
     if backend not in ("cuda", "auto"):

@@ -8,7 +8,7 @@ GGUF_FAMILIES.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,15 @@ class Family:
         Prefixes that tensor names may have. The output head never has one.
     ignored : str
         Regular expression for buffers of old files that minicore computes itself.
+    variants : tuple of dict of str to Place
+        Other name maps. The first of all whose ``ln2.w`` a file has is taken.
     """
 
     config: Callable[[Settings], ModelConfig]
     names: Names
     prefixes: tuple[str, ...]
     ignored: str = r"(?!)"
+    variants: tuple[Names, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,59 @@ class GGUFFamily:
     names: Names
 
 
-_LLAMA_PREFIXES, _LLAMA_BUFFERS = ("model.", ""), r"rotary_emb\.inv_freq$"
+def _llama(
+    config: Callable[[Settings], ModelConfig], names: Names = name_maps.LLAMA, *variants: Names
+) -> Family:
+    return Family(config, names, ("model.", ""), r"rotary_emb\.inv_freq$", variants)
+
 
 FAMILIES = {
-    "llama": Family(hf_configs.read_llama, name_maps.LLAMA, _LLAMA_PREFIXES, _LLAMA_BUFFERS),
-    "mistral": Family(hf_configs.read_mistral, name_maps.LLAMA, _LLAMA_PREFIXES, _LLAMA_BUFFERS),
-    "qwen2": Family(hf_configs.read_qwen2, name_maps.LLAMA, _LLAMA_PREFIXES, _LLAMA_BUFFERS),
+    "llama": _llama(hf_configs.read_llama),
+    "sparsellama": _llama(hf_configs.read_llama),
+    "minicpm": _llama(hf_configs.read_minicpm),
+    "mistral": _llama(hf_configs.read_mistral),
+    "bamboo": _llama(hf_configs.read_bamboo),
+    "qwen2": _llama(hf_configs.read_qwen2),
+    "qwen3": _llama(hf_configs.read_qwen3, name_maps.QWEN3),
+    "phi3": _llama(hf_configs.read_phi3, name_maps.PHI3),
+    "phi": _llama(hf_configs.read_phi, name_maps.PHI),
+    "gpt_neox": Family(
+        hf_configs.read_gpt_neox,
+        name_maps.GPT_NEOX,
+        ("gpt_neox.", ""),
+        r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$",
+    ),
+    "gemma": _llama(hf_configs.read_gemma, name_maps.GEMMA),
+    "gemma2": _llama(hf_configs.read_gemma2, name_maps.GEMMA2),
+    "gemma3_text": _llama(hf_configs.read_gemma3, name_maps.GEMMA3),
+    "olmo2": _llama(hf_configs.read_olmo2, name_maps.OLMO2),
+    "smollm3": _llama(hf_configs.read_smollm3),
+    "stablelm": _llama(hf_configs.read_stablelm, name_maps.STABLELM, name_maps.STABLELM_PARALLEL),
+    "nemotron": _llama(hf_configs.read_nemotron, name_maps.NEMOTRON),
+    "arcee": _llama(hf_configs.read_arcee, name_maps.ARCEE),
+    "falcon": Family(
+        hf_configs.read_falcon,
+        name_maps.FALCON,
+        ("transformer.", ""),
+        r"rotary_emb\.inv_freq$|rotary\.inv_freq$",
+        (name_maps.FALCON_TWO_NORMS, name_maps.FALCON_PARALLEL),
+    ),
     "opt": Family(hf_configs.read_opt, name_maps.OPT, ("model.decoder.", "decoder.")),
     "gpt2": Family(
         hf_configs.read_gpt2, name_maps.GPT2, ("transformer.", ""), r"(^|\.)h\.\d+\.attn\.(masked_)?bias$"
     ),
+}
+# Families that are refused, and why.
+REFUSED = {
+    "bitnet": "its norm over all FFN neurons (ffn_sub_norm) would change with every core set",
+    "nanochat": "its norms without weights and its softcap in a rotation of its own are not implemented",
+}
+# Files of models with code of their own may lack model_type.
+ARCHITECTURES = {
+    "MiniCPMForCausalLM": "minicpm",
+    "LlamaForCausalLM": "llama",
+    "SparseLlamaForCausalLM": "sparsellama",
+    "BambooForCausalLM": "bamboo",
 }
 
 GGUF_FAMILIES = {
@@ -123,13 +169,27 @@ def read_config(
     """
     settings = Settings(values, source)
     kind = settings.get("model_type")
+    if kind is None:
+        named = settings.get("architectures", default=[])
+        kind = next((ARCHITECTURES[name] for name in named if name in ARCHITECTURES), None)
+    if isinstance(kind, str) and kind in REFUSED:
+        raise InputError(f"{source}: the family {kind} is not supported: {REFUSED[kind]}")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"{source}: the family (model_type) is {kind!r}, expected {_either(FAMILIES)}")
     settings.only("quantization_config")
-    family = FAMILIES[kind]
-    embed, present = family.names["embed"].name, set(tensors)
+    family, present = FAMILIES[kind], set(tensors)
+    embed = family.names["embed"].name
     prefix = next((p for p in family.prefixes if p + embed in present), family.prefixes[0])
-    return family, _config(source, len(present), lambda: family.config(settings)), prefix
+    maps = family.names, *family.variants
+    names = next((names for names in maps if _ln2(names, prefix) in present), family.names)
+    config = _config(source, len(present), lambda: family.config(settings))
+    return replace(family, names=names), config, prefix
+
+
+def _ln2(names: Names, prefix: str) -> str | None:
+    """Return the tensor with the first block's second norm; the place tells variants apart."""
+    place = names.get("blocks.{i}.ln2.w")
+    return prefix + place.name.replace("{i}", "0") if place else None
 
 
 def read_metadata(

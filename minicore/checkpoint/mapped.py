@@ -164,9 +164,8 @@ def read(
     """
     path = directory / "config.json"
     try:
-        fields = dict(values["config"])
-        if fields.get("rope_factors") is not None:
-            fields["rope_factors"] = tuple(fields["rope_factors"])
+        lists = {name: tuple(value) for name, value in values["config"].items() if isinstance(value, list)}
+        fields = {**values["config"], **lists}
         config, dtype = ModelConfig(**fields), values["dtype"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: expected a file that `minicore pack` wrote ({error})") from error

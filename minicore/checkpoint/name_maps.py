@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from minicore.checkpoint.parameters import Place as P
 
@@ -43,6 +44,8 @@ OPT: Names = {
     "pos_embed": P("embed_positions.weight"),
     "ln_f.w": P("final_layer_norm.weight"),
     "ln_f.b": P("final_layer_norm.bias"),
+    "embed_in": P("project_in.weight"),
+    "embed_out": P("project_out.weight"),
     "head": P("lm_head.weight"),
 } | _block(
     {
@@ -91,6 +94,163 @@ GPT2: Names = {
         "mlp.w_out": P("h.{i}.mlp.c_proj.weight"),
         "mlp.b_out": P("h.{i}.mlp.c_proj.bias"),
     }
+)
+
+
+def _layers(names: Names, **changes: P | None) -> Names:
+    """Return a name map with some of a block's parameters elsewhere, or absent (None).
+
+    Dots of parameter names are written as two underscores.
+    """
+    changed = {f"blocks.{{i}}.{key.replace('__', '.')}": place for key, place in changes.items()}
+    return {name: place for name, place in (names | changed).items() if place is not None}
+
+
+def _plus_one(names: Names) -> Names:
+    """Return a name map whose norm weights are stored as w of 1 + w."""
+    return {
+        name: replace(place, plus=1.0) if "ln" in name and name.endswith(".w") else place
+        for name, place in names.items()
+    }
+
+
+_ATTN, _FFN = "layers.{i}.self_attn.", "layers.{i}.mlp."
+
+# Norms with biases: StableLM. Blocks with one norm have it read by attention and FFN.
+STABLELM = (
+    LLAMA
+    | {"ln_f.b": P("norm.bias")}
+    | _block(
+        {
+            "ln1.b": P("layers.{i}.input_layernorm.bias"),
+            "ln2.b": P("layers.{i}.post_attention_layernorm.bias"),
+        }
+    )
+)
+STABLELM_PARALLEL = _layers(
+    STABLELM, ln2__w=P("layers.{i}.input_layernorm.weight"), ln2__b=P("layers.{i}.input_layernorm.bias")
+)
+
+QWEN3 = _layers(
+    LLAMA,
+    attn__q_norm__w=P(_ATTN + "q_norm.weight", repeated=True),
+    attn__k_norm__w=P(_ATTN + "k_norm.weight", repeated=True),
+)
+
+PHI3 = _layers(
+    LLAMA,
+    attn__w_q=P(_ATTN + "qkv_proj.weight", part=0),
+    attn__w_k=P(_ATTN + "qkv_proj.weight", part=1),
+    attn__w_v=P(_ATTN + "qkv_proj.weight", part=2),
+    mlp__w_gate=P(_FFN + "gate_up_proj.weight", part=0, fused="gate_up"),
+    mlp__w_in=P(_FFN + "gate_up_proj.weight", part=1, fused="gate_up"),
+)
+
+PHI = _layers(
+    LLAMA
+    | {
+        "ln_f.w": P("final_layernorm.weight"),
+        "ln_f.b": P("final_layernorm.bias"),
+        "head_bias": P("lm_head.bias"),
+    },
+    ln1__b=P("layers.{i}.input_layernorm.bias"),
+    ln2__w=P("layers.{i}.input_layernorm.weight"),
+    ln2__b=P("layers.{i}.input_layernorm.bias"),
+    attn__w_o=P(_ATTN + "dense.weight"),
+    attn__b_o=P(_ATTN + "dense.bias"),
+    mlp__w_in=P(_FFN + "fc1.weight"),
+    mlp__b_in=P(_FFN + "fc1.bias"),
+    mlp__w_out=P(_FFN + "fc2.weight", transposed=True),
+    mlp__b_out=P(_FFN + "fc2.bias"),
+)
+
+GPT_NEOX: Names = {
+    "embed": P("embed_in.weight"),
+    "ln_f.w": P("final_layer_norm.weight"),
+    "ln_f.b": P("final_layer_norm.bias"),
+    "head": P("embed_out.weight"),
+} | _block(
+    {
+        "ln1.w": P("layers.{i}.input_layernorm.weight"),
+        "ln1.b": P("layers.{i}.input_layernorm.bias"),
+        "attn.w_q": P("layers.{i}.attention.query_key_value.weight", part=0, fused="groups"),
+        "attn.w_k": P("layers.{i}.attention.query_key_value.weight", part=1, fused="groups"),
+        "attn.w_v": P("layers.{i}.attention.query_key_value.weight", part=2, fused="groups"),
+        "attn.w_o": P("layers.{i}.attention.dense.weight"),
+        "attn.b_q": P("layers.{i}.attention.query_key_value.bias", part=0, fused="groups"),
+        "attn.b_k": P("layers.{i}.attention.query_key_value.bias", part=1, fused="groups"),
+        "attn.b_v": P("layers.{i}.attention.query_key_value.bias", part=2, fused="groups"),
+        "attn.b_o": P("layers.{i}.attention.dense.bias"),
+        "ln2.w": P("layers.{i}.post_attention_layernorm.weight"),
+        "ln2.b": P("layers.{i}.post_attention_layernorm.bias"),
+        "mlp.w_in": P(_FFN + "dense_h_to_4h.weight"),
+        "mlp.b_in": P(_FFN + "dense_h_to_4h.bias"),
+        "mlp.w_out": P(_FFN + "dense_4h_to_h.weight", transposed=True),
+        "mlp.b_out": P(_FFN + "dense_4h_to_h.bias"),
+    }
+)
+
+# Norms before and after attention and FFN.
+GEMMA = _plus_one(LLAMA)
+GEMMA2 = _plus_one(
+    _layers(
+        LLAMA,
+        ln1_post__w=P("layers.{i}.post_attention_layernorm.weight"),
+        ln2__w=P("layers.{i}.pre_feedforward_layernorm.weight"),
+        ln2_post__w=P("layers.{i}.post_feedforward_layernorm.weight"),
+    )
+)
+GEMMA3 = _layers(
+    GEMMA2,
+    attn__q_norm__w=P(_ATTN + "q_norm.weight", repeated=True, plus=1.0),
+    attn__k_norm__w=P(_ATTN + "k_norm.weight", repeated=True, plus=1.0),
+)
+
+# Norms only after attention and FFN.
+OLMO2 = _layers(
+    LLAMA,
+    ln1__w=None,
+    ln2__w=None,
+    ln1_post__w=P("layers.{i}.post_attention_layernorm.weight"),
+    ln2_post__w=P("layers.{i}.post_feedforward_layernorm.weight"),
+    attn__q_norm__w=P(_ATTN + "q_norm.weight"),
+    attn__k_norm__w=P(_ATTN + "k_norm.weight"),
+)
+
+ARCEE = _layers(LLAMA, mlp__w_gate=None, mlp__b_gate=None)
+NEMOTRON = _plus_one(_layers(STABLELM, mlp__w_gate=None, mlp__b_gate=None))
+
+_FALCON_QKV = "h.{i}.self_attention.query_key_value."
+FALCON: Names = {
+    "embed": P("word_embeddings.weight"),
+    "ln_f.w": P("ln_f.weight"),
+    "ln_f.b": P("ln_f.bias"),
+    "head": P("lm_head.weight"),
+} | _block(
+    {
+        "ln1.w": P("h.{i}.input_layernorm.weight"),
+        "ln1.b": P("h.{i}.input_layernorm.bias"),
+        **{f"attn.w_{q}": P(_FALCON_QKV + "weight", part=k, fused="groups") for k, q in enumerate("qkv")},
+        **{f"attn.b_{q}": P(_FALCON_QKV + "bias", part=k, fused="groups") for k, q in enumerate("qkv")},
+        "attn.w_o": P("h.{i}.self_attention.dense.weight"),
+        "attn.b_o": P("h.{i}.self_attention.dense.bias"),
+        "ln2.w": P("h.{i}.post_attention_layernorm.weight"),
+        "ln2.b": P("h.{i}.post_attention_layernorm.bias"),
+        "mlp.w_in": P("h.{i}.mlp.dense_h_to_4h.weight"),
+        "mlp.b_in": P("h.{i}.mlp.dense_h_to_4h.bias"),
+        "mlp.w_out": P("h.{i}.mlp.dense_4h_to_h.weight", transposed=True),
+        "mlp.b_out": P("h.{i}.mlp.dense_4h_to_h.bias"),
+    }
+)
+FALCON_PARALLEL = _layers(
+    FALCON, ln2__w=P("h.{i}.input_layernorm.weight"), ln2__b=P("h.{i}.input_layernorm.bias")
+)
+FALCON_TWO_NORMS = _layers(
+    FALCON,
+    ln1__w=P("h.{i}.ln_attn.weight"),
+    ln1__b=P("h.{i}.ln_attn.bias"),
+    ln2__w=P("h.{i}.ln_mlp.weight"),
+    ln2__b=P("h.{i}.ln_mlp.bias"),
 )
 
 GGUF_QWEN2: Names = {

@@ -37,21 +37,49 @@ class Place:
     transposed : bool
         The file has (in, out) where the parameter is (out, in), or vice versa.
     part : int or None
-        Which third of a fused query-key-value tensor, along its output axis (the last axis if transposed).
+        Which parameter of a fused tensor, along its output axis (the last axis if transposed).
+    fused : str
+        What the fused tensor has: ``qkv``: all queries, all keys, all values; ``groups``: for each key-value
+        head its queries, its key and its value (GPT-NeoX, Falcon); ``gate_up``: all gates, all ups.
     interleaved : bool
         The rows of each head are in llama.cpp's order: 0, half, 1, half + 1, ...
+    plus : float
+        What is added to the file's numbers: 1 for norms that multiply by 1 + w.
+    repeated : bool
+        The file has one head's vector, which all heads share.
     """
 
     name: str
     transposed: bool = False
     part: int | None = None
+    fused: str = "qkv"
     interleaved: bool = False
+    plus: float = 0.0
+    repeated: bool = False
 
-    def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def shape_in_file(self, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
         """Return the shape of the tensor that holds a parameter of this shape."""
+        if self.repeated:
+            return (config.d_head,)
         if self.part is not None:
-            shape = (3 * shape[0], *shape[1:])
+            shape = (sum(self._sizes(config)), *shape[1:])
         return shape[::-1] if self.transposed else shape
+
+    def segments(self, shape: tuple[int, ...], config: ModelConfig) -> list[tuple[int, int, int]]:
+        """Return which rows of the tensor are rows of the parameter: first, last, and the first there."""
+        n = config.d_head if self.repeated else shape[0]
+        if self.part is None:
+            return [(0, n, at) for at in range(0, shape[0], n)]
+        n_groups = config.n_kv_heads if self.fused == "groups" else 1
+        sizes = [size // n_groups for size in self._sizes(config)]
+        first, mine = sum(sizes[: self.part]), sizes[self.part]
+        starts = [first + group * sum(sizes) for group in range(n_groups)]
+        return [(start, start + mine, group * mine) for group, start in enumerate(starts)]
+
+    def _sizes(self, config: ModelConfig) -> list[int]:
+        """Return the rows of each parameter in the fused tensor."""
+        kv = config.n_kv_heads * config.d_head
+        return [config.n_neurons] * 2 if self.fused == "gate_up" else [config.n_heads * config.d_head, kv, kv]
 
 
 def places(config: ModelConfig, names: Mapping[str, Place], prefix: str = "") -> dict[str, Place]:
@@ -82,7 +110,7 @@ def places(config: ModelConfig, names: Mapping[str, Place], prefix: str = "") ->
         i = layer[1] if layer else ""
         place = names[re.sub(r"^blocks\.\d+\.", "blocks.{i}.", parameter)]
         name = place.name.replace("{i}", i)
-        found[parameter] = replace(place, name=name if parameter == "head" else prefix + name)
+        found[parameter] = replace(place, name=name if parameter in ("head", "head_bias") else prefix + name)
     return found
 
 
@@ -123,7 +151,7 @@ def check(
     """
     for parameter, shape in config.shapes().items():
         place = where[parameter]
-        expected = place.shape_in_file(shape)
+        expected = place.shape_in_file(shape, config)
         if place.name not in tensors:
             raise InputError(f"{source}: tensor {place.name} is missing, expected one of shape {expected}")
         tensor = tensors[place.name]
@@ -205,9 +233,9 @@ def load(
     def read(name: str) -> None:
         out, tensor = params[name], tensors[where[name].name]
         if isinstance(out, QuantizedMatrix):
-            _quantize(out, tensor, where[name], config.d_head)
+            _quantize(out, tensor, where[name], config)
         else:
-            _fill(out, tensor, where[name], config.d_head)
+            _fill(out, tensor, where[name], config)
 
     # NumPy releases the GIL while it converts, so threads help.
     with (
@@ -253,11 +281,11 @@ def _allocate(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> dict[str, We
     return params
 
 
-def _quantize(matrix: QuantizedMatrix, tensor: Tensor, place: Place, d_head: int) -> None:
+def _quantize(matrix: QuantizedMatrix, tensor: Tensor, place: Place, config: ModelConfig) -> None:
     """Quantize a matrix: piece by piece where the file has its rows in order, else from a float32 copy."""
     if place != Place(place.name):
         whole = np.empty(matrix.shape, np.float32)
-        _fill(whole, tensor, place, d_head)
+        _fill(whole, tensor, place, config)
         matrix.write(0, whole)
         return
     step = max(1, CHUNK // matrix.shape[1])
@@ -288,26 +316,35 @@ def _bar(total: int, progress: bool) -> Any:
     )
 
 
-def _fill(out: Array, tensor: Tensor, place: Place, d_head: int) -> None:
+def _fill(out: Array, tensor: Tensor, place: Place, config: ModelConfig) -> None:
     """Copy a tensor's values into ``out``, piece by piece; each piece is checked while it is in cache."""
-    view = out.T if place.transposed else out
+    segments = place.segments(out.shape, config)
+    if place.transposed:  # a piece is some of the file's rows, with the columns of all segments
+        step = max(1, CHUNK // math.prod(tensor.shape[1:]))
+        for start in range(0, tensor.shape[0], step):
+            stop = min(start + step, tensor.shape[0])
+            piece = _checked(tensor, _convert(tensor.rows(start, stop), out.dtype))
+            for first, last, at in segments:
+                out.T[start:stop, at : at + last - first] = piece[:, first:last]
+            tensor.release(start, stop)
+        return
+    for first, last, at in segments:
+        _fill_rows(out[at : at + last - first], tensor, first, place, config.d_head)
+
+
+def _fill_rows(out: Array, tensor: Tensor, first: int, place: Place, d_head: int) -> None:
+    """Copy rows of a tensor from ``first`` on into ``out``."""
+    view, unit = out, 1  # file rows in one entry of the view
     if place.interleaved:  # the first two axes of this view follow the file's order of rows
-        view = out.reshape(-1, 2, d_head // 2, out.size // out.shape[0]).swapaxes(1, 2)
-    first, columns = 0, slice(None)
-    if place.part is not None and place.transposed:
-        columns = slice(place.part * out.shape[0], (place.part + 1) * out.shape[0])
-    elif place.part is not None:
-        first = place.part * out.shape[0]
-    unit = d_head if place.interleaved else 1  # file rows in one entry of the view
+        view, unit = out.reshape(-1, 2, d_head // 2, out.size // out.shape[0]).swapaxes(1, 2), d_head
     step = max(1, CHUNK // (unit * math.prod(tensor.shape[1:])))
     for start in range(0, len(view), step):
         stop = min(start + step, len(view))
         rows = first + start * unit, first + stop * unit
-        piece = tensor.rows(*rows)
-        if columns != slice(None):
-            piece = piece[:, columns]
-        piece = _checked(tensor, _convert(piece, out.dtype))
+        piece = _checked(tensor, _convert(tensor.rows(*rows), out.dtype))
         view[start:stop] = piece.reshape(view[start:stop].shape)
+        if place.plus:
+            view[start:stop] += np.float32(place.plus)
         tensor.release(*rows)
 
 

@@ -19,7 +19,7 @@ from conftest import N_BYTES
 
 import minicore as mc
 from minicore import ops
-from minicore.backends.cpu import attention, ffn, intrinsics, step
+from minicore.backends.cpu import attention, ffn, intrinsics, step, table
 from minicore.backends.cpu.attention_simd import tile_of
 from minicore.backends.cpu.compiling import callable_from_python
 from minicore.backends.cpu.decoder import CpuDecoder
@@ -82,7 +82,13 @@ _matvec, _ffn = callable_from_python(step.matvec), callable_from_python(ffn.ffn)
 
 def dims(**changes: object) -> Dims:
     plain = dict.fromkeys(Dims._fields, 0)
-    return Dims(**(plain | {"layer_norm": False, "eps": 1e-5, "gated": False} | changes))
+    return Dims(
+        **(
+            plain
+            | {"layer_norm": False, "eps": 1e-5, "gated": False, "activation_threshold": np.float32(0)}
+            | changes
+        )
+    )
 
 
 # --- matrix times vector ---
@@ -149,10 +155,10 @@ def test_ffn(benchmark, reading, format, rows, way):
     if way == "numpy":
         reading(by_numpy, n_bytes / row_bytes * 4 * D)
         return
-    p = np.zeros(len(step.COLUMNS), np.int64)
-    p[ffn.W_GATE], p[ffn.W_IN], p[ffn.W_OUT] = address(gate), address(up), address(out)
-    p[ffn.ROWS] = address(ids) if rows == "core" else 0
-    p[ffn.N_ROWS], p[ffn.N_STORED] = len(chosen_ids), m
+    p = np.zeros(len(table.COLUMNS), np.int64)
+    p[table.W_GATE], p[table.W_IN], p[table.W_OUT] = address(gate), address(up), address(out)
+    p[table.ROWS] = address(ids) if rows == "core" else 0
+    p[table.N_ROWS], p[table.N_STORED] = len(chosen_ids), m
     shape = dims(d_model=D, gated=True, activation=ACTIVATION_CODES["silu"])
     inputs, y = prepared(gate, x), np.zeros(D, np.float32)
     neurons = np.empty(ffn.NEURON_BLOCK, np.int32)
@@ -161,7 +167,7 @@ def test_ffn(benchmark, reading, format, rows, way):
     def call() -> int:
         y[:] = 0
         n, threshold = len(chosen_ids), np.float32(limit)
-        return _ffn(like(gate), p, 0, n, threshold, shape, inputs, neurons, activations, y)
+        return _ffn(like(gate), p, 0, n, threshold, shape, None, inputs, neurons, activations, y)
 
     n_used = call()
     a = opened.astype(np.float64) * (meant[1].astype(np.float64) @ seen) * kept
@@ -218,7 +224,7 @@ def test_attend(benchmark, reading, format, way):
     share = attention.Share(scores, mixture[0], largest[0], total[0])
 
     def call() -> None:
-        _attend(tile, shape, queries, q_scales, keys, values, scales, 0, n, share)
+        _attend(tile, shape, None, queries, q_scales, keys, values, scales, 0, n, share)
         _merge_shares(1, shape, mixture, largest, total, z)
 
     call()

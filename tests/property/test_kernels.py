@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 import minicore
 from minicore import ops
-from minicore.backends.cpu import attention, ffn, integer_rows, intrinsics, rows, simd, step
+from minicore.backends.cpu import attention, ffn, integer_rows, intrinsics, rows, simd, step, table
 from minicore.backends.cpu.compiling import FAST, callable_from_python
 from minicore.backends.cpu.rows import storage
 from minicore.backends.dims import ACTIVATION_CODES, Dims
@@ -44,7 +44,13 @@ def address(w):
 
 def dims(**changes):
     plain = dict.fromkeys(Dims._fields, 0)
-    return Dims(**(plain | {"layer_norm": False, "eps": 1e-5, "gated": False} | changes))
+    return Dims(
+        **(
+            plain
+            | {"layer_norm": False, "eps": 1e-5, "gated": False, "activation_threshold": np.float32(0)}
+            | changes
+        )
+    )
 
 
 @nb.njit
@@ -78,8 +84,8 @@ def run_ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, sh
         "mlp.b_in": biases[1],
     }
     parts = {name: w if w is None or w.ndim == 1 else storage(w) for name, w in parts.items()}
-    p = np.array([address(parts.get(name)) for name in step.COLUMNS], np.int64)
-    p[ffn.ROWS], p[ffn.N_ROWS], p[ffn.N_STORED] = address(rows), len(rows), len(w_in)
+    p = np.array([address(parts.get(name)) for name in table.COLUMNS], np.int64)
+    p[table.ROWS], p[table.N_ROWS], p[table.N_STORED] = address(rows), len(rows), len(w_in)
     shape = dims(d_model=x.size, gated=w_gate is not None, activation=ACTIVATION_CODES[activation])
     like, y, n_used = parts["mlp.w_in"][:0].reshape(-1), np.zeros(x.size, np.float32), 0
     x = prepared(like, x)
@@ -87,7 +93,7 @@ def run_ffn(w_gate, w_in, w_out, biases, rows, activation, x, threshold=-1.0, sh
     activations = np.full((2, ffn.NEURON_BLOCK), np.nan, np.float32)
     for t in range(shares):
         first, last = t * len(rows) // shares, (t + 1) * len(rows) // shares
-        n_used += _ffn(like, p, first, last, np.float32(threshold), shape, x, neurons, activations, y)
+        n_used += _ffn(like, p, first, last, np.float32(threshold), shape, None, x, neurons, activations, y)
     return (y if biases[2] is None else y + biases[2]), n_used
 
 
@@ -133,7 +139,7 @@ def attend(q, k, v, shares, elements=simd.REGISTER, scales=None, kind=None):
     for t in range(shares):
         first, last = t * n // shares, (t + 1) * n // shares
         share = attention.Share(scores, mixture[t], largest[t], total[t])
-        attend_share(tile, shape, queries, q_scales, k, v, scales, first, last, share)
+        attend_share(tile, shape, None, queries, q_scales, k, v, scales, first, last, share)
     z = np.full(q.size, np.nan, np.float32)
     merge_shares(shares, shape, mixture, largest, total, z)
     return z.reshape(q.shape)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minicore as mc
-from minicore.backends.cpu import ffn, plain_step, step
+from minicore.backends.cpu import ffn, plain_step
+from minicore.backends.cpu import table as columns
 from minicore.backends.cpu.compiling import callable_from_python
 from minicore.backends.cpu.decoder import CpuDecoder
 from minicore.backends.cpu.plain_decoder import PlainDecoder
@@ -80,16 +81,22 @@ def test_products_and_the_ffn_are_exact_on_small_integers(seed, m, d, gated):
     a = np.where(gate > 2, gate * (w_in @ x + b_in) if gated else gate, 0)[rows]
     np.testing.assert_array_equal(y, a @ w_out[rows] + b_out)
     assert n_used == np.count_nonzero(a)
-    table = np.zeros(len(step.COLUMNS), np.int64)
+    table = np.zeros(len(columns.COLUMNS), np.int64)
     for column, array in (
-        *((ffn.W_GATE, w_gate), (ffn.W_IN, w_in), (ffn.W_OUT, w_out), (ffn.B_GATE, b_gate), (ffn.B_IN, b_in)),
-        (ffn.ROWS, rows),
+        *(
+            (columns.W_GATE, w_gate),
+            (columns.W_IN, w_in),
+            (columns.W_OUT, w_out),
+            (columns.B_GATE, b_gate),
+            (columns.B_IN, b_in),
+        ),
+        (columns.ROWS, rows),
     ):
         table[column] = array.ctypes.data if array.size else 0
-    table[ffn.N_ROWS], table[ffn.N_STORED] = len(rows), m
+    table[columns.N_ROWS], table[columns.N_STORED] = len(rows), m
     dims, simd = DIMS._replace(d_model=d, gated=gated), b_out.copy()
     neurons, activations = np.empty(ffn.NEURON_BLOCK, np.int32), np.empty((2, ffn.NEURON_BLOCK), np.float32)
-    read = simd_ffn(x[:0], table, 0, len(rows), np.float32(2), dims, x, neurons, activations, simd)
+    read = simd_ffn(x[:0], table, 0, len(rows), np.float32(2), dims, None, x, neurons, activations, simd)
     np.testing.assert_array_equal(simd, y)
     assert read == n_used
 
@@ -97,7 +104,14 @@ def test_products_and_the_ffn_are_exact_on_small_integers(seed, m, d, gated):
 simd_ffn = callable_from_python(ffn.ffn)
 MATRICES = dict.fromkeys(("attn_w_q", "attn_w_k", "attn_w_v", "attn_w_o"), np.zeros((1, 1), np.float32))
 DIMS = Dims(
-    **dict.fromkeys(Dims._fields, 1) | {"layer_norm": False, "eps": 1e-5, "gated": False, "activation": RELU}
+    **dict.fromkeys(Dims._fields, 1)
+    | {
+        "layer_norm": False,
+        "eps": 1e-5,
+        "gated": False,
+        "activation": RELU,
+        "activation_threshold": np.float32(0),
+    }
 )
 
 

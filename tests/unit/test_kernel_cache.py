@@ -42,8 +42,10 @@ def edit(copy):
     """Change what the activation returns, in another file than the kernel that Python calls."""
     path = copy / "backends" / "cpu" / "ffn.py"
     source = path.read_text(encoding="utf-8")
-    assert source.count("<= 0 else np.float32(0)\n") == 1
-    path.write_text(source.replace("<= 0 else np.float32(0)", "<= 0 else np.float32(5)"), encoding="utf-8")
+    assert source.count("<= threshold else np.float32(0)\n") == 1
+    path.write_text(
+        source.replace("threshold else np.float32(0)", "threshold else np.float32(5)"), encoding="utf-8"
+    )
 
 
 def test_an_edited_kernel_runs_as_edited_and_leaves_no_old_machine_code(package):

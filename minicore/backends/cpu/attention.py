@@ -10,6 +10,7 @@ weights. Queries are rounded as keys are, and heads of a multiple of 64 elements
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,7 +94,7 @@ class Share(NamedTuple):
 
 
 @inlined
-def attend(tile, dims, q, q_scales, keys, values, scales, first, last, share):
+def attend(tile, dims, options, q, q_scales, keys, values, scales, first, last, share):
     """Attend over positions [first, last) and write the result to a :class:`Share`.
 
     ``keys`` and ``values`` are (n_kv_heads, capacity, d_head), ``scales`` (2, n_kv_heads, capacity) theirs,
@@ -112,20 +113,34 @@ def attend(tile, dims, q, q_scales, keys, values, scales, first, last, share):
             key_scales, value_scales = part(key_scales, first, last), part(value_scales, first, last)
         for at in range(kv * group, (kv + 1) * group, width):
             h = at if at + width <= (kv + 1) * group else (kv + 1) * group - width
-            attend_heads(tile, h, width, dims.d_head, q, q_scales, k, key_scales, v, value_scales, share)
+            attend_heads(
+                tile,
+                options,
+                first,
+                h,
+                width,
+                dims.d_head,
+                q,
+                q_scales,
+                k,
+                key_scales,
+                v,
+                value_scales,
+                share,
+            )
 
 
 def attend_heads(
-    tile: Any, h: int, width: int, d: int, q: Any, q_scales: Any,
+    tile: Any, options: Any, first: int, h: int, width: int, d: int, q: Any, q_scales: Any,
     k: Any, key_scales: Any, v: Any, value_scales: Any, share: Share,
 ) -> None:  # fmt: skip
-    """Attend with ``width`` heads from h on over the keys and values k and v (n, d)."""
+    """Attend with ``width`` heads from h on over keys and values k and v (n, d), the first of a position."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(attend_heads, jit_options=OVERLOAD)
-def _attend_heads(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
-    def by_vectors(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
+def _attend_heads(tile, options, first, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
+    def by_vectors(tile, options, first, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
         n, scores, stride = len(k), share.scores.ctypes.data, share.scores.shape[1]
         query, out = q.ctypes.data + 4 * h * d, part(share.mixture, h * d, (h + width) * d)
         for j in range(out.size):
@@ -136,13 +151,19 @@ def _attend_heads(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales
             key_scores(k, tile.heads, k.ctypes.data, n, query, d, scores, stride)
         for g in range(width):
             share.largest[h + g], share.total[h + g] = _weights(
-                part(row(share.scores, g), 0, n), key_scales, q_scales[h + g], value_scales
+                options,
+                h + g,
+                first,
+                part(row(share.scores, g), 0, n),
+                key_scales,
+                q_scales[h + g],
+                value_scales,
             )
         value_mixture(v, tile.heads, tile.pairs, v.ctypes.data, n, scores, stride, d, out.ctypes.data)
         if v.itemsize == 2:
             interleave_pairs(out.ctypes.data, out.size // PAIR)
 
-    def by_loops(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
+    def by_loops(tile, options, first, h, width, d, q, q_scales, k, key_scales, v, value_scales, share):
         s, query = part(row(share.scores, 0), 0, len(k)), part(q, h * d, (h + 1) * d)
         out = part(share.mixture, h * d, (h + 1) * d)
         for p in range(s.size):
@@ -150,7 +171,9 @@ def _attend_heads(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales
             for j in range(d):
                 product += to_float32(k[p, j]) * query[j]
             s[p] = product
-        share.largest[h], share.total[h] = _weights(s, key_scales, q_scales[h], value_scales)
+        share.largest[h], share.total[h] = _weights(
+            options, h, first, s, key_scales, q_scales[h], value_scales
+        )
         for p in range(s.size):
             for j in range(d):
                 out[j] += s[p] * to_float32(v[p, j])
@@ -159,10 +182,12 @@ def _attend_heads(tile, h, width, d, q, q_scales, k, key_scales, v, value_scales
 
 
 @inner
-def _weights(s, key_scales, query_scale, value_scales):  # (n,), (n,) or (0,), float32, ... -> float32 twice
+def _weights(options, h, first, s, key_scales, query_scale, value_scales):
+    # ..., (n,), (n,) or (0,), float32, (n,) or (0,) -> float32 twice
     """Replace products of codes by weights of values: :func:`exponentials`, with an int8 cache's scales."""
     for p in range(key_scales.size):
         s[p] *= key_scales[p] * query_scale
+    shaped_scores(options, h, first, s)
     largest, total = exponentials(s)
     for p in range(value_scales.size):
         s[p] *= value_scales[p]
@@ -199,3 +224,24 @@ def merge_shares(n_threads, dims, mixture, largest, total, z):
             scale = exp(largest[t, h] - top) / whole
             for j in range(d):
                 mine[j] = scale * theirs[j] if t == 0 else mine[j] + scale * theirs[j]
+
+
+def shaped_scores(options: Any, h: int, first: int, s: Any) -> None:  # ..., (n,) in place
+    """Add ALiBi to a head's scores of positions from first on, and cap them, where a family does so."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(shaped_scores, jit_options=OVERLOAD)
+def _shaped_scores(options, h, first, s):
+    def plain(options, h, first, s):
+        pass
+
+    def special(options, h, first, s):
+        if options.alibi.shape[1]:
+            for p in range(s.size):
+                s[p] += options.alibi[h, first + p]
+        if options.score_softcap > 0:
+            for p in range(s.size):
+                s[p] = options.score_softcap * np.float32(math.tanh(s[p] / options.score_softcap))
+
+    return plain if isinstance(options, types.NoneType) else special

@@ -11,21 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from minicore import ops
 from minicore.backends.cpu import step as kernels
 from minicore.backends.cpu import threads
 from minicore.backends.cpu.attention_simd import tile_of
 from minicore.backends.cpu.core_rows import compact
-from minicore.backends.cpu.ffn import N_ROWS, N_STORED, NEURON_BLOCK, ROWS
+from minicore.backends.cpu.family import NORMS, options_of, rope_kinds
+from minicore.backends.cpu.ffn import NEURON_BLOCK
 from minicore.backends.cpu.intrinsics import call
 from minicore.backends.cpu.memory import settle
 from minicore.backends.cpu.quantized_inputs import input_size
 from minicore.backends.cpu.rows import storage
+from minicore.backends.cpu.table import COLUMNS, N_ROWS, N_STORED, REST, ROWS
 from minicore.backends.dims import Dims, dims_of
 from minicore.backends.numpy import NumpyDecoder, run_by_steps
 from minicore.backends.protocol import DecoderStats
 from minicore.core.neurons import CoreSet
 from minicore.core.rules import GATE, Selection, TokenRule
+from minicore.forward import finish_logits
 from minicore.kv_cache import KVCache
 from minicore.model import Model
 from minicore.quantization import GROUP, QuantizedMatrix, n_groups
@@ -55,14 +57,19 @@ class CpuDecoder:
         self.tile = tile_of(self.dims.n_heads, self.dims.n_kv_heads, self.dims.d_head)
         # Not a view of the weights: mapped ones are read-only, another type, and would be compiled for again.
         self.like = np.empty(0, storage(model.params["embed"]).dtype)
-        rope = cfg.positions == "rope"
-        self.frequencies = ops.rope_frequencies(cfg) if rope else np.zeros(0, np.float32)
-        self.state = _state(self.dims, len(self.tile.heads) or 1, self.n_threads, cache.capacity)
+        rotations, _ = rope_kinds(cfg, cache.capacity)
+        self.frequencies = np.stack([frequencies for frequencies, _ in rotations])
+        self.rope_scales = np.array([scale for _, scale in rotations], np.float32)
+        norms = np.array([[_address(block.get(name)) for name in NORMS] for block in model.blocks])
+        self.options = options_of(cfg, norms, self.n_threads, cache.capacity)
+        self.state = _state(
+            self.dims, len(self.tile.heads) or 1, self.n_threads, cache.capacity, len(rotations)
+        )
         held = cache.storage
         self.keys, self.values, self.scales = storage(held.keys), storage(held.values), held.scales
         self.copied = np.empty(0, np.uint8)  # core rows
         # Written in place, because a thread that waits for a call still has these two arrays.
-        self.weights = np.zeros((cfg.n_layers + 1, len(kernels.COLUMNS)), np.int64)
+        self.weights = np.zeros((cfg.n_layers + 1, len(COLUMNS)), np.int64)
         self.thresholds = np.full(cfg.n_layers, -1, np.float32)
         self.others = ThreadPoolExecutor(max(self.n_threads - 1, 1), thread_name_prefix="minicore-step")
         self._reference: NumpyDecoder | None = None
@@ -126,7 +133,7 @@ class CpuDecoder:
             self.to_copy = None
         self._run(token_id)
         self.cache.length += 1
-        return self.state.logits.copy()
+        return finish_logits(self.state.logits.copy(), self.model.config)
 
     def _run(self, token_id: int) -> None:
         state, n_threads = self.state, self.n_threads
@@ -136,9 +143,11 @@ class CpuDecoder:
             like=self.like,
             tile=self.tile,
             dims=self.dims,
+            options=self.options,
             weights=self.weights,
             thresholds=self.thresholds,
             frequencies=self.frequencies,
+            rope_scales=self.rope_scales,
             keys=self.keys,
             values=self.values,
             scales=self.scales,
@@ -153,18 +162,21 @@ class CpuDecoder:
 
     def _addresses(self, model: Model) -> Array:  # -> (n_layers + 1, n_columns) int64
         """Return the table of weights: a row for each layer; the last has embedding, last norm and head."""
-        table = np.zeros((self.dims.n_layers + 1, len(kernels.COLUMNS)), np.int64)
+        table = np.zeros((self.dims.n_layers + 1, len(COLUMNS)), np.int64)
         for layer, block in enumerate(model.blocks):
-            table[layer, :ROWS] = [_address(block.get(name)) for name in kernels.COLUMNS[:ROWS]]
+            table[layer, :ROWS] = [_address(block.get(name)) for name in COLUMNS[:ROWS]]
             table[layer, N_STORED] = len(block["mlp.w_in"])
         params = model.params
-        rest = (*(params.get(name) for name in ("embed", "pos_embed", "ln_f.w", "ln_f.b")), model.head)
-        table[-1, : len(rest)] = [_address(w) for w in rest]
+        rest = params | {"head": model.head}
+        table[-1, : len(REST)] = [_address(rest.get(name)) for name in REST]
         return table
 
     def _compile(self) -> float:
         """Run one step before any is timed, if it is the first of its kind; return the seconds taken."""
-        began, kind = time.perf_counter(), (self.like.dtype, self.keys.dtype, self.tile)
+        began, kind = (
+            time.perf_counter(),
+            (self.like.dtype, self.keys.dtype, self.tile, self.options is None),
+        )
         if kind not in _compiled and self.cache.length < self.cache.capacity:
             self._run(0)  # the next step overwrites what it writes to the cache
             self.state.n_used[:] = 0
@@ -189,7 +201,7 @@ def _row_bytes(model: Model) -> int:
     return int((w.data if isinstance(w, QuantizedMatrix) else w).nbytes // len(w))
 
 
-def _state(dims: Dims, n_tile_heads: int, n_threads: int, capacity: int) -> kernels.State:
+def _state(dims: Dims, n_tile_heads: int, n_threads: int, capacity: int, n_kinds: int) -> kernels.State:
     """Return a decoder's buffers."""
     d, n_q, n_kv = dims.d_model, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
     share = -(-capacity // n_threads)
@@ -207,7 +219,7 @@ def _state(dims: Dims, n_tile_heads: int, n_threads: int, capacity: int) -> kern
         neurons=buffer(n_threads, NEURON_BLOCK, dtype=np.int32),
         activations=buffer(n_threads, 2, NEURON_BLOCK),
         scores=buffer(n_threads, n_tile_heads, share),
-        rotation=buffer(n_threads, 2, max(dims.d_head // 2, line)),
+        rotation=buffer(n_threads, n_kinds, 2, max(dims.d_head // 2, line)),
         ffn_out=buffer(n_threads, n_groups(d) * GROUP + line),
         qkv=buffer(n_q + 2 * n_kv),
         mixture=buffer(n_threads, n_q),

@@ -2,38 +2,80 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from typing import Any
 
-from minicore.backends.cpu.compiling import inlined, inner
+import numpy as np
+from numba.core import types
+from numba.extending import overload
+
+from minicore.backends.cpu.compiling import OVERLOAD, inlined, inner
 from minicore.backends.cpu.intrinsics import array_at, exp, part, row
 from minicore.backends.cpu.rows import add_rows, begin_sum, dot_rows, end_sum
-from minicore.backends.dims import RELU, SILU
+from minicore.backends.cpu.table import B_GATE, B_IN, N_ROWS, N_STORED, ROWS, W_GATE, W_IN, W_OUT
+from minicore.backends.dims import (
+    FATRELU,
+    GELU,
+    GELU_TANH,
+    IDENTITY,
+    LEAKY_RELU,
+    QUICK_GELU,
+    RELU,
+    RELU2,
+    RELU6,
+    SIGMOID,
+    SILU,
+    TANH,
+)
 
 # Neurons whose activations are computed at once: exponentials vectorise, and long blocks keep streams
 # unbroken.
 NEURON_BLOCK = 2048
 
-# Columns of a layer's row in the table of weights (step.py) that the FFN reads.
-W_GATE, W_IN, W_OUT, B_GATE, B_IN, B_OUT, ROWS, N_ROWS, N_STORED = range(12, 21)
-
 
 @inner
-def activate(x, code):  # (n,), int -> in place
-    """Replace x by its activation; NaN stays NaN."""
-    if code == RELU:
+def activate(x, code, threshold):  # (n,), int, float32 -> in place
+    """Replace x by its activation; NaN stays NaN. ``threshold`` is that of FATReLU, 0 for ReLU."""
+    if code == RELU or code == FATRELU:
         for i in range(x.size):
-            x[i] = x[i] if not x[i] <= 0 else np.float32(0)
+            x[i] = x[i] if not x[i] <= threshold else np.float32(0)
     elif code == SILU:
         for i in range(x.size):
             x[i] = x[i] / (np.float32(1) + exp(-x[i]))
-    else:  # tanh-GELU is x times the logistic function of twice its inner polynomial
+    elif code == GELU_TANH:  # x times the logistic function of twice its inner polynomial
         for i in range(x.size):
             inside = np.float32(1.5957691216057308) * (x[i] + np.float32(0.044715) * x[i] * x[i] * x[i])
             x[i] = x[i] / (np.float32(1) + exp(-inside))
+    elif code != IDENTITY:
+        for i in range(x.size):
+            x[i] = rare_activation(x[i], code)
+
+
+@inner
+def rare_activation(x, code):  # float32, int -> float32
+    """Return the activation of x by the functions of the C library, for families that are seldom used."""
+    one = np.float32(1)
+    if code == RELU2:
+        return x * x if not x <= 0 else np.float32(0)
+    if code == GELU:
+        return np.float32(0.5) * x * (one + np.float32(math.erf(x * np.float32(0.7071067811865476))))
+    if code == QUICK_GELU:
+        return x / (one + np.float32(math.exp(np.float32(-1.702) * x)))
+    if code == RELU6:
+        return np.float32(0) if x <= 0 else (np.float32(6) if x >= 6 else x)
+    if code == LEAKY_RELU:
+        return np.float32(0.01) * x if x < 0 else x
+    if code == TANH:
+        return np.float32(math.tanh(x))
+    if code == SIGMOID:
+        return one / (one + np.float32(math.exp(-x)))
+    # Mish: log(1 + exp(x)) without overflow
+    soft = (x if x > 0 else np.float32(0)) + np.float32(math.log1p(math.exp(-abs(x))))
+    return x * np.float32(math.tanh(soft))
 
 
 @inlined
-def ffn(like, w, first, last, threshold, dims, x, neurons, activations, y):
+def ffn(like, w, first, last, threshold, dims, options, x, neurons, activations, y):
     """Add to y what neurons [first, last) of the layer's list contribute; return the number of output rows
     read.
 
@@ -54,10 +96,11 @@ def ffn(like, w, first, last, threshold, dims, x, neurons, activations, y):
             at = first + (r % 4 * quarter + r // 4 if r < 4 * quarter else r)
             neurons[r - start] = rows[at] if w[ROWS] else at
         _products(like, w_first, b_first, m, d, n, neurons, x, a)
-        activate(part(a, 0, n), dims.activation)
+        activate(part(a, 0, n), dims.activation, dims.activation_threshold)
         if dims.gated:
             n = _compress(threshold, n, neurons, a)
             _products(like, w[W_IN], w[B_IN], m, d, n, neurons, x, up)
+            activated_up(options, part(up, 0, n))
             for r in range(n):
                 a[r] *= up[r]
             threshold_left = np.float32(0)
@@ -98,3 +141,19 @@ def _compress(threshold, n, neurons, a):
             neurons[kept], a[kept] = neurons[r], a[r]
             kept += 1
     return kept
+
+
+def activated_up(options: Any, up: Any) -> None:  # Options or None, (n,) in place
+    """Apply the activation of ups, which few families have."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(activated_up, jit_options=OVERLOAD)
+def _activated_up(options, up):
+    def plain(options, up):
+        pass
+
+    def special(options, up):
+        activate(up, options.up_activation, np.float32(0))
+
+    return plain if isinstance(options, types.NoneType) else special

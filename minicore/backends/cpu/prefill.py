@@ -166,16 +166,16 @@ def layer_norm(x: Array, w: Array, b: Array, eps: float) -> Array:  # (n, d), (d
 
 
 @kernel
-def _activate(thread, n_threads, n, x, code, y):  # (n, d), int, (n, d)
+def _activate(thread, n_threads, n, x, code, threshold, y):  # (n, d), int, float32, (n, d)
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         for j in range(x.shape[1]):
             y[t, j] = x[t, j]
-        activate(row(y, t), code)
+        activate(row(y, t), code, threshold)
 
 
-def _activation(name: str, x: Array) -> Array:  # (n, d) -> (n, d)
+def _activation(name: str, x: Array, threshold: float = 0.0) -> Array:  # (n, d) -> (n, d)
     y = np.empty_like(x)
-    _share(_activate, len(x), x.size, x, ACTIVATION_CODES[name], y)
+    _share(_activate, len(x), x.size, x, ACTIVATION_CODES[name], np.float32(threshold), y)
     return y
 
 
@@ -183,34 +183,38 @@ ACTIVATIONS = {name: partial(_activation, name) for name in ACTIVATION_CODES}
 
 
 @kernel
-def _rope(thread, n_threads, n, x, cos, sin, y):  # (n, h, d), (n, d // 2) x 2
-    half = x.shape[2] // 2
+def _rope(thread, n_threads, n, x, cos, sin, y):  # (n, h, d), (n, d_rope // 2) x 2
+    half = cos.shape[1]
     for t in range(thread * n // n_threads, (thread + 1) * n // n_threads):
         for h in range(x.shape[1]):
             for j in range(half):
                 first, second = x[t, h, j], x[t, h, j + half]
                 y[t, h, j] = first * cos[t, j] - second * sin[t, j]
                 y[t, h, j + half] = second * cos[t, j] + first * sin[t, j]
+            for j in range(2 * half, x.shape[2]):  # not rotated
+                y[t, h, j] = x[t, h, j]
 
 
-def rope(x: Array, positions: Array, frequencies: Array) -> Array:  # (n, heads, d_head), (n,) -> like x
+def rope(x: Array, positions: Array, frequencies: Array, scale: float = 1.0) -> Array:
+    # (n, heads, d_head), (n,), (d_rope // 2,) -> like x
     """See :func:`minicore.ops.rope`."""
     y = np.empty_like(x)
-    cos, sin = _rotation(positions.astype(np.float32).tobytes(), frequencies.tobytes())
+    cos, sin = _rotation(positions.astype(np.float32).tobytes(), frequencies.tobytes(), scale)
     _share(_rope, len(x), x.size, x, cos, sin, y)
     return y
 
 
-@lru_cache(maxsize=1)  # all layers rotate queries and keys alike
-def _rotation(positions: bytes, frequencies: bytes) -> tuple[Array, Array]:  # -> (n, d_head // 2) twice
+@lru_cache(maxsize=2)  # most layers rotate queries and keys alike
+def _rotation(positions: bytes, frequencies: bytes, scale: float) -> tuple[Array, Array]:
+    # -> (n, d_rope // 2) twice
     angles = np.frombuffer(positions, np.float32)[:, None] * np.frombuffer(frequencies, np.float32)
-    return np.cos(angles), np.sin(angles)
+    return np.float32(scale) * np.cos(angles), np.float32(scale) * np.sin(angles)
 
 
 rope_frequencies = cache(ops.rope_frequencies)
 
 
-def attention(q: Array, k: Array, v: Array) -> Array:
+def attention(q: Array, k: Array, v: Array, scoring: ops.Scoring = ops.USUAL) -> Array:
     # (n_q, n_heads, d_head), (n_kv_heads, n_kv, d_head) twice -> (n_q, n_heads, d_head)
     """See :func:`minicore.ops.attention`.
 
@@ -219,34 +223,52 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     """
     z = np.empty_like(q)
     blocks = [(head, first) for first in range(0, len(q), QUERIES) for head in range(len(k))]
-    _multiply(_attend, q.size * k.shape[1], iter(blocks), q, k, v, z)
+    _multiply(_attend, q.size * k.shape[1], iter(blocks), q, k, v, scoring, z)
     return z
 
 
 def _attend(
-    thread: int, n_threads: int, blocks: Iterator[tuple[int, int]], q: Array, k: Array, v: Array, z: Array
+    thread: int,
+    n_threads: int,
+    blocks: Iterator[tuple[int, int]],
+    q: Array,
+    k: Array,
+    v: Array,
+    scoring: ops.Scoring,
+    z: Array,
 ) -> None:
     """Attend with blocks of queries, each a key head and a first query, while there are any left."""
     n, n_heads, d_head = q.shape
     n_kv_heads, n_kv, _ = k.shape
-    group, scale = n_heads // n_kv_heads, np.float32(1 / np.sqrt(d_head))
+    group, window = n_heads // n_kv_heads, scoring.window or n_kv
+    scale = np.float32(d_head**-0.5 if scoring.scale is None else scoring.scale)
     for head, first in blocks:  # threads share the iterator
         block = slice(first, first + QUERIES), slice(head * group, (head + 1) * group)
         seen = n_kv - n + first + 1  # positions that the first query sees; each later query sees one more
-        last = min(seen + QUERIES - 1, n_kv)
-        scores = (q[block] * scale).reshape(-1, d_head) @ k[head, :last].T
-        causal_softmax(scores, seen, group)
-        z[block] = (scores @ v[head, :last]).reshape(z[block].shape)
+        start, last = max(seen - window, 0), min(seen + QUERIES - 1, n_kv)
+        scores = (q[block] * scale).reshape(-1, d_head) @ k[head, start:last].T
+        if scoring.alibi:
+            bias = scale * ops.alibi_bias(n_heads, n_kv)[block[1], start:last]
+            scores = (scores.reshape(-1, *bias.shape) + bias).reshape(scores.shape)
+        scores = ops.softcap(scores, scoring.softcap)
+        causal_softmax(scores, seen - start, group, window)
+        z[block] = (scores @ v[head, start:last]).reshape(z[block].shape)
 
 
 @kernel
-def causal_softmax(scores, seen, group):  # (n * group, n_kv), int, int
-    """Replace scores by their softmax over what a row sees: ``seen``, one more every ``group`` rows."""
+def causal_softmax(scores, seen, group, window):  # (n * group, n_kv), int, int, int
+    """Replace scores by their softmax over the last ``window`` of what a row sees.
+
+    The first row sees ``seen`` positions, and rows see one more every ``group`` rows.
+    """
     for r in range(len(scores)):
         n = seen + r // group
-        _, total = exponentials(part(row(scores, r), 0, n))
+        start = n - window if n > window else 0
+        _, total = exponentials(part(row(scores, r), start, n))
         share = np.float32(1) / total
-        for j in range(n):
+        for j in range(start):
+            scores[r, j] = np.float32(0)
+        for j in range(start, n):
             scores[r, j] *= share
         for j in range(n, scores.shape[1]):
             scores[r, j] = np.float32(0)

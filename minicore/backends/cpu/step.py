@@ -21,21 +21,32 @@ import numpy as np
 
 from minicore.backends.cpu.attention import Share, attend, merge_shares, prepare_queries, store_head
 from minicore.backends.cpu.compiling import inlined, inner, kernel
-from minicore.backends.cpu.ffn import B_OUT, N_ROWS, ffn
-from minicore.backends.cpu.intrinsics import WAITING, array_at, barrier, called, part, row
-from minicore.backends.cpu.rows import dot_rows, prepare_input, row_to_float32
-
-# Columns of the table of weights: addresses, 0 for what a model does not have, then the layer's list of
-# neurons (0 for all), how many it lists, and how many rows the matrices have.
-COLUMNS = (
-    *("ln1.w", "ln1.b", "attn.w_q", "attn.w_k", "attn.w_v", "attn.w_o"),
-    *("attn.b_q", "attn.b_k", "attn.b_v", "attn.b_o", "ln2.w", "ln2.b"),
-    *("mlp.w_gate", "mlp.w_in", "mlp.w_out", "mlp.b_gate", "mlp.b_in", "mlp.b_out"),
-    *("rows", "n_rows", "n_stored"),
+from minicore.backends.cpu.family import (
+    after_attention,
+    after_ffn,
+    before_attention,
+    embedded,
+    normed_heads,
+    rotation_kind,
+    seen_from,
 )
-LN1_W, LN1_B, W_Q, W_K, W_V, W_O, B_Q, B_K, B_V, B_O, LN2_W, LN2_B = range(12)
-# The table's last row is the rest of the model.
-EMBED, POS_EMBED, LN_F_W, LN_F_B, HEAD, HEAD_B = range(6)
+from minicore.backends.cpu.ffn import ffn
+from minicore.backends.cpu.intrinsics import WAITING, array_at, barrier, called, part, row
+from minicore.backends.cpu.norms import add, clear, normalise
+from minicore.backends.cpu.rows import dot_rows, prepare_input, row_to_float32
+from minicore.backends.cpu.table import (
+    B_O,
+    B_Q,
+    EMBED,
+    HEAD,
+    HEAD_B,
+    LN_F_B,
+    LN_F_W,
+    N_ROWS,
+    POS_EMBED,
+    W_O,
+    W_Q,
+)
 
 
 class State(NamedTuple):
@@ -49,7 +60,7 @@ class State(NamedTuple):
     neurons: np.ndarray  # (n_threads, NEURON_BLOCK): a block of the FFN
     activations: np.ndarray  # (n_threads, 2, NEURON_BLOCK)
     scores: np.ndarray  # (n_threads, heads of a tile, positions of a thread)
-    rotation: np.ndarray  # (n_threads, 2, d_head // 2): cosines and sines of the position
+    rotation: np.ndarray  # (n_threads, n_kinds, 2, ...): cosines and sines of the position
     ffn_out: np.ndarray  # (n_threads, ...): each thread's sum of the FFN
     qkv: np.ndarray  # (n_q + 2 * n_kv,)
     mixture: np.ndarray  # (n_threads, n_heads * d_head): each thread's attention over its positions
@@ -61,39 +72,6 @@ class State(NamedTuple):
     call: np.ndarray  # (>= 3,): token, position, barriers passed before
     flags: np.ndarray  # (n_threads, ...): where a thread waits for a call
     counter: np.ndarray  # (...): the barrier's
-
-
-@inner
-def normalise(x, w, b, dims, out):  # (d,), address, address or 0, Dims -> out (d,)
-    """Write the norm of x to out."""
-    weight = array_at(w, x.size, x)
-    mean = np.float32(0)
-    if dims.layer_norm:
-        for j in range(x.size):
-            mean += x[j]
-        mean /= np.float32(x.size)
-    square = np.float32(0)
-    for j in range(x.size):
-        square += (x[j] - mean) * (x[j] - mean)
-    scale = np.float32(1) / np.float32(math.sqrt(square / np.float32(x.size) + np.float32(dims.eps)))
-    for j in range(x.size):
-        out[j] = (x[j] - mean) * scale * weight[j]
-    if b:
-        bias = array_at(b, x.size, x)
-        for j in range(x.size):
-            out[j] += bias[j]
-
-
-@inner
-def add(x, y, d):  # (>= d,) in place, (>= d,), int
-    for j in range(d):
-        x[j] += y[j]
-
-
-@inner
-def clear(x):  # (n,) in place
-    for j in range(x.size):
-        x[j] = np.float32(0)
 
 
 @inner
@@ -111,9 +89,8 @@ def matvec(like, w, b, m, d, first, last, x, y):
 
 
 @inner
-def rotate(x, rotation):  # (d_head,), (2, d_head // 2) -> in place
-    """Rotate one head by the position's cosines and sines."""
-    half = x.size // 2
+def rotate(x, rotation, half):  # (d_head,), (2, >= half), int -> in place
+    """Rotate the first 2 * half elements of one head by the position's cosines and sines."""
     for j in range(half):
         first, second = x[j], x[j + half]
         x[j] = first * rotation[0, j] - second * rotation[1, j]
@@ -121,7 +98,22 @@ def rotate(x, rotation):  # (d_head,), (2, d_head // 2) -> in place
 
 
 @kernel
-def step(thread, n_threads, like, tile, dims, weights, thresholds, frequencies, keys, values, scales, s):
+def step(
+    thread,
+    n_threads,
+    like,
+    tile,
+    dims,
+    options,
+    weights,
+    thresholds,
+    frequencies,
+    rope_scales,
+    keys,
+    values,
+    scales,
+    s,
+):
     """Read the token of ``s.call``: extend keys and values, leave the logits in ``s.logits``.
 
     All threads but the first go on for as long as they are called again soon enough.
@@ -137,7 +129,9 @@ def step(thread, n_threads, like, tile, dims, weights, thresholds, frequencies, 
     weights : (n_layers + 1, len(COLUMNS)) int64
     thresholds : (n_layers,) float32
         Gates of smaller magnitude are left out; negative for none.
-    frequencies : (d_head // 2,) float32, or (0,) where positions are learned
+    options : Options or None
+    frequencies : (n_kinds, d_rope // 2) float32, or (1, 0) where heads are not rotated
+    rope_scales : (n_kinds,) float32
     keys, values : (n_layers, n_kv_heads, capacity, d_head) float32, uint16 for bfloat16, or int8
     scales : (n_layers, 2, n_kv_heads, capacity) float32
         Of int8 keys and values; (n_layers, 2, n_kv_heads, 0) where there are none.
@@ -148,10 +142,11 @@ def step(thread, n_threads, like, tile, dims, weights, thresholds, frequencies, 
     rest = row(weights, dims.n_layers)
     while True:
         passed = s.call[2]
-        _embed(like, dims, rest, frequencies, s.call[0], s.call[1], x, normed, row(s.rotation, thread))
+        _embed(like, dims, options, rest, s.call[0], s.call[1], x, normed)
+        _rotations(frequencies, rope_scales, s.call[1], row(s.rotation, thread))
         for layer in range(dims.n_layers):
             w = row(weights, layer)
-            normalise(x, w[LN1_W], w[LN1_B], dims, normed)
+            before_attention(options, x, w, dims, normed)
             prepare_input(like, d, normed)
             for which in range(3):  # q, k, v
                 m = n_q if which == 0 else n_kv
@@ -165,7 +160,9 @@ def step(thread, n_threads, like, tile, dims, weights, thresholds, frequencies, 
                 n_threads,
                 tile,
                 dims,
-                frequencies,
+                options,
+                layer,
+                frequencies.shape[1],
                 row(keys, layer),
                 row(values, layer),
                 row(scales, layer),
@@ -177,21 +174,21 @@ def step(thread, n_threads, like, tile, dims, weights, thresholds, frequencies, 
             first, last = thread * d // n_threads, (thread + 1) * d // n_threads
             matvec(like, w[W_O], w[B_O], d, n_q, first, last, z, s.attn_out)
             passed = barrier(s.counter, n_threads, passed)
-            add(x, s.attn_out, d)
-            normalise(x, w[LN2_W], w[LN2_B], dims, normed)
+            after_attention(options, thread, layer, x, s.attn_out, w, dims, normed)
             prepare_input(like, d, normed)
             clear(mine)
             first, last = thread * w[N_ROWS] // n_threads, (thread + 1) * w[N_ROWS] // n_threads
             s.n_used[thread, layer] += ffn(
-                like, w, first, last, thresholds[layer], dims, normed, row(s.neurons, thread),
+                like, w, first, last, thresholds[layer], dims, options, normed, row(s.neurons, thread),
                 row(s.activations, thread), mine,
             )  # fmt: skip
             passed = barrier(s.counter, n_threads, passed)
-            for t in range(n_threads):
-                add(x, row(s.ffn_out, t), d)
-            if w[B_OUT]:
-                add(x, array_at(w[B_OUT], d, x), d)
-        normalise(x, rest[LN_F_W], rest[LN_F_B], dims, normed)
+            after_ffn(options, thread, layer, n_threads, x, s.ffn_out, w, dims)
+        if rest[LN_F_W]:
+            normalise(x, rest[LN_F_W], rest[LN_F_B], dims, normed)
+        else:
+            clear(part(normed, 0, d))
+            add(normed, x, d)
         prepare_input(like, d, normed)
         first, last = thread * dims.n_vocab // n_threads, (thread + 1) * dims.n_vocab // n_threads
         matvec(like, rest[HEAD], rest[HEAD_B], dims.n_vocab, d, first, last, normed, s.logits)
@@ -202,39 +199,52 @@ def step(thread, n_threads, like, tile, dims, weights, thresholds, frequencies, 
 
 
 @inlined
-def _embed(like, dims, rest, frequencies, token, position, x, place, rotation):
-    """Write the token's embedding to x, plus the position's if that is learned, and the rotation."""
+def _embed(like, dims, options, rest, token, position, x, place):
+    """Write the token's embedding to x, plus the position's if that is learned."""
     row_to_float32(like, rest[EMBED], dims.n_vocab, dims.d_model, token, x)
+    embedded(options, x)
     if rest[POS_EMBED]:
         at = position + dims.position_offset
         row_to_float32(like, rest[POS_EMBED], dims.n_positions, dims.d_model, at, place)
         add(x, place, dims.d_model)
-    for j in range(frequencies.size):
-        angle = np.float32(position) * frequencies[j]
-        rotation[0, j], rotation[1, j] = math.cos(angle), math.sin(angle)
 
 
 @inlined
-def _attention(thread, n_threads, tile, dims, frequencies, keys, values, scales, s):
+def _rotations(frequencies, scales, position, rotation):  # (n_kinds, d_rope // 2), (n_kinds,), ...
+    """Write cosines and sines of a position, times the kind's scale, to rotation (n_kinds, 2, ...)."""
+    for kind in range(len(frequencies)):
+        for j in range(frequencies.shape[1]):
+            angle = np.float32(position) * frequencies[kind, j]
+            rotation[kind, 0, j] = scales[kind] * np.float32(math.cos(angle))
+            rotation[kind, 1, j] = scales[kind] * np.float32(math.sin(angle))
+
+
+@inlined
+def _attention(thread, n_threads, tile, dims, options, layer, half, keys, values, scales, s):
     """Attend over this thread's positions; the last thread also stores the new key and value."""
     d, n_q, n_kv = dims.d_head, dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
-    position, rotation, q_scales = s.call[1], row(s.rotation, thread), row(s.q_scales, thread)
-    q, rotated, scale = row(s.q, thread), part(row(s.z, thread), 0, n_q), np.float32(1 / math.sqrt(d))
+    position, q_scales = s.call[1], row(s.q_scales, thread)
+    rotation = row(row(s.rotation, thread), rotation_kind(options, layer))
+    q, rotated = row(s.q, thread), part(row(s.z, thread), 0, n_q)
     for j in range(n_q):
-        rotated[j] = s.qkv[j] * scale
-    if frequencies.size:
-        for h in range(dims.n_heads):
-            rotate(part(rotated, h * d, (h + 1) * d), rotation)
+        rotated[j] = s.qkv[j]
+    normed_heads(options, layer, 0, dims, rotated)
+    for h in range(dims.n_heads if half else 0):
+        rotate(part(rotated, h * d, (h + 1) * d), rotation, half)
+    for j in range(n_q):
+        rotated[j] *= dims.score_scale
     prepare_queries(keys, d, rotated, q, q_scales)
     if thread == n_threads - 1:
+        normed_heads(options, layer, 1, dims, part(s.qkv, n_q, n_q + n_kv))
         for h in range(dims.n_kv_heads):
             at = n_q + h * d
             key, value = part(s.qkv, at, at + d), part(s.qkv, at + n_kv, at + n_kv + d)
-            if frequencies.size:
-                rotate(key, rotation)
+            if half:
+                rotate(key, rotation, half)
             store_head(keys, row(scales, 0), h, position, key)
             store_head(values, row(scales, 1), h, position, value)
-    n = position + 1
-    first, last = thread * n // n_threads, (thread + 1) * n // n_threads
+    start = seen_from(options, layer, position)
+    n = position + 1 - start
+    first, last = start + thread * n // n_threads, start + (thread + 1) * n // n_threads
     share = Share(row(s.scores, thread), row(s.mixture, thread), row(s.largest, thread), row(s.total, thread))
-    attend(tile, dims, q, q_scales, keys, values, scales, first, last, share)
+    attend(tile, dims, options, q, q_scales, keys, values, scales, first, last, share)

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from minicore.backends.dims import missing
 from minicore.config import ModelConfig
 
 DRIVER = 12000  # CUDA 12.0
@@ -79,6 +80,8 @@ def trouble(dtype: str, config: ModelConfig | None = None) -> str | None:
         return answer
     if dtype not in DTYPES:
         return f"the GPU's kernels read {', '.join(DTYPES)} weights, this model's are {dtype}"
+    if config and (lacking := missing("cuda", config)):
+        return f"the GPU's kernels do not have {lacking} of this model"
     if config and (config.d_head % 4 or config.d_model % 2):  # kernels load 4 of a key, 2 of a vector
         return (
             "the GPU's kernels need d_head to be a multiple of 4 and d_model to be even; "
