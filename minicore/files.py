@@ -1,4 +1,4 @@
-"""Files: atomic writes, and pointers that stand for a file."""
+"""Files: atomic writes of files and directories, and pointers that stand for a file."""
 
 from __future__ import annotations
 
@@ -44,3 +44,52 @@ def check_lfs_pointer(path: Path, start: bytes) -> None:
             f"{path}: is a Git LFS pointer, expected the file itself; "
             f"`git lfs pull` in {path.parent} fetches it"
         )
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary directory next to ``path``; rename it to ``path`` when the block succeeds.
+
+    If the block fails, nothing is left behind.
+
+    Raises
+    ------
+    InputError
+        If ``path`` exists or cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     target = Path(folder) / "new"
+    ...     with atomic_directory(target) as part:
+    ...         _ = (part / "a.txt").write_text("a")
+    ...     [path.name for path in target.iterdir()]
+    ['a.txt']
+    """
+    import shutil
+    import tempfile
+
+    path = Path(path)
+    check_absent(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield part
+        part.chmod(0o755)
+        os.rename(part, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_absent(path: Path) -> None:
+    """Raise InputError if a path exists, for example before work whose result it is to hold.
+
+    Examples
+    --------
+    >>> check_absent(Path("no-such-directory"))
+    """
+    if path.exists():
+        raise InputError(f"{path}: already exists, expected the path of a new directory")

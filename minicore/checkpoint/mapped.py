@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from minicore.checkpoint import safetensors
-from minicore.checkpoint.tensors import DTYPES, MappedFile
+from minicore.checkpoint.tensors import DTYPES, MappedFile, NewTensor
 from minicore.config import ModelConfig
 from minicore.errors import InputError
+from minicore.files import atomic_directory
 from minicore.quantization import FORMATS, QuantizedMatrix, Weight
 
 MODEL_TYPE = "minicore"
@@ -88,15 +88,8 @@ def write(
     ...     sorted(path.name for path in target.iterdir())
     ['config.json', 'model.safetensors']
     """
-    import shutil
-    import tempfile
-
-    if directory.exists():
-        raise InputError(f"{directory}: already exists, expected the path of a new directory")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
-        about = {"model_type": MODEL_TYPE, "dtype": dtype, "config": dataclasses.asdict(config)} | about
+    about = {"model_type": MODEL_TYPE, "dtype": dtype, "config": dataclasses.asdict(config)} | about
+    with atomic_directory(directory) as part:
         (part / "config.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
         _write_tensors(part / "model.safetensors", params)
         if tokenizer is not None:
@@ -104,35 +97,19 @@ def write(
         if tokenizer_config is not None:
             text = json.dumps(tokenizer_config, indent=1)
             (part / "tokenizer_config.json").write_text(text, encoding="utf-8")
-        part.chmod(0o755)
-        os.rename(part, directory)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_tensors(path: Path, params: Mapping[str, Weight]) -> None:
     """Write a safetensors file with aligned tensors: those that do not fill whole cache lines come last."""
-    raw = {
-        name: w.data if isinstance(w, QuantizedMatrix) else np.ascontiguousarray(w)
-        for name, w in params.items()
-    }
-    order = sorted(
-        raw, key=lambda name: (raw[name].nbytes % ALIGNMENT > 0, isinstance(params[name], QuantizedMatrix))
-    )
-    header, offset = {}, 0
-    for name in order:
-        w, end = raw[name], offset + raw[name].nbytes
-        kind = "U8" if isinstance(params[name], QuantizedMatrix) else KINDS[str(w.dtype)]
-        header[name] = {"dtype": kind, "shape": list(w.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(raw[name].reshape(-1).view(np.uint8).data)
+    found = [_to_write(name, w) for name, w in params.items()]
+    found.sort(key=lambda tensor: (tensor.nbytes % ALIGNMENT > 0, tensor.kind == "U8"))
+    safetensors.write_file(path, found, alignment=ALIGNMENT)
+
+
+def _to_write(name: str, w: Weight) -> NewTensor:
+    if isinstance(w, QuantizedMatrix):
+        return NewTensor(name, "U8", w.data.shape, w.nbytes, lambda: w.data)
+    return NewTensor(name, KINDS[str(w.dtype)], w.shape, w.nbytes, lambda: np.ascontiguousarray(w))
 
 
 def is_packed(values: dict[str, Any]) -> bool:

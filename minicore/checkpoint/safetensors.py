@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from minicore.checkpoint.tensors import Array, MappedFile, Tensor
+from minicore.checkpoint.tensors import Array, MappedFile, NewTensor, Tensor
 from minicore.errors import InputError
 
 KINDS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -188,3 +189,46 @@ def _tensor(file: MappedFile, name: str, entry: Entry) -> Tensor:
         file.release(entry.start + start * row_bytes, entry.start + stop * row_bytes)
 
     return Tensor(name=name, file=file.path, shape=shape, kind=kind, rows=rows, release=release)
+
+
+def write_file(
+    path: Path,
+    tensors: Sequence[NewTensor],
+    metadata: Mapping[str, str] | None = None,
+    alignment: int = 8,
+) -> None:
+    """Write tensors to a file, one after the other, in the given order.
+
+    Parameters
+    ----------
+    metadata : mapping of str to str, optional
+        The header's ``__metadata__``.
+    alignment : int
+        The data begin at a multiple of this many bytes.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> ones = np.ones((2, 3), np.float32)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "model.safetensors"
+    ...     write_file(path, [NewTensor("w", "F32", ones.shape, ones.nbytes, lambda: ones)])
+    ...     read_file(path)["w"].shape
+    (2, 3)
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for tensor in tensors:
+        end = offset + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": tensor.kind,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % alignment)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            file.write(tensor.data().reshape(-1).view(np.uint8).data)

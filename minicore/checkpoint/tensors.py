@@ -96,6 +96,29 @@ class Tensor:
         return f"{self.file}: tensor {self.name}"
 
 
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written to a file. Its data are made when it is its turn, so one at a time is in memory.
+
+    Attributes
+    ----------
+    name, kind : str
+        Its name, and the file's name for the element type.
+    shape : tuple of int
+        In NumPy's order.
+    nbytes : int
+        Size of the data.
+    data : callable
+        ``data()`` returns a contiguous array with ``nbytes`` bytes, as they are in the file.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    nbytes: int
+    data: Callable[[], Array]
+
+
 def kinds(tensors: Iterable[Tensor]) -> str:
     """Return the element types of a file's tensors, the most frequent first: ``"Q4_1 + F32"``."""
     sizes: dict[str, int] = {}

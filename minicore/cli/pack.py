@@ -14,7 +14,7 @@ from minicore.cli.options import (
     load_model,
 )
 from minicore.cli.terminal import print_json
-from minicore.errors import InputError
+from minicore.files import check_absent
 
 EXAMPLES = """
 minicore pack smollm2-135m --dtype int8 -o smollm2-int8
@@ -35,8 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write a model in the layout that kernels read, and print the directory."""
     target = Path(args.output)
-    if target.exists():  # before reading and packing, which may take minutes
-        raise InputError(f"{target}: already exists, expected the path of a new directory")
+    check_absent(target)  # before reading and packing, which may take minutes
     model = load_model(args)
     model.save(target)
     if args.json:
