@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicore.checkpoint import Checkpoint, mapped, read
+from minicore.checkpoint import Checkpoint, export, mapped, read
 from minicore.checkpoint.adapters import AdapterSource
 from minicore.config import ModelConfig
 from minicore.core.rules import Selection, TokenRule
@@ -240,6 +240,62 @@ class Model:
         tokenizer = self.tokenizer.to_json() if self.tokenizer else None
         settings = self.tokenizer.to_config() if self.tokenizer else None
         mapped.write(Path(directory), self.config, self.params, self.dtype, tokenizer, settings, **about)
+
+    def export(
+        self,
+        path: str | PathLike[str],
+        format: str = "hf",
+        dtype: str | None = None,
+        *,
+        progress: bool = False,
+    ) -> export.Written:
+        """Write the model for other engines: a Hugging Face directory, or a GGUF file.
+
+        Parameters
+        ----------
+        path : str or path
+            A directory to create; for ``gguf`` also a file whose name ends in .gguf.
+        format : str
+            ``hf`` or ``gguf``.
+        dtype : str or None
+            Type of the matrices in the file: ``float32``, ``float16`` or ``bfloat16``; for GGUF also
+            ``q8_0``, ``q4_0`` and ``q4_1``. None is bfloat16 for a model in bfloat16, else float32, so that
+            nothing is rounded.
+        progress : bool
+            Show a progress bar on stderr if it is a terminal.
+
+        Returns
+        -------
+        Written
+            ``path``, what to load, and ``notes``, what users of other engines must know.
+
+        Raises
+        ------
+        InputError
+            If the path exists, or the format cannot say what the model computes.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> model = load("minicore-opt-core")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = model.export(f"{folder}/mine", "hf", "float16")
+        ...     load(written.path).recommended == model.recommended
+        True
+        """
+        same = "bfloat16" if self.dtype == "bfloat16" else "float32"
+        exported = export.Exported(
+            config=self.config,
+            params=self.params,
+            name=self.name,
+            source=self.source,
+            tokenizer=self.tokenizer.to_json() if self.tokenizer else None,
+            tokenizer_config=self.tokenizer.to_config() if self.tokenizer else {},
+            bos_id=self.bos_id,
+            eos_ids=self.eos_ids,
+            recommended=self.recommended,
+        )
+        return export.export(exported, Path(path), format, dtype or same, progress)
 
     def forward(self, ids: Sequence[int] | Array) -> Array:  # (n,) -> (n, n_vocab)
         """Return the logits after every token, float32.

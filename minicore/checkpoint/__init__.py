@@ -26,7 +26,7 @@ from minicore.checkpoint import (
     tensors,
 )
 from minicore.checkpoint.chat_template import ChatTemplate, read_chat_template
-from minicore.checkpoint.gguf_vocabulary import has_tokenizer, read_vocabulary
+from minicore.checkpoint.gguf_vocabulary import has_tokenizer, special_ids
 from minicore.checkpoint.settings import read_json
 from minicore.config import ACTIVATIONS, ModelConfig
 from minicore.errors import InputError, unknown
@@ -237,15 +237,19 @@ def _read_gguf(
     family, config = families.read_metadata(metadata, path, found)
     where = parameters.places(config, family.names)
     parameters.check(path, config, where, found, families.GGUF_IGNORED)
-    vocabulary = read_vocabulary(metadata, str(path)) if has_tokenizer(metadata) else None
+    own = {
+        key.removeprefix("minicore."): value for key, value in metadata.items() if key.startswith("minicore.")
+    }
+    config = config.replace(activation=own.pop("activation", config.activation))
+    bos_id, eos_ids = special_ids(metadata, str(path))
     return Checkpoint(
         config=config,
         params=parameters.load(config, where, found, dtype or "float32", progress),
-        tokenizer_source=("gguf", metadata) if vocabulary else None,
+        tokenizer_source=("gguf", metadata) if has_tokenizer(metadata) else None,
         chat_template=metadata.get("tokenizer.chat_template"),
-        bos_id=vocabulary.bos_id if vocabulary else None,
-        eos_ids=vocabulary.end_ids if vocabulary else (),
-        recommended={},
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        recommended=_recommended({"minicore": own}, path),
         name=name,
         source=path,
         file_dtype=tensors.kinds(found.values()),

@@ -16,6 +16,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # values of tokenizer.ggml.
 MODELS = {"llama": "SentencePiece", "gpt2": "byte-level BPE"}  # of tokenizer.ggml.model
 NONE = ("none", "no_vocab")  # a model of a file without a tokenizer
 
+END_KEYS = ("eos", "eot", "eom")  # keys of tokens that end a text, a turn, a message
 # Tokens that end a generation wherever a vocabulary has them, whatever the file says about them.
 END_TEXTS = (
     *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"),
@@ -78,7 +79,13 @@ class Vocabulary:
 
 
 def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
-    """Say whether metadata describe a tokenizer."""
+    """Say whether metadata describe a tokenizer.
+
+    Examples
+    --------
+    >>> has_tokenizer({"tokenizer.ggml.model": "none"})
+    False
+    """
     return metadata.get("tokenizer.ggml.model") not in (None, *NONE)
 
 
@@ -165,7 +172,8 @@ class _Special:
         for name in ENDING_FILLS:
             found = self.id(name)
             others.update(self.texts(FILL_TEXTS[name])[:1] if found is None else [found])
-        ends = [i for i in (eos_id, self.id("eot"), self.id("eom"), *sorted(others)) if i is not None]
+        named = [eos_id, *(self.id(name) for name in END_KEYS[1:])]
+        ends = [i for i in (*named, *sorted(others)) if i is not None]
         present = self.ids.keys()
         calls = {"<|call|>", "<|calls|>"} & present
         harmony = "<|end|>" in present and calls and {"<|return|>", "<|flush|>"} & present
@@ -186,8 +194,29 @@ def _kinds(kinds: list[int], ids: Mapping[str, int], shown: list[int]) -> list[i
     return kinds
 
 
+def special_ids(metadata: Mapping[str, Any], source: str) -> tuple[int | None, tuple[int, ...]]:
+    """Return the token that begins a text and those that end a generation, with or without a tokenizer.
+
+    Examples
+    --------
+    >>> special_ids({"tokenizer.ggml.model": "none", "tokenizer.ggml.eos_token_id": 2}, "model.gguf")
+    (None, (2,))
+    """
+    if has_tokenizer(metadata):
+        vocabulary = read_vocabulary(metadata, source)
+        return vocabulary.bos_id, vocabulary.end_ids
+    bos_id, *ends = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", *END_KEYS))
+    return bos_id, tuple(dict.fromkeys(i for i in ends if i is not None))
+
+
 def need(metadata: Mapping[str, Any], key: str, kind: type, source: str) -> Any:
-    """Return a value of the metadata; raise InputError if it is missing or of another type."""
+    """Return a value of the metadata; raise InputError if it is missing or of another type.
+
+    Examples
+    --------
+    >>> need({"tokenizer.ggml.model": "gpt2"}, "tokenizer.ggml.model", str, "model.gguf")
+    'gpt2'
+    """
     value = metadata.get(key)
     if not isinstance(value, kind):
         given = "missing" if value is None else f"a {type(value).__name__}"

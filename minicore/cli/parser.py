@@ -19,6 +19,7 @@ COMMANDS = {
     "info": "Show a model's shape, the size of its parts, and its source.",
     "check": "Compare a model's logits, greedy tokens and ids with Transformers.",
     "pack": "Convert a model to a directory that loads by memory mapping.",
+    "export": "Write a model for other engines: a Hugging Face directory or a GGUF file.",
     "bench": "Measure decode and prefill speed, and compare with the memory bandwidth.",
     "eval quality": "Measure what core sets cost: perplexity, KL divergence, agreement with dense.",
     "eval frontier": "Find the fewest neurons that keep each predictor within a loss of perplexity.",

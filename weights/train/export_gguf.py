@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
-from gguf.quants import quantize
 from llama import to_gguf
 from tune import load
+
+from minicore.checkpoint import gguf, gguf_writer
 
 FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32")
 
@@ -27,28 +27,12 @@ def write(
 
     Metadata come from the base file, except for the keys in changes.
     """
-    writer = GGUFWriter(path, "llama")
-    for name, field in GGUFReader(base).fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        value = changes.get(name, field.contents())
-        if field.types[0] == GGUFValueType.ARRAY:
-            writer.add_array(name, value)
-        else:
-            writer.add_key_value(name, value, field.types[0])
-    for name, value in changes.items():
-        if name not in GGUFReader(base).fields:
-            writer.add_string(name, str(value))
-    for name, array in tensors.items():
-        kind = GGMLQuantizationType[formats.get(name, "F32")]
-        data = np.ascontiguousarray(array, np.float32)
-        if kind != GGMLQuantizationType.F32:
-            data = quantize(data, kind)
-        writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    metadata, _ = gguf.read_files(base)
+    found = [
+        gguf_writer.encoded(name, formats.get(name, "F32"), np.asarray(array, np.float32))
+        for name, array in tensors.items()
+    ]
+    gguf_writer.write(path, metadata | changes, found)
 
 
 def formats_of(tensors: dict[str, np.ndarray], matrices: str, embedding: str) -> dict[str, str]:
