@@ -43,11 +43,13 @@ def tokenizer_metadata(model: Exported) -> tuple[dict[str, Any], list[str]]:
     --------
     >>> from pathlib import Path
     >>> import minicore as mc
-    >>> found = mc.load("minicore-opt-core")
-    >>> about = {"params": {}, "name": "m", "source": Path(), "tokenizer": found.tokenizer.to_json()}
-    >>> metadata, _ = tokenizer_metadata(Exported(config=found.config, bos_id=0, eos_ids=(0,), **about))
-    >>> metadata["tokenizer.ggml.model"], metadata["tokenizer.ggml.pre"]
-    ('gpt2', 'gpt-2')
+    >>> config = mc.load("minicore-opt-core").config.replace(n_vocab=4)
+    >>> values = {"model": "gpt2", "pre": "qwen2", "tokens": ["a", "b", "ab"], "merges": ["a b"]}
+    >>> inner = build_tokenizer({f"tokenizer.ggml.{key}": value for key, value in values.items()}, "m.gguf")
+    >>> about = {"params": {}, "name": "m", "source": Path(), "tokenizer": inner.to_str()}
+    >>> metadata, _ = tokenizer_metadata(Exported(config=config, **about))
+    >>> metadata["tokenizer.ggml.pre"], metadata["tokenizer.ggml.tokens"]
+    ('qwen2', ['a', 'b', 'ab', '[PAD3]'])
     """
     assert model.tokenizer is not None
     values = json.loads(model.tokenizer)
