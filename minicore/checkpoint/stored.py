@@ -51,7 +51,7 @@ def stored_tensors(
     found = []
     for name, held in by_name.items():
         first, place = next(iter(held.items()))
-        shape = place.shape_in_file(config.shapes()[first])
+        shape = place.shape_in_file(config.shapes()[first], config)
         found.append(StoredTensor(name, shape, _assembler(shape, held, params, config)))
     return found
 
@@ -74,10 +74,12 @@ def _assembler(
 
 def _put(out: Array, values: Array, place: Place, config: ModelConfig) -> None:
     """Write a parameter into its part of a tensor."""
+    if place.plus:
+        values = values - np.float32(place.plus)
     if place.interleaved:
         half = config.d_head // 2
         heads = values.reshape(-1, 2, half, values.size // len(values))
         values = heads.swapaxes(1, 2).reshape(values.shape)
     rows = out.T if place.transposed else out
-    first = (place.part or 0) * len(values)
-    rows[first : first + len(values)] = values
+    for first, last, at in place.segments(values.shape, config):
+        rows[first:last] = values[at : at + last - first]
