@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicore
+from minicore.checkpoint import families, parameters
 from minicore.errors import InputError
 from minicore.evaluation import shared_model
 from minicore.generation.prediction import fingerprint
@@ -26,16 +27,47 @@ from tests.helpers import checkpoints as make
 pytestmark = pytest.mark.numpy
 
 UNTIED = make.LLAMA | {"tie_word_embeddings": False}
-MODELS = {"llama": UNTIED, "qwen2": UNTIED | {"model_type": "qwen2"}, "opt": make.OPT, "gpt2": make.GPT2}
+WIDE = UNTIED | {"hidden_size": 32, "pad_token_id": 0}  # d_head 8: half and a quarter of it are even
+CONFIGS = {  # of the families whose keys differ from Llama's, or whose defaults are those of a large model
+    "opt": make.OPT,
+    "gpt2": make.GPT2,
+    "gpt_neox": WIDE | {"hidden_act": "gelu", "rotary_pct": 0.25, "layer_norm_eps": 1e-5},
+    "falcon": {key: value for key, value in WIDE.items() if key != "head_dim"}
+    | {"multi_query": False, "parallel_attn": False, "alibi": False},
+    "bamboo": WIDE | {"hidden_act": "relu"},
+    "phi": WIDE | {"hidden_act": "gelu_new"},
+    "nemotron": WIDE | {"hidden_act": "relu2"},
+    "arcee": WIDE | {"hidden_act": "relu2"},
+}
+MODELS = {
+    family: {key: value for key, value in CONFIGS.get(family, WIDE).items() if key != "model_type"}
+    | {"model_type": family}
+    for family in families.FAMILIES
+}
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_rslora": False}
 Q_PROJ = "model.layers.1.self_attn.q_proj"
+
+
+def shapes_of(config) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a checkpoint, by name."""
+    names = [f"tensor {i}" for i in range(99)]
+    family, shape, prefix = families.read_config(config, Path("config.json"), names)
+    where = parameters.places(shape, family.names, prefix)
+    return {where[k].name: where[k].shape_in_file(v, shape) for k, v in shape.shapes().items()}
+
+
+def random_tensors(config, seed=0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.standard_normal(shape).astype(np.float32) / 4 for name, shape in shapes_of(config).items()
+    }
 
 
 def matrices(config) -> dict[str, tuple[int, int]]:
     """Return (out, in) of each linear module of a checkpoint, by the name that PEFT gives it."""
     stored = {
         name.removesuffix(".weight"): shape
-        for name, shape in make.shapes_of(config).items()
+        for name, shape in shapes_of(config).items()
         if len(shape) == 2 and not re.search("embed|wte|wpe", name)
     }
     return {name: shape[::-1] if config["model_type"] == "gpt2" else shape for name, shape in stored.items()}
@@ -82,11 +114,14 @@ def base(tmp_path) -> Path:
 # --- what is computed ---
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((family, "float32") for family in MODELS)]
+    + [(family, dtype) for family in ("phi3", "gpt2") for dtype in ("bfloat16", "int8", "int4")],
+)
 def test_every_matrix_is_updated_before_it_is_converted(tmp_path, family, dtype):
     config = MODELS[family]
-    weights = make.random_tensors(config)
+    weights = random_tensors(config)
     updates = {module: random_update(shape) for module, shape in matrices(config).items()}
     folder = make.write_directory(tmp_path / "base", config, weights)
     adapter = write_adapter(tmp_path / "adapter", tensors_of(updates), target_modules=list(updates))
@@ -347,35 +382,37 @@ def test_commands_take_an_adapter(tmp_path, base, run_cli):
 
 LISTS = {
     "llama": ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj", "lm_head", "embed_tokens"],
-    "qwen2": ["q_proj", "v_proj", "up_proj"],
     "opt": ["q_proj", "out_proj", "fc1", "fc2"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
 }
+OPTIONS = {
+    "plain": {},
+    "scaled": {"use_rslora": True, "r": 3},
+    "patterns": {"rank_pattern": {r".*\.0\..*": 2}, "alpha_pattern": {"q_proj|fc1": 3}},
+    "layers": {"layers_to_transform": [1]},
+    "regex": {"fan_in_fan_out": True, "target_modules": r".*\.0\..*(q_proj|fc2|attn\.c_attn|mlp\.c_proj)"},
+}
+NOT_IN_TRANSFORMERS = {"sparsellama", "minicpm", "bamboo"}  # code of their own on the hub
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize(
-    "changes",
+    ("family", "options"),
     [
-        {},
-        {"use_rslora": True, "r": 3},
-        {"rank_pattern": {r".*\.0\..*": 2}, "alpha_pattern": {"q_proj|fc1": 3}},
-        {"layers_to_transform": [1]},
-        {"fan_in_fan_out": True, "target_modules": r".*\.0\..*(q_proj|fc2|attn\.c_attn|mlp\.c_proj)"},
+        *((family, option) for family in LISTS for option in OPTIONS),
+        *((family, "plain") for family in MODELS if family not in NOT_IN_TRANSFORMERS | set(LISTS)),
     ],
-    ids=lambda changes: "+".join(changes) or "plain",
 )
-def test_merged_as_peft_merges(tmp_path, family, changes):
+def test_merged_as_peft_merges(tmp_path, family, options):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    config = MODELS[family]
-    if changes.get("fan_in_fan_out") and family != "gpt2":
-        changes = {key: value for key, value in changes.items() if key != "fan_in_fan_out"}
-    folder = make.write_directory(tmp_path / "base", config, make.random_tensors(config))
+    config, changes = MODELS[family], dict(OPTIONS[options])
+    if family != "gpt2":
+        changes.pop("fan_in_fan_out", None)
+    folder = make.write_directory(tmp_path / "base", config, random_tensors(config))
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    options = {"target_modules": LISTS[family], "r": 4, "lora_alpha": 6} | changes
-    adapted = peft.get_peft_model(base, peft.LoraConfig(**options))
+    changes = {"target_modules": LISTS.get(family, "all-linear"), "r": 4, "lora_alpha": 6} | changes
+    adapted = peft.get_peft_model(base, peft.LoraConfig(**changes))
     generator = torch.Generator().manual_seed(0)
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
