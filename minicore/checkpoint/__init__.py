@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from minicore.checkpoint import (
     adapters,
     families,
     gguf,
+    hf_tensors,
     hf_tokenizer,
     mapped,
     names,
@@ -156,10 +158,12 @@ def _read_directory(
             )
         return _read_packed(directory, values, name, dtype)
     generation = read_json(directory / "generation_config.json")
-    found = safetensors.read_directory(directory)
+    values, found = hf_tensors.dequantize(values, hf_tensors.unwrap(safetensors.read_directory(directory)))
     family, config, prefix = families.read_config(values, path, found)
+    config, found = hf_tensors.settle_head(config, family, prefix, found, values)
     where = parameters.places(config, family.names, prefix)
-    parameters.check(directory, config, where, found, family.ignored)
+    unused = parameters.check(directory, config, where, found, hf_tensors.unused_by(family, prefix))
+    hf_tensors.log_unused(directory, unused)
     used = {place.name for place in where.values()}
     if update is not None:
         found = adapters.merge(update, found, where, prefix, family.prefixes)
@@ -222,9 +226,7 @@ def _read_gguf(
     path: Path, name: str, dtype: str | None, progress: bool, update: adapters.Adapter | None
 ) -> Checkpoint:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        raise InputError(
-            f"{path}: pickled weights are not supported; expected safetensors in a directory, or GGUF"
-        )
+        raise safetensors.pickled_weights(path)
     if path.suffix == ".safetensors":
         raise InputError(
             f"{path}: is one file of a model; expected the model's directory, with its config.json"
@@ -236,7 +238,7 @@ def _read_gguf(
     metadata, found = gguf.read_files(path)
     family, config = families.read_metadata(metadata, path, found)
     where = parameters.places(config, family.names)
-    parameters.check(path, config, where, found, families.GGUF_IGNORED)
+    parameters.check(path, config, where, found, lambda name: bool(re.search(families.GGUF_IGNORED, name)))
     own = {
         key.removeprefix("minicore."): value for key, value in metadata.items() if key.startswith("minicore.")
     }

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,15 +119,20 @@ def check(
     config: ModelConfig,
     where: Mapping[str, Place],
     tensors: Mapping[str, Tensor],
-    ignored: str = r"(?!)",
-) -> None:
+    unused: Callable[[str], bool] = lambda name: False,
+) -> list[str]:
     """Check that a file has every parameter in the right shape and kind, and no other tensors.
 
     Parameters
     ----------
-    ignored : str
-        Regular expression for tensors that may be present although they are not parameters, such as
-        attention masks.
+    unused : callable
+        Says of a name whether the tensor may be present although it is not a parameter, such as an attention
+        mask.
+
+    Returns
+    -------
+    list of str
+        The names of such tensors.
 
     Raises
     ------
@@ -143,9 +148,10 @@ def check(
     >>> values = json.loads((folder / "config.json").read_text())
     >>> family, config, prefix = families.read_config(values, folder, found)
     >>> where = places(config, family.names, prefix)
-    >>> check(folder, config, where, found, family.ignored)
+    >>> check(folder, config, where, found)
+    []
     >>> del found["model.decoder.layers.2.fc1.weight"]
-    >>> check(folder, config, where, found, family.ignored)
+    >>> check(folder, config, where, found)
     Traceback (most recent call last):
     minicore.errors.InputError: ... is missing, expected one of shape (2048, 256)
     """
@@ -159,30 +165,26 @@ def check(
             raise InputError(f"{tensor.where} has shape {tensor.shape}, expected {expected} by the config")
         tensor.rows(0, 0)
     used = {place.name for place in where.values()}
-    for name, tensor in tensors.items():
-        if name in used or re.search(ignored, name):
-            continue
-        if config.tied_head and name == "lm_head.weight":
-            _check_same(tensor, tensors[where["embed"].name])
-            continue
-        raise InputError(
-            f"{tensor.where} is not one that a {config.family} model of this config has, expected it absent"
-        )
+    others = [name for name in tensors if name not in used]
+    for name in others:
+        if not unused(name):
+            raise InputError(
+                f"{tensors[name].where} is not one that a {config.family} model of this config has, "
+                "expected it absent"
+            )
+    return others
 
 
-def _check_same(head: Tensor, embed: Tensor) -> None:
-    """Refuse an output head that differs from the embedding, although the config ties the two."""
-    same = head.shape == embed.shape and head.kind == embed.kind
-    step = max(1, CHUNK // math.prod(embed.shape[1:]))
-    for start in range(0, embed.shape[0] if same else 0, step):
-        rows = start, min(start + step, embed.shape[0])
-        same = same and np.array_equal(head.rows(*rows), embed.rows(*rows))
-        head.release(*rows)
-        embed.release(*rows)
-    if not same:
-        raise InputError(
-            f"{head.where} differs from {embed.name}, expected the same values as the config ties them"
-        )
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Return whether two matrices have the same shape and values, reading both in pieces."""
+    same = a.shape == b.shape
+    step = max(1, CHUNK // math.prod(b.shape[1:]))
+    for start in range(0, b.shape[0] if same else 0, step):
+        rows = start, min(start + step, b.shape[0])
+        same = same and np.array_equal(a.rows(*rows), b.rows(*rows))
+        a.release(*rows)
+        b.release(*rows)
+    return same
 
 
 def load(

@@ -15,10 +15,12 @@ import numpy as np
 from minicore.checkpoint.tensors import Array, MappedFile, NewTensor, Tensor
 from minicore.errors import InputError
 
+FLOAT8 = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
 KINDS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+KINDS |= {"F64": np.dtype(np.float64)} | FLOAT8
 # Other kinds are not read, but they may occur in tensors that are ignored (masks), so their sizes are needed.
-SIZES = {"F64": 8, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-SIZES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1} | {kind: dtype.itemsize for kind, dtype in KINDS.items()}
+SIZES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+SIZES |= {"F8_E8M0": 1} | {kind: dtype.itemsize for kind, dtype in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,30 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
         return read_file(single)
     if index.exists():
         return _read_shards(index)
-    pickled = [path.name for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    pickled = [path for path in directory.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     if pickled:
-        raise InputError(
-            f"{directory}: holds pickled weights ({min(pickled)}), which are not supported; "
-            "expected model.safetensors"
-        )
+        raise pickled_weights(min(pickled))
     raise InputError(
         f"{directory}: expected model.safetensors or model.safetensors.index.json, found neither"
+    )
+
+
+def pickled_weights(path: Path) -> InputError:
+    """Return the error for weights that PyTorch pickled, with the command that converts them.
+
+    Examples
+    --------
+    >>> raise pickled_weights(Path("model/pytorch_model.bin"))
+    Traceback (most recent call last):
+    minicore.errors.InputError: ... cd "model" && python -c "import glob, torch, ...
+    """
+    pattern = "pytorch_model*.bin" if path.name.startswith("pytorch_model") else path.name
+    load = f"[w.update(torch.load(f, map_location='cpu', weights_only=True)) for f in glob.glob('{pattern}')]"
+    save = "s.save_file({k: v.clone().contiguous() for k, v in w.items()}, 'model.safetensors')"
+    return InputError(
+        f"{path}: pickled weights are not supported, expected model.safetensors; where PyTorch and "
+        f'safetensors are installed, this makes it: cd "{path.parent}" && python -c '
+        f'"import glob, torch, safetensors.torch as s; w = {{}}; {load}; {save}"'
     )
 
 

@@ -246,7 +246,7 @@ def test_wrong_shape(model):
     refused(rewritten(model, lambda held: held.update(change)), name, "(32, 24)", "(16, 24)")
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.int8, np.int32])
+@pytest.mark.parametrize("dtype", [np.int8, np.int32])
 def test_wrong_dtype(model, dtype):
     name = "model.layers.0.self_attn.k_proj.weight"
     change = {name: np.zeros((16, 24), dtype)}
@@ -272,11 +272,6 @@ def test_values_too_large_for_bfloat16(model):
     assert read(model).params["embed"][0, 0] == np.finfo(np.float32).max
     with pytest.raises(InputError, match="bfloat16"):
         read(model, dtype="bfloat16")
-
-
-def test_head_that_is_not_the_embedding(model):
-    head = make.random_tensors(make.LLAMA)["model.embed_tokens.weight"] + 1
-    refused(rewritten(model, lambda held: held.update({"lm_head.weight": head})), "lm_head.weight", "ties")
 
 
 # --- shards ---------------------------------------------------------------------------------------------
