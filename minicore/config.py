@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from minicore.errors import InputError
+from minicore.errors import InputError, unknown
 
 NORMS = ("rmsnorm", "layernorm")
 ACTIVATIONS = (
@@ -15,6 +15,31 @@ ACTIVATIONS = (
 POSITIONS = ("rope", "learned", "alibi")
 BLOCKS = ("pre_norm", "parallel", "sandwich", "output_norm", "post_norm")
 QK_NORMS = ("none", "heads", "whole")
+
+
+def activation_fields(spelled: str) -> dict[str, str | float]:
+    """Return the fields of an activation that is spelled ``relu``, or ``fatrelu:0.01`` with its threshold.
+
+    Raises
+    ------
+    InputError
+        If no activation has that name, or a threshold is missing, bad or too many.
+
+    Examples
+    --------
+    >>> activation_fields("fatrelu:0.01")
+    {'activation': 'fatrelu', 'activation_threshold': 0.01}
+    """
+    name, _, threshold = spelled.partition(":")
+    if name not in ACTIVATIONS:
+        raise unknown("activation", name, ACTIVATIONS)
+    try:
+        if bool(threshold) != (name == "fatrelu"):
+            raise ValueError
+        return {"activation": name, "activation_threshold": float(threshold or 0)}
+    except ValueError:
+        expected = "fatrelu: and its threshold, such as fatrelu:0.01" if name == "fatrelu" else name
+        raise InputError(f"the activation is {spelled!r}, expected {expected}") from None
 
 
 @dataclass(frozen=True)
@@ -171,6 +196,11 @@ class ModelConfig:
     def n_rotated(self) -> int:
         """Dimensions of a head that are rotated."""
         return self.d_head if self.d_rope is None else self.d_rope
+
+    @property
+    def spelled_activation(self) -> str:
+        """The activation as :func:`activation_fields` reads it."""
+        return f"fatrelu:{self.activation_threshold}" if self.activation == "fatrelu" else self.activation
 
     def window(self, layer: int) -> int:
         """Return to how many last positions a layer attends; n_ctx where it sees them all."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicore.checkpoint import Checkpoint, export, mapped, read
+from minicore.checkpoint import Checkpoint, export, hf_export, mapped, read
 from minicore.checkpoint.adapters import AdapterSource
 from minicore.config import ModelConfig
 from minicore.core.rules import Selection, TokenRule
@@ -235,6 +235,8 @@ class Model:
             "eos_ids": list(self.eos_ids),
             "recommended": self.recommended,
         }
+        if original := hf_export.original(self.source):
+            about["original"] = {"values": original.values, "tensors": original.tensors}
         if self.adapter:
             about["adapter"] = [self.adapter.path, self.adapter.sha256]
         tokenizer = self.tokenizer.to_json() if self.tokenizer else None
@@ -421,8 +423,8 @@ def load(
         What matrices are held in: ``float32``, ``bfloat16``, ``int8`` or ``int4``; None is what a directory
         of `minicore pack` holds, float32 for anything else.
     activation : str or None
-        The FFN's activation, such as ``relu``, in place of the checkpoint's. GGUF files do not record it, so
-        those of ReLU models (ReluLLaMA, ProSparse) need it.
+        The FFN's activation, such as ``relu`` or ``fatrelu:0.01`` (with its threshold), in place of the
+        checkpoint's. GGUF files do not record it, so those of ReLU models (ReluLLaMA, ProSparse) need it.
     adapter : path or None
         Directory of a PEFT LoRA adapter (adapter_config.json, adapter_model.safetensors) for the model. It is
         added to the weights while they are read, before they are converted to ``dtype``.

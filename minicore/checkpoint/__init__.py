@@ -30,7 +30,7 @@ from minicore.checkpoint import (
 from minicore.checkpoint.chat_template import ChatTemplate, read_chat_template
 from minicore.checkpoint.gguf_vocabulary import has_tokenizer, special_ids
 from minicore.checkpoint.settings import read_json
-from minicore.config import ACTIVATIONS, ModelConfig
+from minicore.config import ModelConfig, activation_fields
 from minicore.errors import InputError, unknown
 
 __all__ = ["Checkpoint", "read"]
@@ -110,8 +110,8 @@ def read(
     progress : bool
         Show progress bars if stderr is a terminal.
     activation : str or None
-        The FFN's activation, such as ``relu``, in place of the checkpoint's. GGUF files do not record it, so
-        those of ReLU models (ReluLLaMA, ProSparse) need it.
+        The FFN's activation, such as ``relu`` or ``fatrelu:0.01`` (with its threshold), in place of the
+        checkpoint's. GGUF files do not record it, so those of ReLU models (ReluLLaMA, ProSparse) need it.
     adapter : path or None
         Directory of a PEFT LoRA adapter, added to the weights before they are converted to ``dtype``. The
         model must then be a directory with safetensors.
@@ -129,17 +129,15 @@ def read(
     """
     if dtype is not None:
         parameters.check_dtype(dtype)
-    if activation is not None and activation not in ACTIVATIONS:
-        raise unknown("activation", activation, ACTIVATIONS)
+    given = None if activation is None else activation_fields(activation)
     update = None if adapter is None else adapters.read(adapter)
     path = names.resolve(name_or_path, progress=progress)
     reader = _read_directory if path.is_dir() else _read_gguf
     name = names.name_of(name_or_path) or path.resolve().name
     checkpoint = reader(path, name, dtype, progress, update)
-    if activation is None:
+    if given is None:
         return checkpoint
-    config = checkpoint.config.replace(activation=activation)
-    return replace(checkpoint, config=config, given_activation=activation)
+    return replace(checkpoint, config=checkpoint.config.replace(**given), given_activation=activation)
 
 
 def _read_directory(
@@ -242,7 +240,7 @@ def _read_gguf(
     own = {
         key.removeprefix("minicore."): value for key, value in metadata.items() if key.startswith("minicore.")
     }
-    config = config.replace(activation=own.pop("activation", config.activation))
+    config = config.replace(**activation_fields(own.pop("activation", config.spelled_activation)))
     bos_id, eos_ids = special_ids(metadata, str(path))
     return Checkpoint(
         config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from minicore.checkpoint.exported import Exported, check_same
 from minicore.checkpoint.gguf_tokenizer_export import special_id_keys, tokenizer_metadata
 from minicore.checkpoint.parameters import Place
 from minicore.checkpoint.tensors import Array, NewTensor, Tensor
-from minicore.config import ModelConfig
+from minicore.config import ModelConfig, activation_fields
 from minicore.errors import InputError
 
 FILE = "a GGUF file"  # what messages call the file that is being written
@@ -35,7 +36,7 @@ def layout(model: Exported) -> tuple[dict[str, Any], dict[str, Place], list[NewT
     >>> found = mc.load("minicore-opt-core")
     >>> layout(Exported(config=found.config, params={}, name="mine", source=Path()))
     Traceback (most recent call last):
-    minicore.errors.InputError: mine: GGUF has no architecture for the family opt, ...
+    minicore.errors.InputError: mine: no GGUF architecture that minicore writes has the parameters ...
     """
     config = model.config
     architecture = _architecture(model)
@@ -46,14 +47,15 @@ def layout(model: Exported) -> tuple[dict[str, Any], dict[str, Place], list[NewT
     metadata |= tokens
     metadata |= {f"minicore.{key}": value for key, value in model.recommended.items()}
     family, again = families.read_metadata(metadata, Path(FILE), _readable(model, architecture, more))
-    if again.activation != config.activation:
-        metadata["minicore.activation"] = config.activation
+    if again.spelled_activation != config.spelled_activation:
+        metadata["minicore.activation"] = config.spelled_activation
         notes = [
             *notes,
             f"GGUF does not record the activation: other engines compute {again.activation} for the "
-            f"architecture {architecture}, and this model has {config.activation}",
+            f"architecture {architecture}, and this model has {config.spelled_activation}",
         ]
-    check_same(config, again.replace(activation=config.activation), "GGUF file")
+    given = activation_fields(config.spelled_activation)
+    check_same(config, again.replace(**given), "GGUF file")
     return metadata, parameters.places(config, family.names), more, notes
 
 
@@ -69,15 +71,18 @@ def kind_of(name: str, shape: tuple[int, ...], kind: str) -> str:
 
 
 def _architecture(model: Exported) -> str:
+    """Return the architecture whose files have exactly this model's parameters."""
     config = model.config
-    if config.family == "llama" and config.qkv_bias and not config.attn_out_bias:
-        return "qwen2"
-    if config.family not in families.GGUF_FAMILIES:
+    qwen2 = config.family == "llama" and config.qkv_bias and not config.attn_out_bias
+    name = "qwen2" if qwen2 else config.family
+    names = families.GGUF_FAMILIES[name].names if name in families.GGUF_FAMILIES else {}
+    wanted = {re.sub(r"^blocks\.\d+\.", "blocks.{i}.", parameter) for parameter in config.shapes()}
+    if not wanted <= names.keys():
         raise InputError(
-            f"{model.name}: GGUF has no architecture for the family {config.family}, expected one of "
-            f"{', '.join(families.GGUF_FAMILIES)}; --format hf writes all families"
+            f"{model.name}: no GGUF architecture that minicore writes has the parameters of this model "
+            f"of the family {config.family} (there are {', '.join(families.GGUF_FAMILIES)}), expected --format hf"
         )
-    return config.family
+    return name
 
 
 def _shape_metadata(config: ModelConfig) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minicore.checkpoint import families, mapped, parameters, safetensors
 from minicore.checkpoint.exported import Exported, check_same
 from minicore.checkpoint.parameters import Place
+from minicore.checkpoint.settings import read_json
 from minicore.checkpoint.tensors import NewTensor
 from minicore.config import ModelConfig
 from minicore.errors import InputError
@@ -42,8 +44,9 @@ def layout(model: Exported) -> tuple[dict[str, Any], dict[str, Place]]:
     >>> layout(model)[1]["blocks.0.mlp.w_in"].name
     'model.decoder.layers.0.fc1.weight'
     """
-    values, names = _original(model.source) or (_written(model), ())
-    names = names or _usual_names(values, model.config)
+    known = original(model.source)
+    values = known.values if known else _written(model)
+    names = known.tensors if known else _usual_names(values, model.config)
     if (activation := model.config.activation) and any(key in values for key in ACTIVATION_KEYS):
         key = next(key for key in ACTIVATION_KEYS if key in values)
         values |= {key: values[key] if _reads_as(values, names, activation) else _name(activation)}
@@ -58,7 +61,7 @@ def write(directory: Path, model: Exported, dtype: str, tensors: list[NewTensor]
     values.pop("dtype", None)
     _write_json(directory / CONFIG, values | {"torch_dtype": dtype})
     safetensors.write_file(directory / "model.safetensors", tensors, {"format": "pt"})
-    if _original(model.source):
+    if (model.source / CONFIG).is_file() and not mapped.is_packed(read_json(model.source / CONFIG)):
         for path in (model.source / name for name in COPIED):
             if path.is_file():
                 shutil.copyfile(path, directory / path.name)
@@ -69,16 +72,35 @@ def write(directory: Path, model: Exported, dtype: str, tensors: list[NewTensor]
     _write_generation(directory / "generation_config.json", model)
 
 
-def _original(source: Path) -> tuple[dict[str, Any], tuple[str, ...]] | None:
-    """Return the config.json and the tensors' names of the Hugging Face directory that a model is from."""
+@dataclass(frozen=True)
+class Original:
+    """The config.json of the Hugging Face directory that a model is from, and the names of its tensors."""
+
+    values: dict[str, Any]
+    tensors: tuple[str, ...]
+
+
+def original(source: Path) -> Original | None:
+    """Return what a model's directory was, which a packed one remembers; None for a GGUF file.
+
+    Examples
+    --------
+    >>> from minicore.checkpoint.names import resolve
+    >>> original(resolve("minicore-opt-core")).values["model_type"]
+    'opt'
+    """
     path = source / CONFIG
     if not path.is_file():
         return None
-    values = json.loads(path.read_bytes())
-    return None if mapped.is_packed(values) else (values, tuple(safetensors.read_directory(source)))
+    values = read_json(path)
+    if not mapped.is_packed(values):
+        return Original(values, tuple(safetensors.read_directory(source)))
+    kept = values.get("original")
+    return None if kept is None else Original(kept["values"], tuple(kept["tensors"]))
 
 
 def _usual_names(values: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the tensors of a model that did not come with them."""
     family = families.FAMILIES[values["model_type"]]
     return tuple(p.name for p in parameters.places(config, family.names, family.prefixes[0]).values())
 
@@ -108,10 +130,14 @@ def _one_or_all(ids: tuple[int, ...]) -> int | list[int] | None:
 
 def _llama(config: ModelConfig) -> dict[str, Any]:
     qwen2 = config.qkv_bias and not config.attn_out_bias
-    biases = {} if qwen2 else {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+    biases: dict[str, Any] = {} if qwen2 else {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+    name, kind = ("Qwen2", "qwen2") if qwen2 else ("Llama", "llama")
+    if config.activation == "fatrelu":
+        name, kind = "SparseLlama", "sparsellama"
+        biases["hidden_act_param"] = config.activation_threshold
     return biases | {
-        "architectures": ["Qwen2ForCausalLM" if qwen2 else "LlamaForCausalLM"],
-        "model_type": "qwen2" if qwen2 else "llama",
+        "architectures": [f"{name}ForCausalLM"],
+        "model_type": kind,
         "vocab_size": config.n_vocab,
         "hidden_size": config.d_model,
         "intermediate_size": config.n_neurons,

@@ -70,7 +70,8 @@ def write(
     tokenizer_config : mapping or None
         What tokenizer_config.json holds: special tokens and the chat template.
     about
-        Further JSON values for config.json: bos_id, eos_ids, recommended, adapter.
+        Further JSON values for config.json: bos_id, eos_ids, recommended, adapter, and what an export needs
+        of the original config.json.
 
     Raises
     ------

@@ -100,8 +100,8 @@ def activation_option(parser: Options) -> None:
     parser.add_argument(
         "--activation",
         metavar="A",
-        help="The FFN's activation, such as relu. GGUF files do not record it, so those of ReLU models need "
-        "this option (default: what the checkpoint says).",
+        help="The FFN's activation, such as relu or fatrelu:0.01 (with its threshold). GGUF files do not "
+        "record it, so those of ReLU models need this option (default: what the checkpoint says).",
     )
 
 

@@ -34,7 +34,7 @@ def register_model(model: Model) -> ModelRef:
         name=model.name.removesuffix(model.adapter.suffix) if model.adapter else model.name,
         source=str(Path(model.source).absolute()),
         dtype=model.dtype,
-        activation=model.config.activation,
+        activation=model.config.spelled_activation,
         fingerprint=fingerprint(model),
         adapter=model.adapter.path if model.adapter and model.mapping is None else None,
     )

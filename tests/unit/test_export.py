@@ -18,6 +18,7 @@ from minicore.model import Model, load
 from minicore.quantization import QuantizedMatrix
 from tests.helpers import GOLDEN, WEIGHTS
 from tests.helpers import checkpoints as make
+from tests.helpers.families import families, write
 
 pytestmark = pytest.mark.numpy
 
@@ -56,6 +57,33 @@ def test_an_export_in_float32_is_the_same_model(tmp_path, name, format):
     assert np.array_equal(again.forward(IDS), model.forward(IDS))
     if format == "hf":
         assert again.config == model.config
+
+
+@pytest.mark.parametrize("name", families())
+def test_every_family_survives_hf_and_a_packed_model(tmp_path, name):
+    """A packed model remembers the config.json that it was made from."""
+    family = families()[name]
+    model = load(write(tmp_path / name, name, family.config, family.shapes))
+    model.save(tmp_path / "packed")
+    for i, source in enumerate((model, load(tmp_path / "packed"))):
+        again = load(source.export(tmp_path / f"{i}", "hf").path)
+        assert again.config == model.config and same_params(model, again)
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_family_that_gguf_can_hold_survives_it_and_others_are_refused(tmp_path, name):
+    family = families()[name]
+    model = load(write(tmp_path / name, name, family.config, family.shapes))
+    try:
+        again = load(model.export(tmp_path / "out.gguf", "gguf").path)
+    except InputError as error:
+        assert "a GGUF file" in str(error) or "no GGUF architecture" in str(error)
+        assert not (tmp_path / "out.gguf").exists()
+        return
+    assert same_params(model, again)
+    np.testing.assert_allclose(
+        again.forward(family.ids), model.forward(family.ids), rtol=0, atol=1e-5 * family.largest
+    )
 
 
 @pytest.mark.parametrize("format", ["hf", "gguf"])
@@ -220,7 +248,7 @@ def test_end_tokens_that_do_not_fit_are_noted(tmp_path):
 
 
 def test_what_gguf_cannot_say_is_refused(tmp_path):
-    with pytest.raises(InputError, match="GGUF has no architecture for the family opt"):
+    with pytest.raises(InputError, match="no GGUF architecture .* of the family opt"):
         load(GOLDEN / "opt").export(tmp_path / "out", "gguf")
     assert not any(tmp_path.iterdir())
 

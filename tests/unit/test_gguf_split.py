@@ -113,7 +113,23 @@ def test_an_activation_that_a_file_does_not_record_can_be_given(tiny):
 def test_an_unknown_activation_offers_the_known_ones(tiny):
     with pytest.raises(InputError, match="unknown activation 'rleu'; did you mean relu"):
         load(tiny, activation="rleu")
-    assert all(read(tiny, activation=name).config.activation == name for name in ACTIVATIONS)
+    plain = [name for name in ACTIVATIONS if name != "fatrelu"]
+    assert all(read(tiny, activation=name).config.activation == name for name in plain)
+
+
+def test_fatrelu_has_a_threshold(tiny, tmp_path):
+    model = load(tiny, activation="fatrelu:0.25")
+    assert (model.config.activation, model.config.activation_threshold) == ("fatrelu", 0.25)
+    ref = register_model(model)
+    _loaded.clear()
+    assert resolve_model(ref).config == model.config
+    assert load(model.export(tmp_path / "out.gguf", "gguf").path).config == model.config
+    assert load(model.export(tmp_path / "hf", "hf").path).config == model.config
+    for bad in ("fatrelu", "fatrelu:", "fatrelu:x"):
+        with pytest.raises(InputError, match=f"activation is '{bad}', expected fatrelu: and its threshold"):
+            load(tiny, activation=bad)
+    with pytest.raises(InputError, match="activation is 'relu:1', expected relu"):
+        load(tiny, activation="relu:1")
 
 
 def test_a_given_activation_is_packed_and_goes_to_workers(tiny, tmp_path):
