@@ -249,12 +249,24 @@ def sigmoid(x: Array) -> Array:  # any shape -> the same
 
 
 def quick_gelu(x: Array) -> Array:  # any shape -> the same
-    """Return x * sigmoid(1.702 x), CLIP's approximation of GELU (1606.08415, sec. 2)."""
+    """Return x * sigmoid(1.702 x), CLIP's approximation of GELU (1606.08415, sec. 2).
+
+    Examples
+    --------
+    >>> quick_gelu(np.float32([-1, 0, 1])).round(3)
+    array([-0.154,  0.   ,  0.846], dtype=float32)
+    """
     return x * sigmoid(np.float32(1.702) * x)
 
 
 def mish(x: Array) -> Array:  # any shape -> the same
-    """Return x * tanh(log(1 + exp(x))) (1908.08681)."""
+    """Return x * tanh(log(1 + exp(x))) (1908.08681).
+
+    Examples
+    --------
+    >>> mish(np.float32([-1, 0, 1])).round(3)
+    array([-0.303,  0.   ,  0.865], dtype=float32)
+    """
     return x * np.tanh(np.maximum(x, np.float32(0)) + np.log1p(np.exp(-np.abs(x))))
 
 
@@ -342,7 +354,14 @@ class Scoring(NamedTuple):
 
     @classmethod
     def of(cls, cfg: ModelConfig, layer: int) -> Scoring:
-        """Return a layer's."""
+        """Return how a layer makes its scores.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> Scoring.of(mc.load("minicore-opt-core").config, layer=0) == USUAL
+        True
+        """
         window = cfg.window(layer)
         return cls(
             scale=cfg.score_scale,
@@ -361,7 +380,7 @@ def softcap(x: Array, cap: float) -> Array:  # any shape -> the same
     Examples
     --------
     >>> softcap(np.float32([0.1, 100]), 30.0).round(2)
-    array([ 0.1, 29.92], dtype=float32)
+    array([ 0.1 , 29.92], dtype=float32)
     """
     return np.float32(cap) * np.tanh(x / np.float32(cap)) if cap else x
 

@@ -38,6 +38,8 @@ class Family:
         Regular expression for buffers of old files that minicore computes itself.
     variants : tuple of dict of str to Place
         Other name maps. The first of all whose ``ln2.w`` a file has is taken.
+    models, refused : str
+        Checkpoints and variants of the family, and what minicore does not do of it (docs/models.md).
     """
 
     config: Callable[[Settings], ModelConfig]
@@ -45,6 +47,8 @@ class Family:
     prefixes: tuple[str, ...]
     ignored: str = r"(?!)"
     variants: tuple[Names, ...] = ()
+    models: str = ""
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,47 +60,85 @@ class GGUFFamily:
 
 
 def _llama(
-    config: Callable[[Settings], ModelConfig], names: Names = name_maps.LLAMA, *variants: Names
+    config: Callable[[Settings], ModelConfig],
+    models: str,
+    names: Names = name_maps.LLAMA,
+    *variants: Names,
+    refused: str = "",
 ) -> Family:
-    return Family(config, names, ("model.", ""), r"rotary_emb\.inv_freq$", variants)
+    """Return a family whose tensors have Llama's prefixes and buffers."""
+    return Family(config, names, ("model.", ""), r"rotary_emb\.inv_freq$", variants, models, refused)
 
 
 FAMILIES = {
-    "llama": _llama(hf_configs.read_llama),
-    "sparsellama": _llama(hf_configs.read_llama),
-    "minicpm": _llama(hf_configs.read_minicpm),
-    "mistral": _llama(hf_configs.read_mistral),
-    "bamboo": _llama(hf_configs.read_bamboo),
-    "qwen2": _llama(hf_configs.read_qwen2),
-    "qwen3": _llama(hf_configs.read_qwen3, name_maps.QWEN3),
-    "phi3": _llama(hf_configs.read_phi3, name_maps.PHI3),
-    "phi": _llama(hf_configs.read_phi, name_maps.PHI),
+    "llama": _llama(hf_configs.read_llama, "Llama 1 to 3, SmolLM 1 and 2, ReluLLaMA; biases"),
+    "sparsellama": _llama(hf_configs.read_llama, "ProSparse (FATReLU)"),
+    "minicpm": _llama(
+        hf_configs.read_minicpm, "MiniCPM, MiniCPM-S, sparsing-law", refused="mixtures of experts"
+    ),
+    "mistral": _llama(hf_configs.read_mistral, "Mistral 7B; sliding window"),
+    "bamboo": _llama(hf_configs.read_bamboo, "Bamboo (dReLU)", refused="other activations than ReLU"),
+    "qwen2": _llama(hf_configs.read_qwen2, "Qwen 2 and 2.5; sliding window of the last layers"),
+    "qwen3": _llama(hf_configs.read_qwen3, "Qwen 3; normalized queries and keys", name_maps.QWEN3),
+    "phi3": _llama(
+        hf_configs.read_phi3, "Phi 3, 3.5 and 4; LongRoPE, sliding window", name_maps.PHI3
+    ),
+    "phi": _llama(
+        hf_configs.read_phi, "Phi 1, 1.5 and 2; parallel blocks", name_maps.PHI, refused="`qk_layernorm`"
+    ),
     "gpt_neox": Family(
         hf_configs.read_gpt_neox,
         name_maps.GPT_NEOX,
         ("gpt_neox.", ""),
         r"attention\.(masked_)?bias$|rotary_emb\.inv_freq$",
+        models="Pythia, GPT-NeoX; parallel or sequential blocks",
     ),
-    "gemma": _llama(hf_configs.read_gemma, name_maps.GEMMA),
-    "gemma2": _llama(hf_configs.read_gemma2, name_maps.GEMMA2),
-    "gemma3_text": _llama(hf_configs.read_gemma3, name_maps.GEMMA3),
-    "olmo2": _llama(hf_configs.read_olmo2, name_maps.OLMO2),
-    "smollm3": _llama(hf_configs.read_smollm3),
-    "stablelm": _llama(hf_configs.read_stablelm, name_maps.STABLELM, name_maps.STABLELM_PARALLEL),
-    "nemotron": _llama(hf_configs.read_nemotron, name_maps.NEMOTRON),
-    "arcee": _llama(hf_configs.read_arcee, name_maps.ARCEE),
+    "gemma": _llama(
+        hf_configs.read_gemma, "Gemma 1", name_maps.GEMMA, refused="bidirectional attention"
+    ),
+    "gemma2": _llama(
+        hf_configs.read_gemma2, "Gemma 2; caps, four norms, windows",
+        name_maps.GEMMA2, refused="bidirectional attention",
+    ),
+    "gemma3_text": _llama(
+        hf_configs.read_gemma3, "Gemma 3 text; two rotations", name_maps.GEMMA3,
+        refused="bidirectional attention, scaled local rotation",
+    ),
+    "olmo2": _llama(hf_configs.read_olmo2, "OLMo 2; norms after attention and FFN", name_maps.OLMO2),
+    "smollm3": _llama(hf_configs.read_smollm3, "SmolLM3; layers without rotation"),
+    "stablelm": _llama(
+        hf_configs.read_stablelm, "StableLM 3B and 2; parallel or sequential blocks",
+        name_maps.STABLELM, name_maps.STABLELM_PARALLEL, refused="`qk_layernorm`",
+    ),
+    "nemotron": _llama(
+        hf_configs.read_nemotron, "Nemotron 4, Minitron (squared ReLU)", name_maps.NEMOTRON
+    ),
+    "arcee": _llama(hf_configs.read_arcee, "AFM (squared ReLU)", name_maps.ARCEE),
     "falcon": Family(
         hf_configs.read_falcon,
         name_maps.FALCON,
         ("transformer.", ""),
         r"rotary_emb\.inv_freq$|rotary\.inv_freq$",
         (name_maps.FALCON_TWO_NORMS, name_maps.FALCON_PARALLEL),
+        "Falcon, Falcon-RW (ALiBi), ReluFalcon",
+        "new decoder, not parallel",
     ),
-    "opt": Family(hf_configs.read_opt, name_maps.OPT, ("model.decoder.", "decoder.")),
+    "opt": Family(
+        hf_configs.read_opt,
+        name_maps.OPT,
+        ("model.decoder.", "decoder."),
+        models="OPT, 350M too",
+        refused="norms without weights",
+    ),
     "gpt2": Family(
-        hf_configs.read_gpt2, name_maps.GPT2, ("transformer.", ""), r"(^|\.)h\.\d+\.attn\.(masked_)?bias$"
+        hf_configs.read_gpt2,
+        name_maps.GPT2,
+        ("transformer.", ""),
+        r"(^|\.)h\.\d+\.attn\.(masked_)?bias$",
+        models="GPT-2",
+        refused="other scales of attention, cross-attention",
     ),
-}
+}  # fmt: skip
 # Families that are refused, and why.
 REFUSED = {
     "bitnet": "its norm over all FFN neurons (ffn_sub_norm) would change with every core set",

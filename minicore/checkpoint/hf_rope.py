@@ -51,6 +51,13 @@ def read_rope(
     ------
     InputError
         If a value is not usable, or the kind of scaling is not supported.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> values = {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2}}
+    >>> read_rope(Settings(values, Path("config.json")), d_head=4, n_ctx=64)
+    {'rope_theta': 500.0, 'rope_factors': (2.0, 2.0)}
     """
     values = settings.get("rope_scaling", default=None) or settings.get("rope_parameters", default={})
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
@@ -68,7 +75,14 @@ def read_rope(
 def rope_fields(
     rope: Settings, d_head: int, n_ctx: int, *, theta: float, share: float, original: Any = None
 ) -> RopeFields:
-    """Return the rotary positions that one flat object describes; ``original`` overrides its own."""
+    """Return the rotary positions that one flat object describes; ``original`` overrides its own.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rope_fields(Settings({}, Path("config.json")), 8, 64, theta=1e4, share=0.5)
+    {'rope_theta': 10000.0, 'd_rope': 4}
+    """
     theta = rope.number("rope_theta", default=theta)
     n_rotated = int(d_head * rope.number("partial_rotary_factor", default=share))
     fields: RopeFields = {"rope_theta": theta}

@@ -16,6 +16,7 @@ import pytest
 import minicore
 from minicore.evaluation.clusters import fit_clusters
 from minicore.explorer.builder import explore
+from tests.helpers import ROOT
 
 # These run the program, or need a GPU to show anything.
 NOT_SHOWN = re.compile(r"minicore\.(__main__|backends\.cuda\.(decoder|kernels)(\..*)?)")
@@ -92,3 +93,15 @@ def test_every_parameter_is_described(thing):
     described = inspect.getdoc(thing)
     missing = [name for name in inspect.signature(thing).parameters if name not in described]
     assert not missing
+
+
+def test_the_table_of_families_is_the_table_of_the_code():
+    """Between the marks of docs/models.md; a failure prints what belongs there."""
+    from minicore.checkpoint.families import FAMILIES
+
+    rows = ["| family | checkpoints and variants | refused |", "|---|---|---|"]
+    rows += [f"| `{name}` | {row.models} | {row.refused} |" for name, row in FAMILIES.items()]
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    between = text.split("<!-- families -->")[1].strip()
+    assert between == "\n".join(rows), "\n".join(rows)
+    assert all(row.models for row in FAMILIES.values())
