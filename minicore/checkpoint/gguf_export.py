@@ -80,7 +80,8 @@ def _architecture(model: Exported) -> str:
     if not wanted <= names.keys():
         raise InputError(
             f"{model.name}: no GGUF architecture that minicore writes has the parameters of this model "
-            f"of the family {config.family} (there are {', '.join(families.GGUF_FAMILIES)}), expected --format hf"
+            f"of the family {config.family} (it writes {', '.join(families.GGUF_FAMILIES)}); "
+            "expected --format hf"
         )
     return name
 
