@@ -37,24 +37,28 @@ def _head_width(settings: Settings, d_model: int, n_heads: int) -> int:
 
 
 def _windows(
-    settings: Settings, types: Sequence[Any] | None, n_layers: int, n_ctx: int, default: int | None = None
+    settings: Settings, types: Sequence[str] | None, n_layers: int, default: int | None
 ) -> tuple[int, ...]:
-    """Return the sliding windows of the layers whose type is ``sliding_attention``; () if there are none."""
-    types = settings.get("layer_types", default=types) or ()
-    if not isinstance(types, list | tuple) or len(types) not in (0, n_layers):
+    """Return the sliding windows of the layers whose type is ``sliding_attention``; () if there are none.
+
+    ``types`` is the family's default of ``layer_types``, None if its layers cannot slide.
+    """
+    known = ("full_attention",) if types is None else ("full_attention", "sliding_attention")
+    given = settings.get("layer_types", default=types or ())
+    if not isinstance(given, list | tuple) or len(given) not in (0, n_layers):
         raise InputError(
-            f"{settings.source}: layer_types is {types!r}, expected one for each of {n_layers} layers"
+            f"{settings.source}: layer_types is {given!r}, expected one for each of {n_layers} layers"
         )
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
+    for kind in given:
+        if kind not in known:
             raise InputError(
                 f"{settings.source}: layer_types has {kind!r}, which is not supported; "
-                "expected full_attention or sliding_attention"
+                f"expected {' or '.join(known)}"
             )
-    if "sliding_attention" not in types:
+    if "sliding_attention" not in given:
         return ()
     window = settings.integer("sliding_window", default=default)
-    return tuple(window if kind == "sliding_attention" else 0 for kind in types)
+    return tuple(window if kind == "sliding_attention" else 0 for kind in given)
 
 
 def _alternating(n_layers: int, period: int) -> list[str]:
@@ -104,7 +108,7 @@ def _llama_like(
         "gated": True,
         "positions": "rope",
         "tied_head": settings.flag("tie_word_embeddings", tied),
-        "windows": _windows(settings, layer_types, n_layers, n_ctx, window),
+        "windows": _windows(settings, layer_types, n_layers, window),
     }
     rope = read_rope(settings, d_head, n_ctx, theta=theta, share=share) if rope is None else rope
     return ModelConfig(**defaults | dict(rope) | fields)
@@ -131,16 +135,17 @@ def read_minicpm(settings: Settings) -> ModelConfig:
     )
 
 
-def _every_layer_slides(settings: Settings) -> list[str] | None:
-    if settings.get("sliding_window") is None:
-        return None
-    return ["sliding_attention"] * settings.integer("num_hidden_layers")
+def _all_slide(settings: Settings, default: int | None = None) -> tuple[Settings, list[str] | None]:
+    """Return the settings without layer_types, which these families ignore, and their layers' types."""
+    window = settings.values.get("sliding_window", default)
+    settings = Settings({**settings.values, "layer_types": None, "sliding_window": window}, settings.source)
+    n_layers = settings.integer("num_hidden_layers")
+    return settings, None if window is None else ["sliding_attention"] * n_layers
 
 
 def read_mistral(settings: Settings, **fields: Any) -> ModelConfig:
-    if "sliding_window" not in settings.values:  # null is none
-        settings = Settings({**settings.values, "sliding_window": 4096}, settings.source)
-    return _llama_like(settings, layer_types=_every_layer_slides(settings), n_ctx=131072, **fields)
+    settings, types = _all_slide(settings, default=4096)  # a window of null is none
+    return _llama_like(settings, layer_types=types, n_ctx=131072, **fields)
 
 
 def read_bamboo(settings: Settings) -> ModelConfig:
@@ -189,7 +194,8 @@ def read_phi3(settings: Settings) -> ModelConfig:
         share=settings.number("partial_rotary_factor", default=1.0),
         original=settings.integer("original_max_position_embeddings", default=4096),
     )
-    return _llama_like(settings, layer_types=_every_layer_slides(settings), eps=1e-5, n_ctx=4096, rope=rope)
+    settings, types = _all_slide(settings)
+    return _llama_like(settings, layer_types=types, eps=1e-5, n_ctx=4096, rope=rope)
 
 
 def read_phi(settings: Settings) -> ModelConfig:

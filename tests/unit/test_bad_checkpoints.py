@@ -94,7 +94,12 @@ LLAMA_CASES = {
     "eos": ({"eos_token_id": "x"}, "eos_token_id", "'x'"),
     "layer types": ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
     "too few layer types": ({"layer_types": ["full_attention"]}, "layer_types", "2"),
-    "window without a width": ({"layer_types": ["sliding_attention"] * 2}, "sliding_window", "missing"),
+    "llama's layers do not slide": ({"layer_types": ["sliding_attention"] * 2}, "sliding_attention"),
+    "window without a width": (
+        {"model_type": "smollm3", "layer_types": ["sliding_attention"] * 2},
+        "sliding_window",
+        "missing",
+    ),
     "mistral's window": ({"model_type": "mistral", "sliding_window": "32"}, "sliding_window", "'32'"),
     "unknown rope": ({"rope_parameters": {"rope_type": "proportional"}}, "'proportional'", "llama3"),
     "multimodal rope": ({"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 1]}}, "rope"),
