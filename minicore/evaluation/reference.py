@@ -25,6 +25,9 @@ Read = Callable[[Array], Array]  # (n,) ids -> (n, n_vocab) logits, continuing w
 FORMAT = "minicore check 1"
 N_COLUMNS = 4096  # most entries of the vocabulary whose logits a file holds
 N_RANDOM = 2, 24  # texts and their ids, for a model without a tokenizer
+# The implementation of attention that follows the config. Of Transformers 5.23 that is "eager" (others leave
+# out the softcap of Gemma 2), but Falcon's adds the ALiBi bias twice.
+ATTENTION = {"falcon": "sdpa"}
 SHORT_TEXTS = (
     "The old house at the end of the lane had been empty for years, and nobody knew who owned it.",
     "def mean(values):\n    return sum(values) / len(values)\n\n\nprint(mean([1, 2, 30.5]))\n",
@@ -133,8 +136,9 @@ def from_transformers(path: Path, texts: Sequence[str], n_new: int, adapter: str
     if path.is_file():
         source, options = path.parent, {"gguf_file": path.name}
     try:
+        kind = transformers.AutoConfig.from_pretrained(str(source), **options).model_type
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=torch.float32, attn_implementation="eager", **options
+            str(source), dtype=torch.float32, attn_implementation=ATTENTION.get(kind, "eager"), **options
         )
         if adapter:
             import peft
