@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -165,9 +166,11 @@ def _read_directory(
     used = {place.name for place in where.values()}
     if update is not None:
         found = adapters.merge(update, found, where, prefix, family.prefixes)
+    with adapters.one_blas_thread() if update else contextlib.nullcontext():
+        params = parameters.load(config, where, found, dtype or "float32", progress)
     return Checkpoint(
         config=config,
-        params=parameters.load(config, where, found, dtype or "float32", progress),
+        params=params,
         tokenizer_source=_tokenizer_source(directory),
         chat_template=read_chat_template(directory, read_json(directory / "tokenizer_config.json")),
         bos_id=next(iter(_ids(values, generation, "bos_token_id", path)), None),

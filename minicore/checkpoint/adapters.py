@@ -12,7 +12,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,6 +226,15 @@ def merge(
                 f"{weights}: has no tensors for {name}, expected them as target_modules names it"
             )
     return merged
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let products run in one thread each: the threads that read the tensors compute them side by side."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def _modules(
