@@ -22,6 +22,7 @@ from minicore.errors import InputError
 from minicore.evaluation import shared_model
 from minicore.generation.prediction import fingerprint
 from minicore.quantization import QuantizedMatrix
+from tests.helpers import ROOT
 from tests.helpers import checkpoints as make
 
 pytestmark = pytest.mark.numpy
@@ -378,7 +379,21 @@ def test_commands_take_an_adapter(tmp_path, base, run_cli):
     assert code == 2 and "nowhere" in err and "adapter_config.json" in err
 
 
-# --- compared with PEFT, where it is installed ---
+# --- compared with PEFT: recorded (tests/golden/make_adapters.py), and live where it is installed ---
+
+GOLDEN = ROOT / "tests" / "golden"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-untied", "opt"])
+def test_logits_are_those_that_peft_recorded(name):
+    adapter = GOLDEN / "adapters" / name
+    with np.load(adapter / "expected.npz") as expected:
+        ids, logits = expected["ids"], expected["logits"]
+    largest = np.abs(logits).max()
+    found = minicore.load(GOLDEN / name, adapter=adapter).forward(ids)
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * largest)
+    assert np.abs(minicore.load(GOLDEN / name).forward(ids) - logits).max() > 0.1 * largest
+
 
 LISTS = {
     "llama": ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj", "lm_head", "embed_tokens"],
