@@ -37,6 +37,7 @@ FOLLOWED = {
 IRRELEVANT = {
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
     *("lora_dropout", "fan_in_fan_out", "megatron_core", "qalora_group_size", "eva_config", "runtime_config"),
+    "merge_weights",
 }
 # Initialisations that leave the base model's weights as they are; others train a changed copy of them.
 INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")

@@ -17,6 +17,8 @@ from minicore.evaluation.check import check
 from minicore.evaluation.reference import Recording, Reference
 from tests.helpers import ROOT
 from tests.helpers import checkpoints as make
+from tests.helpers.families import families, write
+from tests.helpers.lora import random_update, tensors_of, write_adapter
 
 GOLDEN = ROOT / "tests" / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
@@ -236,6 +238,18 @@ def test_command_with_transformers(name, run_cli, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", families())
+def test_every_family_with_transformers(family, run_cli, tmp_path):
+    pytest.importorskip("torch")
+    transformers, made = pytest.importorskip("transformers"), families()[family]
+    if made.config.get("model_type") not in transformers.CONFIG_MAPPING:
+        pytest.skip("Transformers reads it with code of its own from the hub")
+    folder = write(tmp_path / family, family, made.config, made.shapes)
+    code, out, err = run_cli("check", folder)
+    assert code == 0, out + err
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_what_transformers_cannot_read(run_cli, tmp_path):
     for package in ("torch", "transformers"):
         pytest.importorskip(package)
@@ -250,8 +264,6 @@ def test_what_transformers_cannot_read(run_cli, tmp_path):
 def test_an_adapter_with_peft(run_cli, tmp_path):
     for package in ("torch", "transformers", "peft"):
         pytest.importorskip(package)
-    from tests.unit.test_adapters import random_update, tensors_of, write_adapter
-
     module = "model.layers.1.self_attn.q_proj"
     adapter = write_adapter(
         tmp_path / "adapter", tensors_of({module: random_update((32, 32))}), target_modules=[module]

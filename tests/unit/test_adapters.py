@@ -17,84 +17,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicore
-from minicore.checkpoint import families, parameters
 from minicore.errors import InputError
 from minicore.evaluation import shared_model
 from minicore.generation.prediction import fingerprint
 from minicore.quantization import QuantizedMatrix
 from tests.helpers import ROOT
 from tests.helpers import checkpoints as make
+from tests.helpers.families import families, write
+from tests.helpers.lora import random_update, tensors_of, write_adapter
 
 pytestmark = pytest.mark.numpy
 
-UNTIED = make.LLAMA | {"tie_word_embeddings": False}
-WIDE = UNTIED | {"hidden_size": 32, "pad_token_id": 0}  # d_head 8: half and a quarter of it are even
-CONFIGS = {  # of the families whose keys differ from Llama's, or whose defaults are those of a large model
-    "opt": make.OPT,
-    "gpt2": make.GPT2,
-    "gpt_neox": WIDE | {"hidden_act": "gelu", "rotary_pct": 0.25, "layer_norm_eps": 1e-5},
-    "falcon": {key: value for key, value in WIDE.items() if key != "head_dim"}
-    | {"multi_query": False, "parallel_attn": False, "alibi": False},
-    "bamboo": WIDE | {"hidden_act": "relu"},
-    "phi": WIDE | {"hidden_act": "gelu_new"},
-    "nemotron": WIDE | {"hidden_act": "relu2"},
-    "arcee": WIDE | {"hidden_act": "relu2"},
-}
-MODELS = {
-    family: {key: value for key, value in CONFIGS.get(family, WIDE).items() if key != "model_type"}
-    | {"model_type": family}
-    for family in families.FAMILIES
-}
-CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "none", "use_rslora": False}
 Q_PROJ = "model.layers.1.self_attn.q_proj"
 
 
-def shapes_of(config) -> dict[str, tuple[int, ...]]:
-    """Return the tensors of a checkpoint, by name."""
-    names = [f"tensor {i}" for i in range(99)]
-    family, shape, prefix = families.read_config(config, Path("config.json"), names)
-    where = parameters.places(shape, family.names, prefix)
-    return {where[k].name: where[k].shape_in_file(v, shape) for k, v in shape.shapes().items()}
+UNTIED = make.LLAMA | {"tie_word_embeddings": False}
+# Of the recorded families, one for each set of tensor names.
+MODELS = {frozenset(made.shapes): name for name, made in reversed(families().items())}.values()
 
 
-def random_tensors(config, seed=0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
+def matrices(shapes, swapped=False) -> dict[str, tuple[int, int]]:
+    """Return (out, in) of each linear module but the head, by the name that PEFT gives it."""
     return {
-        name: rng.standard_normal(shape).astype(np.float32) / 4 for name, shape in shapes_of(config).items()
+        name.removesuffix(".weight"): tuple(shape[::-1] if swapped else shape)
+        for name, shape in shapes.items()
+        if len(shape) == 2 and not re.search("embed|wte|wpe|lm_head", name)
     }
 
 
-def matrices(config) -> dict[str, tuple[int, int]]:
-    """Return (out, in) of each linear module of a checkpoint, by the name that PEFT gives it."""
-    stored = {
-        name.removesuffix(".weight"): shape
-        for name, shape in shapes_of(config).items()
-        if len(shape) == 2 and not re.search("embed|wte|wpe", name)
-    }
-    return {name: shape[::-1] if config["model_type"] == "gpt2" else shape for name, shape in stored.items()}
-
-
-def random_update(shape, r=4, seed=0) -> tuple[np.ndarray, np.ndarray]:
-    """Return A (r, in) and B (out, r) of quarters."""
-    rng = np.random.default_rng([seed, *shape])
-    return tuple(rng.integers(-4, 5, s).astype(np.float32) / 4 for s in ((r, shape[1]), (shape[0], r)))
-
-
-def tensors_of(updates) -> dict[str, np.ndarray]:
-    """Return an adapter's tensors by name."""
-    named = ({"lora_A.weight": a, "lora_B.weight": b} for a, b in updates.values())
-    return {
-        f"base_model.model.{module}.{part}": tensor
-        for module, parts in zip(updates, named, strict=True)
-        for part, tensor in parts.items()
-    }
-
-
-def write_adapter(folder: Path, tensors, **config) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(CONFIG | config))
-    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
+SHAPES = matrices(make.shapes_of(UNTIED))
 
 
 def assert_same(model, other):
@@ -118,18 +69,19 @@ def base(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [*((family, "float32") for family in MODELS)]
-    + [(family, dtype) for family in ("phi3", "gpt2") for dtype in ("bfloat16", "int8", "int4")],
+    + [(family, dtype) for family in ("phi3", "gpt2-relu") for dtype in ("bfloat16", "int8", "int4")],
 )
 def test_every_matrix_is_updated_before_it_is_converted(tmp_path, family, dtype):
-    config = MODELS[family]
-    weights = random_tensors(config)
-    updates = {module: random_update(shape) for module, shape in matrices(config).items()}
-    folder = make.write_directory(tmp_path / "base", config, weights)
+    made = families()[family]
+    swapped = family.startswith("gpt2")  # its files have (in, out)
+    updates = {module: random_update(shape) for module, shape in matrices(made.shapes, swapped).items()}
+    folder = write(tmp_path / "base", family, made.config, made.shapes)
     adapter = write_adapter(tmp_path / "adapter", tensors_of(updates), target_modules=list(updates))
+    weights = safetensors.numpy.load_file(folder / "model.safetensors")
     for module, (a, b) in updates.items():
         update = np.float32(2) * (b @ a)  # lora_alpha / r
-        weights[f"{module}.weight"] += update.T if family == "gpt2" else update
-    merged = make.write_directory(tmp_path / "merged", config, weights)
+        weights[f"{module}.weight"] += update.T if swapped else update
+    merged = make.write_directory(tmp_path / "merged", made.config, weights)
     model = minicore.load(folder, dtype, adapter=adapter)
     assert_same(model, minicore.load(merged, dtype))
     assert (model.name, model.adapter.path) == ("base+adapter", str(adapter))
@@ -221,14 +173,14 @@ TARGETED = [  # (config, layers and modules that it names)
 
 @pytest.mark.parametrize(("config", "named"), TARGETED)
 def test_the_tensors_are_those_that_target_modules_names(tmp_path, base, config, named):
-    shapes = {(int(m.split(".")[2]), m.rsplit(".")[-1]): m for m in matrices(UNTIED) if m != "lm_head"}
-    updates = {shapes[key]: random_update(matrices(UNTIED)[shapes[key]]) for key in sorted(named)}
+    shapes = {(int(m.split(".")[2]), m.rsplit(".")[-1]): m for m in SHAPES}
+    updates = {shapes[key]: random_update(SHAPES[shapes[key]]) for key in sorted(named)}
     minicore.load(base, adapter=write_adapter(tmp_path / "right", tensors_of(updates), **config))
     first, *others = updates
     few = tensors_of({module: updates[module] for module in others})
     refused(base, write_adapter(tmp_path / "few", few, **config), f"has no tensors for {first}")
     other = next(module for key, module in shapes.items() if key not in named)
-    many = tensors_of(updates | {other: random_update(matrices(UNTIED)[other])})
+    many = tensors_of(updates | {other: random_update(SHAPES[other])})
     refused(base, write_adapter(tmp_path / "many", many, **config), other, "target_modules")
 
 
@@ -396,9 +348,9 @@ def test_logits_are_those_that_peft_recorded(name):
 
 
 LISTS = {
-    "llama": ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj", "lm_head", "embed_tokens"],
-    "opt": ["q_proj", "out_proj", "fc1", "fc2"],
-    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "llama-relu": ["q_proj", "k_proj", "o_proj", "gate_proj", "down_proj", "lm_head", "embed_tokens"],
+    "opt-350m": ["q_proj", "out_proj", "fc1", "fc2"],
+    "gpt2-relu": ["c_attn", "c_proj", "c_fc"],
 }
 OPTIONS = {
     "plain": {},
@@ -407,7 +359,6 @@ OPTIONS = {
     "layers": {"layers_to_transform": [1]},
     "regex": {"fan_in_fan_out": True, "target_modules": r".*\.0\..*(q_proj|fc2|attn\.c_attn|mlp\.c_proj)"},
 }
-NOT_IN_TRANSFORMERS = {"sparsellama", "minicpm", "bamboo"}  # code of their own on the hub
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -415,16 +366,18 @@ NOT_IN_TRANSFORMERS = {"sparsellama", "minicpm", "bamboo"}  # code of their own 
     ("family", "options"),
     [
         *((family, option) for family in LISTS for option in OPTIONS),
-        *((family, "plain") for family in MODELS if family not in NOT_IN_TRANSFORMERS | set(LISTS)),
+        *((family, "plain") for family in MODELS if family not in LISTS),
     ],
 )
 def test_merged_as_peft_merges(tmp_path, family, options):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    config, changes = MODELS[family], dict(OPTIONS[options])
-    if family != "gpt2":
+    made, changes = families()[family], dict(OPTIONS[options])
+    if made.config.get("model_type") not in transformers.CONFIG_MAPPING:
+        pytest.skip("Transformers reads it with code of its own from the hub")
+    if family != "gpt2-relu":
         changes.pop("fan_in_fan_out", None)
-    folder = make.write_directory(tmp_path / "base", config, random_tensors(config))
+    folder = write(tmp_path / "base", family, made.config, made.shapes)
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     changes = {"target_modules": LISTS.get(family, "all-linear"), "r": 4, "lora_alpha": 6} | changes
     adapted = peft.get_peft_model(base, peft.LoraConfig(**changes))
@@ -449,7 +402,7 @@ def test_merged_as_peft_merges(tmp_path, family, options):
     np.testing.assert_allclose(model.forward(ids), logits, rtol=0, atol=1e-4 * np.abs(logits).max())
 
 
-NAMES = [*matrices(UNTIED), "model.embed_tokens", "model.norm"]
+NAMES = [*SHAPES, "model.embed_tokens", "model.norm"]
 PARTS = st.sampled_from(["q_proj", "self_attn.k_proj", "proj", "mlp", Q_PROJ, "lm_head", "embed_tokens"])
 
 
