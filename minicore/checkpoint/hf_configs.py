@@ -236,18 +236,10 @@ def read_gemma(settings: Settings) -> ModelConfig:
     return _gemma(settings, acts=ACTS | {"gelu": "gelu_tanh"})
 
 
-def _capped(settings: Settings, score: float, logit: float) -> dict[str, float]:
-    """Return Gemma 2's caps; null is none."""
-    return {
-        field: 0.0
-        if key in settings.values and settings.values[key] is None
-        else settings.number(key, default=cap)
-        for field, key, cap in (
-            ("score_softcap", "attn_logit_softcapping", score),
-            ("logit_softcap", "final_logit_softcapping", logit),
-        )
-        if cap or settings.values.get(key) is not None
-    }
+def _cap(settings: Settings, key: str, default: float) -> float:
+    """Return a cap; null is none."""
+    cap = settings.values.get(key, default)
+    return settings.number(key, default=default) if cap else 0.0
 
 
 def read_gemma2(settings: Settings) -> ModelConfig:
@@ -255,15 +247,15 @@ def read_gemma2(settings: Settings) -> ModelConfig:
         settings, act_key="hidden_activation", block="sandwich",
         layer_types=_alternating(settings.integer("num_hidden_layers"), 2), window=4096,
         score_scale=settings.number("query_pre_attn_scalar", default=256) ** -0.5,
-        **_capped(settings, 50.0, 30.0),
+        score_softcap=_cap(settings, "attn_logit_softcapping", 50.0),
+        logit_softcap=_cap(settings, "final_logit_softcapping", 30.0),
     )  # fmt: skip
 
 
 def read_gemma3(settings: Settings) -> ModelConfig:
-    n_ctx, d_head = (
-        settings.integer("max_position_embeddings", default=131072),
-        settings.integer("head_dim", default=256),
-    )
+    settings.only("attn_logit_softcapping")  # Transformers has the key and does not apply it
+    n_ctx = settings.integer("max_position_embeddings", default=131072)
+    d_head = settings.integer("head_dim", default=256)
     nested = settings.get("rope_parameters", default={})
     local = Settings(nested.get("sliding_attention") or {}, settings.source)
     local.only("rope_type", "default")
@@ -279,7 +271,7 @@ def read_gemma3(settings: Settings) -> ModelConfig:
         rope_local_theta=local.number("rope_theta", default=local_theta),
         layer_types=_alternating(settings.integer("num_hidden_layers"), period), window=4096,
         score_scale=settings.number("query_pre_attn_scalar", default=256) ** -0.5,
-        **_capped(settings, 0.0, 0.0),
+        logit_softcap=_cap(settings, "final_logit_softcapping", 0.0),
     )  # fmt: skip
 
 
