@@ -102,7 +102,7 @@ FAMILIES = {
     ),
     "gemma3_text": _llama(
         hf_configs.read_gemma3, "Gemma 3 text; two rotations", name_maps.GEMMA3,
-        refused="bidirectional or capped attention, scaled local rotation",
+        refused="capped scores, scaled local rotation",
     ),
     "olmo2": _llama(hf_configs.read_olmo2, "OLMo 2; norms after attention and FFN", name_maps.OLMO2),
     "smollm3": _llama(hf_configs.read_smollm3, "SmolLM3; layers without rotation"),
