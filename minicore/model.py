@@ -52,6 +52,8 @@ class Model:
         The token that begins a text, and those that end a generation.
     recommended : dict
         Predictor settings the checkpoint recommends, possibly empty.
+    generation : dict
+        How the checkpoint wants tokens to be chosen: what is applied of its generation_config.json.
     mapping : MappedWeights or None
         The file behind the parameters, if they are mapped (`minicore pack`).
     adapter : AdapterSource or None
@@ -75,6 +77,7 @@ class Model:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     recommended: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     mapping: mapped.MappedWeights | None = None
     adapter: AdapterSource | None = None
 
@@ -99,6 +102,7 @@ class Model:
             bos_id=checkpoint.bos_id,
             eos_ids=checkpoint.eos_ids,
             recommended=checkpoint.recommended,
+            generation=checkpoint.generation,
             mapping=checkpoint.mapping,
             adapter=checkpoint.adapter,
         )
@@ -234,6 +238,7 @@ class Model:
             "bos_id": self.bos_id,
             "eos_ids": list(self.eos_ids),
             "recommended": self.recommended,
+            "generation": self.generation,
         }
         if original := hf_export.original(self.source):
             about["original"] = {"values": original.values, "tensors": original.tensors}

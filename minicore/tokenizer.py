@@ -231,13 +231,17 @@ class Tokenizer:
         >>> tokenizer.pieces(tokenizer.encode("The cat sat."))
         ['<|endoftext|>', 'The', ' cat', ' sat', '.']
         """
-        added = self._inner.get_added_tokens_decoder()
-        names = {i: token.content for i, token in added.items() if token.special}
+        names = self.special_names()
         stream = self.stream()
         found = [names[i] if i in names else stream.push(i) for i in map(int, ids)]
         if found:
             found[-1] += stream.flush()
         return found
+
+    def special_names(self) -> dict[int, str]:
+        """Return the text of each special token, by id; :meth:`decode` can leave these tokens out."""
+        added = self._inner.get_added_tokens_decoder()
+        return {i: token.content for i, token in added.items() if token.special}
 
     def stream(self) -> TokenStream:
         """Return a decoder that takes one id at a time."""

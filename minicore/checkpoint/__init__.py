@@ -29,6 +29,7 @@ from minicore.checkpoint import (
     tensors,
 )
 from minicore.checkpoint.chat_template import ChatTemplate, read_chat_template
+from minicore.checkpoint.generation_config import read_generation
 from minicore.checkpoint.gguf_vocabulary import has_tokenizer, special_ids
 from minicore.checkpoint.settings import read_json
 from minicore.config import ModelConfig, activation_fields
@@ -57,6 +58,8 @@ class Checkpoint:
         The token that begins a text, and the tokens that end one.
     recommended : dict
         The checkpoint's recommended options for core decoding: key ``minicore`` of generation_config.json.
+    generation : dict
+        How tokens are to be chosen: what is applied of generation_config.json.
     name, source : str, Path
         The name or last path component it was requested by, and its directory or file. An adapter's name
         follows after ``+``.
@@ -86,6 +89,7 @@ class Checkpoint:
     name: str
     source: Path
     file_dtype: str
+    generation: dict[str, Any] = field(default_factory=dict)
     given_activation: str | None = None
     mapping: mapped.MappedWeights | None = field(default=None, repr=False)
     adapter: adapters.AdapterSource | None = None
@@ -176,6 +180,7 @@ def _read_directory(
         bos_id=next(iter(_ids(values, generation, "bos_token_id", path)), None),
         eos_ids=_ids(generation, values, "eos_token_id", path),
         recommended=_recommended(generation, directory / "generation_config.json"),
+        generation=read_generation(generation or values, directory / "generation_config.json"),
         name=name + (update.source.suffix if update else ""),
         source=directory,
         file_dtype=tensors.kinds(found[name] for name in used),
@@ -205,6 +210,7 @@ def _read_packed(directory: Path, values: dict[str, Any], name: str, dtype: str 
         bos_id=next(iter(_ids(values, {}, "bos_id", path)), None),
         eos_ids=_ids(values, {}, "eos_ids", path),
         recommended=_recommended({"minicore": values.get("recommended")}, path),
+        generation=read_generation(values.get("generation") or {}, path),
         name=name,
         source=directory,
         file_dtype=packed_dtype,

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from minicore.cli.decoding import add_decoding_options, decoding_settings, json_record
+from minicore.cli.decoding import add_decoding_options, decoding_settings, json_record, note_sampling
 from minicore.cli.options import load_model
 from minicore.cli.terminal import announce_compilation, print_json, read_prompt, with_progress
 from minicore.formatting import format_bytes
@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> int:
     """Decode with all neurons and with core neurons; print both texts and how they differ."""
     from minicore.evaluation.agreement import agreement
 
-    streams = both_streams(load_model(args), read_prompt(args.prompt), decoding_settings(args))
+    model = load_model(args)
+    streams = both_streams(model, read_prompt(args.prompt), decoding_settings(args))
+    note_sampling(model, args)
     announce_compilation(streams[0].options.backend, streams[0].prefill_backend())
     for stream in streams:
         for _ in with_progress(stream):

@@ -19,9 +19,11 @@ from minicore.cli.options import (
     prompt_argument,
     token_beta_option,
 )
+from minicore.cli.terminal import note
 
 if TYPE_CHECKING:
     from minicore.generation.stream import Generation
+    from minicore.model import Model
 
 # The keys of --json that scripts may rely on, in this order; other keys follow them.
 JSON_KEYS = (
@@ -46,7 +48,8 @@ JSON_KEYS = (
 SETTINGS = (
     *("predictor", "alpha", "beta", "gamma", "token_beta", "budget", "clusters", "window", "refresh"),
     *("memory_limit", "layers", "backend", "max_new_tokens"),
-    *("temperature", "top_k", "top_p", "seed", "stop"),
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size"),
+    *("seed", "stop"),
 )
 
 
@@ -121,13 +124,37 @@ def sampling_options(group: Options) -> None:
         help="Sample from the smallest set of most likely tokens whose probabilities add up to P.",
     )
     group.add_argument(
+        "--min-p",
+        metavar="P",
+        type=float,
+        help="Sample only tokens at least P times as likely as the likeliest.",
+    )
+    group.add_argument(
+        "--typical-p",
+        metavar="P",
+        type=float,
+        help="Sample from the most typical tokens whose probabilities add up to P.",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        metavar="R",
+        type=float,
+        help="Divide positive logits of tokens that have occurred by R and multiply negative ones.",
+    )
+    group.add_argument(
+        "--no-repeat-ngram-size",
+        metavar="N",
+        type=int,
+        help="Let no sequence of N tokens occur twice; 0 allows it.",
+    )
+    group.add_argument(
         "--seed", metavar="S", type=int, help="Random seed of sampling; the same seed gives the same text."
     )
     group.add_argument(
         "--stop",
         metavar="TEXT",
         action="append",
-        help="Stop before TEXT appears; may be given several times.",
+        help="Stop before TEXT, or a special token of that name, appears; may be given several times.",
     )
 
 
@@ -135,6 +162,18 @@ def decoding_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keywords of ``Model.stream`` that were given; the library knows the other defaults."""
     given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     return given | {"chat": args.chat}
+
+
+def note_sampling(model: Model, args: argparse.Namespace) -> None:
+    """Say that decoding is greedy where the checkpoint asks for sampling and no temperature is given."""
+    asked = model.generation
+    if args.temperature is None and asked.get("do_sample"):
+        settings = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+        given = ", ".join(f"{name} {asked[name]}" for name in settings if name in asked) or "no settings"
+        note(
+            f"decoding is greedy; generation_config.json asks for sampling ({given}); "
+            f"--temperature {asked.get('temperature', 1.0)} samples"
+        )
 
 
 def json_record(out: Generation) -> dict[str, Any]:

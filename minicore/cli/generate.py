@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from minicore.cli.decoding import add_decoding_options, decoding_settings, json_record
+from minicore.cli.decoding import add_decoding_options, decoding_settings, json_record, note_sampling
 from minicore.cli.options import load_model
 from minicore.cli.terminal import (
     announce_compilation,
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the continuation as it comes, then a summary on standard error."""
     model = load_model(args)
     stream = model.stream(read_prompt(args.prompt), **decoding_settings(args))
+    note_sampling(model, args)
     announce_compilation(stream.options.backend, stream.prefill_backend())
     code = 0
     try:

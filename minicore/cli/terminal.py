@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def read_prompt(prompt: str) -> str:
-    """Return the prompt; ``-`` reads standard input and removes one final newline."""
+    """Return the prompt; ``-`` reads standard input and removes one final newline, ``\\n`` or ``\\r\\n``.
+
+    A byte order mark in front is not part of the text.
+    """
     if prompt == "-":
         raw = sys.stdin.buffer.read() if sys.stdin is not None else b""
         where = "standard input"
@@ -28,7 +31,10 @@ def read_prompt(prompt: str) -> str:
         raise InputError(
             f"{where} is not UTF-8 text: byte {raw[error.start]:#04x} at {error.start}"
         ) from None
-    return text.removesuffix("\n") if prompt == "-" else text
+    text = text.removeprefix("\ufeff")
+    if prompt == "-":
+        text = text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
+    return text
 
 
 def note(text: str) -> None:

@@ -47,9 +47,12 @@ def sample_files() -> list[Path]:
 
 
 def read_text(path: str | PathLike[str]) -> str:
-    """Return the text of a UTF-8 file; InputError names the file, line and byte that are wrong."""
+    """Return the text of a UTF-8 file, without a byte order mark.
+
+    InputError names the file, line and byte that are wrong.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         wrong, at = error.object[error.start], error.start
         number = 1 + error.object.count(b"\n", 0, at)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from minicore.backends import check_backend
 from minicore.core.budgets import Beta
 from minicore.core.recorder import Recorder
 from minicore.errors import InputError
+from minicore.generation.logits_rules import LogitsRules
 from minicore.generation.prediction import Layers
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Options:
         What ``oracle`` takes for the continuation.
     memory_limit : int or None
         Bytes.
+    rules : LogitsRules
+        What changes logits before a token is chosen.
     """
 
     backend: str
@@ -49,6 +52,7 @@ class Options:
     refresh: int | None = None
     continuation: tuple[int, ...] | None = None
     memory_limit: int | None = None
+    rules: LogitsRules = LogitsRules()
 
 
 def check_options(
@@ -62,6 +66,8 @@ def check_options(
     refresh: int | None,
     continuation: Sequence[int] | None,
     memory_limit: int | None,
+    repetition_penalty: float | None = None,
+    no_repeat_ngram_size: int | None = None,
 ) -> Options:
     """Return the options of :func:`minicore.generation.stream.stream`, or raise InputError."""
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 0:
@@ -73,6 +79,8 @@ def check_options(
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if any(not text for text in stops):
         raise InputError("stop is an empty text, expected at least one character")
+    if stops and model.tokenizer is None:
+        raise InputError(f"stop needs a tokenizer, and {model.source} has none")
     name, why = check_backend(backend, model.dtype, model.config)
     return Options(
         backend=name,
@@ -83,7 +91,28 @@ def check_options(
         refresh=refresh,
         continuation=None if continuation is None else tuple(model.check_ids(continuation).tolist()),
         memory_limit=check_memory_limit(model, recorder, memory_limit, refresh, name),
+        rules=make_rules(model.generation, repetition_penalty, no_repeat_ngram_size),
     )
+
+
+def make_rules(
+    generation: Mapping[str, Any], repetition_penalty: float | None, no_repeat_ngram_size: int | None
+) -> LogitsRules:
+    """Return the checkpoint's rules, with what is not None in place of what the checkpoint says."""
+    if repetition_penalty is not None and not 0 < repetition_penalty < np.inf:
+        raise InputError(f"repetition_penalty is {repetition_penalty!r}, expected above 0")
+    if no_repeat_ngram_size is not None and no_repeat_ngram_size < 0:
+        raise InputError(f"no_repeat_ngram_size is {no_repeat_ngram_size!r}, expected 0 or more")
+    names = {field.name for field in fields(LogitsRules)}
+    values = {name: value for name, value in generation.items() if name in names}
+    if repetition_penalty is not None:
+        values["repetition_penalty"] = repetition_penalty
+    if no_repeat_ngram_size is not None:
+        values["no_repeat_ngram_size"] = no_repeat_ngram_size
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        values[name] = tuple(values.get(name, ()))
+    values["bad_words_ids"] = tuple(tuple(ids) for ids in values.get("bad_words_ids", ()))
+    return LogitsRules(**values)
 
 
 def with_recommended(

@@ -24,7 +24,8 @@ from minicore.errors import InputError
 from minicore.generation.accounting import bytes_per_token, neurons_kept
 from minicore.generation.options import Options, check_options, with_recommended
 from minicore.generation.prediction import Layers, encode_prompt, make_recorder, record, recorder_hooks
-from minicore.generation.sampling import Sampler
+from minicore.generation.sampling import Sampler, make_sampler
+from minicore.generation.stops import StopText
 from minicore.kv_cache import KVCache
 
 if TYPE_CHECKING:
@@ -95,6 +96,10 @@ def stream(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    typical_p: float | None = None,
+    repetition_penalty: float | None = None,
+    no_repeat_ngram_size: int | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] | None = None,
     chat: bool = False,
@@ -130,11 +135,18 @@ def stream(
     backend : str
         ``numpy``, ``numba`` (plain compiled loops, float32; NumPy reads the prompt), ``cpu``, ``cuda`` or
         ``auto`` (``cuda`` where there is a GPU for it, else ``cpu``).
-    temperature, top_k, top_p, seed
-        See :class:`Sampler`; temperature 0 is greedy. Without ``top_k`` and ``top_p`` a GPU draws the tokens
-        itself: from the same distribution, but not the same tokens for a seed.
+    temperature, top_k, top_p, min_p, typical_p, seed
+        See :class:`Sampler`; temperature 0 is greedy. What is None is what the checkpoint's
+        generation_config.json says, else off; 1 for ``top_p`` and ``typical_p`` and 0 for ``min_p`` are off.
+        Where all are off a GPU draws the tokens itself: from the same distribution, but not the same tokens
+        for a seed.
+    repetition_penalty, no_repeat_ngram_size
+        See :class:`LogitsRules`; they hold for temperature 0 as well. None is what generation_config.json
+        says, else off. Its other settings that are applied: ``bad_words_ids``, ``min_length``,
+        ``min_new_tokens``, ``suppress_tokens``, ``begin_suppress_tokens``; when sampling also
+        ``epsilon_cutoff`` and ``eta_cutoff``.
     stop : str or list of str or None
-        Texts that end the generation. They are not part of the result.
+        Texts that end the generation. They are not part of the result. Special tokens count by their names.
     chat : bool
         Render the prompt with the checkpoint's chat template.
     ignore_eos : bool
@@ -172,8 +184,11 @@ def stream(
         refresh=refresh,
         continuation=continuation,
         memory_limit=memory_limit,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
     )
-    sampler = Sampler(temperature, top_k, top_p, np.random.default_rng(seed))
+    given = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
+    sampler = make_sampler(temperature, given, model.generation, np.random.default_rng(seed))
     return Stream(model, encode_prompt(model, prompt, chat), recorder, sampler, options)
 
 
@@ -241,29 +256,25 @@ class Stream:
             for _ in self._tokens():
                 yield ""
             return
-        decoder, held = self.model.tokenizer.stream(), ""
+        tokenizer = self.model.tokenizer
+        decoder, text = tokenizer.stream(), StopText(self.options.stops, tokenizer.special_names())
         for token in self._tokens():
-            held += decoder.push(token)
-            if (at := self._find_stop(held)) is not None:
-                self.text += held[:at]
+            # Half a character does not go on after a special token that is part of a stop text.
+            piece = decoder.flush() if token in text.names else decoder.push(token)
+            piece = text.push(piece, token)
+            self.text += piece
+            if text.found:
                 self.stop_reason = "stop"
-                yield held[:at]
+                yield piece
                 return
-            ready = len(held) - max((_overlap(held, stop) for stop in self.options.stops), default=0)
-            if ready:
-                self.text += held[:ready]
-                yield held[:ready]
-                held = held[ready:]
-        held += decoder.flush()
-        if (at := self._find_stop(held)) is not None:
-            held, self.stop_reason = held[:at], "stop"
-        if held:
-            self.text += held
-            yield held
-
-    def _find_stop(self, text: str) -> int | None:
-        found = [at for at in (text.find(stop) for stop in self.options.stops) if at >= 0]
-        return min(found, default=None)
+            if piece:
+                yield piece
+        piece = text.flush(decoder.flush())
+        if text.found:
+            self.stop_reason = "stop"
+        if piece:
+            self.text += piece
+            yield piece
 
     def _tokens(self) -> Iterator[int]:
         """Yield new tokens: prefill, predict, then decode."""
@@ -276,7 +287,7 @@ class Stream:
         if most == 0:
             self.stop_reason = ended
             return
-        token = self.sampler(logits)  # the first token is prefill's
+        token = self._choose(logits)  # the first token is prefill's
         if not (yield from self._told(token)):
             return
         if most > 1:
@@ -311,8 +322,7 @@ class Stream:
 
     def _picked(self, cache: KVCache, decoder: Decoder, token: int, n: int) -> Iterator[int]:
         """Yield n tokens: picked by the decoder where it runs ahead, else by the sampler."""
-        plain = self.sampler.top_k is None and self.sampler.top_p is None
-        if decoder.runs_ahead and plain and not self.options.refresh:
+        if decoder.runs_ahead and self.sampler.plain and not (self.options.refresh or self.options.rules):
             seed = int(self.sampler.rng.integers(1 << 31))
             yield from decoder.run(token, n, self.sampler.temperature, seed)
             return
@@ -321,8 +331,14 @@ class Stream:
                 logits = self._select_again(cache, decoder)
             else:
                 logits = decoder.step(token)
-            token = self.sampler(logits)
+            token = self._choose(logits)
             yield token
+
+    def _choose(self, logits: Array) -> int:  # (n_vocab,) -> id
+        """Return the next token: of the logits as the rules change them."""
+        if rules := self.options.rules:
+            logits = rules(logits, self.ids + self.token_ids, len(self.ids), self.options.eos_ids)
+        return self.sampler(logits)
 
     def _read(self, cache: KVCache) -> Array:  # -> (n_vocab,)
         """Read the prompt into the cache, select the neurons and return the logits after the prompt."""
@@ -431,8 +447,3 @@ class Stream:
 
 def _rate(n: int, seconds: float) -> float:
     return n / seconds if seconds else 0.0
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of text could start the stop text."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

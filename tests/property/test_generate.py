@@ -12,7 +12,8 @@ import minicore as mc
 from minicore.backends import make_decoder
 from minicore.forward import forward, prefill
 from minicore.generation.sampling import Sampler
-from minicore.generation.stream import Stream, _overlap
+from minicore.generation.stops import overlap
+from minicore.generation.stream import Stream
 from minicore.kv_cache import KVCache
 from tests.helpers import GOLDEN
 
@@ -139,7 +140,7 @@ def test_a_stop_text_ends_the_generation_and_is_not_part_of_it(chat_model, n_sto
 
 @given(st.text("ab", max_size=8), st.text("ab", min_size=1, max_size=4))
 def test_what_is_held_back_is_the_longest_possible_start_of_a_stop_text(text, stop):
-    n = _overlap(text, stop)
+    n = overlap(text, stop)
     starts = [k for k in range(len(stop)) if k <= len(text) and text.endswith(stop[:k])]
     assert n == max(starts)
 

@@ -282,7 +282,7 @@ def records(data: Sequence[str | PathLike[str]]) -> Iterator[Record]:
 
 def json_lines(path: Path) -> Iterator[Record]:
     """Yield the objects of a JSON lines file."""
-    for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -301,7 +301,7 @@ CSV_COLUMNS = {
 
 def csv_rows(path: Path) -> Iterator[Record]:
     """Yield the rows of TruthfulQA's CSV file."""
-    rows = csv.DictReader(io.StringIO(read_text(path).removeprefix("\ufeff"), newline=""), strict=True)
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     missing = [column for column in CSV_COLUMNS if column not in (rows.fieldnames or [])]
     if missing:
         raise InputError(f"{path}, line 1: has no column {missing[0]}, expected {', '.join(CSV_COLUMNS)}")
@@ -320,7 +320,7 @@ def csv_rows(path: Path) -> Iterator[Record]:
 
 def nested_json(path: Path) -> Iterator[Record]:
     """Yield the questions of files in SQuAD's or TriviaQA's format."""
-    value = parse_json(read_text(path).removeprefix("\ufeff"), str(path), loads_located)
+    value = parse_json(read_text(path), str(path), loads_located)
     if isinstance(value, dict) and isinstance(value.get("Data"), list):
         for entry in value["Data"]:
             yield _trivia_entry(path, entry)
