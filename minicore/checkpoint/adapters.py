@@ -8,7 +8,6 @@ alpha / r, or alpha / sqrt(r) under rsLoRA (Kalajdzievski 2023, arXiv:2312.03732
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -22,7 +21,7 @@ import numpy as np
 
 from minicore.checkpoint import safetensors
 from minicore.checkpoint.parameters import Place
-from minicore.checkpoint.settings import Settings
+from minicore.checkpoint.settings import Settings, read_json
 from minicore.checkpoint.tensors import Array, Tensor
 from minicore.errors import InputError
 
@@ -119,14 +118,7 @@ def read(path: str | os.PathLike[str]) -> Adapter:
         pickled = ", which is pickled and not supported" if (directory / "adapter_model.bin").exists() else ""
         found = f"has adapter_model.bin{pickled}" if pickled else f"has no {WEIGHTS}"
         raise InputError(f"{directory}: {found}; expected {WEIGHTS}")
-    try:
-        raw = config.read_bytes()
-        values = json.loads(raw)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{config}: cannot be read ({error}), expected a JSON object") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{config}: holds a {type(values).__name__}, expected a JSON object")
-    settings = Settings(values, config)
+    settings = Settings(read_json(config), config)
     _check_settings(settings)
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, tensor in safetensors.read_file(weights).items():
@@ -137,11 +129,16 @@ def read(path: str | os.PathLike[str]) -> Adapter:
                 "base_model.model.MODULE.lora_A.weight"
             )
         tensors.setdefault(match["module"], {})[match["part"]] = tensor
-    digest = hashlib.sha256(raw)
-    with weights.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return Adapter(AdapterSource(str(directory.absolute()), digest.hexdigest()), settings, tensors)
+    return Adapter(AdapterSource(str(directory.absolute()), _sha256(config, weights)), settings, tensors)
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def _check_settings(settings: Settings) -> None:
@@ -193,7 +190,7 @@ def merge(
 
     Examples
     --------
-    >>> import tempfile
+    >>> import json, tempfile
     >>> from safetensors.numpy import save_file
     >>> import minicore as mc
     >>> module = "model.decoder.layers.0.self_attn.q_proj"
@@ -209,7 +206,7 @@ def merge(
     True
     """
     weights = Path(adapter.source.path) / WEIGHTS
-    spelling, modules = _modules(adapter.tensors, tensors, where, prefix, tuple(prefixes))
+    modules = _modules(adapter.tensors, tensors, where, prefix, tuple(prefixes))
     for name, parts in adapter.tensors.items():
         tensor = next(iter(parts.values()))
         if name not in modules:
@@ -222,7 +219,7 @@ def merge(
     for name, module in modules.items():
         if name in adapter.tensors:
             merged[module.tensor] = _updated(adapter, name, module, tensors[module.tensor], where)
-        elif name.startswith(spelling) and _is_targeted(adapter.settings, name, module.kind):
+        elif _is_targeted(adapter.settings, name, module.kind):
             raise InputError(
                 f"{weights}: has no tensors for {name}, expected them as target_modules names it"
             )
@@ -244,8 +241,8 @@ def _modules(
     where: Mapping[str, Place],
     prefix: str,
     prefixes: tuple[str, ...],
-) -> tuple[str, dict[str, Module]]:
-    """Return the prefix that the adapter uses, and the base model's modules under that prefix."""
+) -> dict[str, Module]:
+    """Return the base model's modules by name, under the prefix that the adapter uses."""
     found: dict[str, Module] = {}
     for parameter, place in where.items():
         tensor = tensors.get(place.name)
@@ -264,8 +261,7 @@ def _modules(
             for name, module in found.items()
         }
 
-    spelling = max(prefixes, key=lambda p: len(wanted & set(spelled(p))))  # the first of equals
-    return spelling, spelled(spelling)
+    return spelled(max(prefixes, key=lambda p: len(wanted & set(spelled(p)))))  # the first of equals
 
 
 def _why_absent(name: str, where: Mapping[str, Place]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minicore.cli.options import MODEL_HELP, activation_option, json_option
+from minicore.cli.options import MODEL_HELP, activation_option, adapter_option, json_option
 from minicore.cli.terminal import note, print_json, show_progress
 from minicore.files import check_absent
 
@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "q4_1 (default: float32, which rounds nothing; bfloat16 for a model packed in it).",
     )
     activation_option(parser)
+    adapter_option(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -44,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     target = Path(args.output)
     check_absent(target)  # before reading, which may take minutes
     check_options(args.format, args.dtype or "float32")
-    model = minicore.load(args.model, activation=args.activation, progress=show_progress())
+    model = minicore.load(
+        args.model, activation=args.activation, adapter=args.adapter, progress=show_progress()
+    )
     written = model.export(target, args.format, args.dtype, progress=show_progress())
     for sentence in written.notes:
         note(f"note: {sentence}")

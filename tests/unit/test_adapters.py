@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minicore
+from minicore import cli
 from minicore.errors import InputError
 from minicore.evaluation import shared_model
 from minicore.generation.prediction import fingerprint
@@ -184,6 +185,13 @@ def test_the_tensors_are_those_that_target_modules_names(tmp_path, base, config,
     refused(base, write_adapter(tmp_path / "many", many, **config), other, "target_modules")
 
 
+@pytest.mark.parametrize("module", ["lm_head", "model.embed_tokens"])
+def test_a_head_or_embedding_that_is_named_needs_tensors(tmp_path, base, module):
+    updates = tensors_of({Q_PROJ: random_update((32, 24))})
+    adapter = write_adapter(tmp_path / "adapter", updates, target_modules=[Q_PROJ, module])
+    refused(base, adapter, f"has no tensors for {module}")
+
+
 # --- what is refused ---
 
 
@@ -314,6 +322,21 @@ def test_an_adapted_model_is_another_model(tmp_path, base, monkeypatch):
         found = shared_model.resolve_model(ref)
         assert_same(found, model)
         assert found.adapter == model.adapter
+
+
+@pytest.mark.parametrize("command", sorted(set(cli.COMMANDS) - {"pull"}))
+def test_every_command_that_loads_a_model_takes_an_adapter(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    assert "--adapter DIR" in capsys.readouterr().out
+
+
+def test_an_export_holds_the_sum(tmp_path, base, run_cli):
+    updates = tensors_of({Q_PROJ: random_update((32, 24))})
+    adapter = write_adapter(tmp_path / "adapter", updates, target_modules=[Q_PROJ])
+    code, out, err = run_cli("export", base, "--adapter", adapter, "--format", "hf", "-o", tmp_path / "sum")
+    assert code == 0, err
+    assert_same(minicore.load(tmp_path / "sum"), minicore.load(base, adapter=adapter))
 
 
 def test_commands_take_an_adapter(tmp_path, base, run_cli):
