@@ -36,7 +36,7 @@ def layout(model: Exported) -> tuple[dict[str, Any], dict[str, Place], list[NewT
     >>> found = mc.load("minicore-opt-core")
     >>> layout(Exported(config=found.config, params={}, name="mine", source=Path()))
     Traceback (most recent call last):
-    minicore.errors.InputError: mine: no GGUF architecture that minicore writes has the parameters ...
+    minicore.errors.InputError: mine: no GGUF architecture that minicore writes (...) has the parameters ...
     """
     config = model.config
     architecture = _architecture(model)
@@ -79,9 +79,8 @@ def _architecture(model: Exported) -> str:
     wanted = {re.sub(r"^blocks\.\d+\.", "blocks.{i}.", parameter) for parameter in config.shapes()}
     if not wanted <= names.keys():
         raise InputError(
-            f"{model.name}: no GGUF architecture that minicore writes has the parameters of this model "
-            f"of the family {config.family} (it writes {', '.join(families.GGUF_FAMILIES)}); "
-            "expected --format hf"
+            f"{model.name}: no GGUF architecture that minicore writes ({', '.join(families.GGUF_FAMILIES)}) "
+            f"has the parameters of this model of the family {config.family}, expected --format hf"
         )
     return name
 
