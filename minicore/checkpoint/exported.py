@@ -75,13 +75,28 @@ def check_same(config: ModelConfig, again: ModelConfig, file: str) -> None:
     Traceback (most recent call last):
     minicore.errors.InputError: a config.json of the family opt cannot say activation 'relu' ...
     """
+    if found := differences(config, again):
+        raise InputError(
+            f"a {file} of the family {config.family} cannot say {found[0]}, expected another --format"
+        )
+
+
+def differences(config: ModelConfig, again: ModelConfig) -> list[str]:
+    """Return the fields in which two configs differ, each with its value and how it would be read.
+
+    Examples
+    --------
+    >>> import minicore as mc
+    >>> config = mc.load("minicore-opt-core").config
+    >>> differences(config, config.replace(activation="silu"))
+    ["activation 'relu' (it would be read as 'silu')"]
+    """
+    found = []
     for field in dataclasses.fields(config):
         mine, read = getattr(config, field.name), getattr(again, field.name)
         if field.name != "family" and not _close(mine, read):
-            raise InputError(
-                f"a {file} of the family {config.family} cannot say {field.name} {mine!r} "
-                f"(it would be read as {read!r}), expected another --format"
-            )
+            found.append(f"{field.name} {mine!r} (it would be read as {read!r})")
+    return found
 
 
 def _close(a: Any, b: Any) -> bool:

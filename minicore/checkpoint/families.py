@@ -53,10 +53,14 @@ class Family:
 
 @dataclass(frozen=True)
 class GGUFFamily:
-    """How to read an architecture of GGUF: config reader and name map."""
+    """How to read an architecture of GGUF: config reader and name maps.
+
+    The first map whose norms and queries a file has is taken.
+    """
 
     config: Callable[[Settings, Tensors], ModelConfig]
     names: Names
+    variants: tuple[Names, ...] = ()
 
 
 def _llama(
@@ -154,10 +158,27 @@ ARCHITECTURES = {
 
 GGUF_FAMILIES = {
     "llama": GGUFFamily(gguf_configs.read_llama, name_maps.GGUF_LLAMA),
-    "qwen2": GGUFFamily(gguf_configs.read_llama, name_maps.GGUF_QWEN2),
+    "qwen2": GGUFFamily(gguf_configs.read_qwen2, name_maps.GGUF_QWEN2),
+    "qwen3": GGUFFamily(gguf_configs.read_qwen3, name_maps.GGUF_QWEN3),
+    "smollm3": GGUFFamily(gguf_configs.read_smollm3, name_maps.GGUF_LLAMA),
+    "arcee": GGUFFamily(gguf_configs.read_arcee, name_maps.GGUF_ARCEE),
+    "minicpm": GGUFFamily(gguf_configs.read_minicpm, name_maps.GGUF_LLAMA),
+    "gemma": GGUFFamily(gguf_configs.read_gemma, name_maps.GGUF_QWEN2),
+    "gemma2": GGUFFamily(gguf_configs.read_gemma2, name_maps.GGUF_GEMMA2),
+    "gemma3": GGUFFamily(gguf_configs.read_gemma3, name_maps.GGUF_GEMMA3),
+    "olmo2": GGUFFamily(gguf_configs.read_olmo2, name_maps.GGUF_OLMO2),
+    "phi3": GGUFFamily(gguf_configs.read_phi3, name_maps.GGUF_PHI3),
+    "phi2": GGUFFamily(gguf_configs.read_phi2, name_maps.GGUF_PHI2, (name_maps.GGUF_PHI2_FUSED,)),
+    "gptneox": GGUFFamily(gguf_configs.read_gptneox, name_maps.GGUF_NEOX),
+    "stablelm": GGUFFamily(
+        gguf_configs.read_stablelm, name_maps.GGUF_STABLELM, (name_maps.GGUF_STABLELM_PARALLEL,)
+    ),
+    "nemotron": GGUFFamily(gguf_configs.read_nemotron, name_maps.GGUF_NEMOTRON),
+    "falcon": GGUFFamily(gguf_configs.read_falcon, name_maps.GGUF_FALCON_TWO_NORMS, (name_maps.GGUF_FALCON,)),
     "gpt2": GGUFFamily(gguf_configs.read_gpt2, name_maps.GGUF_GPT2),
 }
-GGUF_IGNORED = r"^rope_freqs\.weight$"  # part of the config: divisors of the rotary frequencies
+# Part of the config: divisors of the rotary frequencies.
+GGUF_IGNORED = r"^rope_(freqs|factors_long|factors_short)\.weight$"
 
 
 def _either(names: Iterable[str]) -> str:
@@ -234,6 +255,12 @@ def _ln2(names: Names, prefix: str) -> str | None:
     return prefix + place.name.replace("{i}", "0") if place else None
 
 
+def _block_0(names: Names) -> set[str]:
+    """Return the tensors of the first block that tell an architecture's name maps apart."""
+    keys = (f"blocks.{{i}}.{key}" for key in ("ln1.w", "ln2.w", "attn.w_q"))
+    return {names[key].name.replace("{i}", "0") for key in keys if key in names}
+
+
 def read_metadata(
     values: Mapping[str, Any], source: Path, tensors: Tensors
 ) -> tuple[GGUFFamily, ModelConfig]:
@@ -257,11 +284,14 @@ def read_metadata(
     --------
     >>> read_metadata({"general.architecture": "bert"}, Path("model.gguf"), {})
     Traceback (most recent call last):
-    minicore.errors.InputError: model.gguf: general.architecture is 'bert', expected llama, qwen2 or gpt2
+    minicore.errors.InputError: model.gguf: general.architecture is 'bert', expected llama, ... or gpt2
     """
     kind = values.get("general.architecture")
     if not isinstance(kind, str) or kind not in GGUF_FAMILIES:
         raise InputError(f"{source}: general.architecture is {kind!r}, expected {_either(GGUF_FAMILIES)}")
     family = GGUF_FAMILIES[kind]
+    maps = family.names, *family.variants
+    names = next((names for names in maps if _block_0(names) <= tensors.keys()), family.names)
+    family = replace(family, names=names)
     settings = Settings(values, source, prefix=f"{kind}.")
     return family, _config(source, len(tensors), lambda: family.config(settings, tensors))

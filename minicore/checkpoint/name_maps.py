@@ -315,3 +315,44 @@ GGUF_GPT2: Names = {
         "mlp.b_out": P("blk.{i}.ffn_down.bias"),
     }
 )
+
+_Q_NORM, _K_NORM = "blk.{i}.attn_q_norm.weight", "blk.{i}.attn_k_norm.weight"
+GGUF_QWEN3 = _layers(
+    GGUF_QWEN2, attn__q_norm__w=P(_Q_NORM, repeated=True), attn__k_norm__w=P(_K_NORM, repeated=True)
+)
+GGUF_ARCEE = _layers(GGUF_LLAMA, mlp__w_gate=None, mlp__b_gate=None)
+# llama.cpp's converter adds the 1 of norms that multiply by 1 + w.
+GGUF_GEMMA2 = _layers(
+    GGUF_QWEN2,
+    ln1_post__w=P("blk.{i}.post_attention_norm.weight"),
+    ln2_post__w=P("blk.{i}.post_ffw_norm.weight"),
+)
+GGUF_GEMMA3 = _layers(
+    GGUF_GEMMA2, attn__q_norm__w=P(_Q_NORM, repeated=True), attn__k_norm__w=P(_K_NORM, repeated=True)
+)
+GGUF_OLMO2 = _layers(
+    GGUF_GEMMA2, ln1__w=None, ln2__w=None, attn__q_norm__w=P(_Q_NORM), attn__k_norm__w=P(_K_NORM)
+)
+GGUF_PHI3 = _layers(
+    GGUF_QWEN2,
+    attn__w_q=P("blk.{i}.attn_qkv.weight", part=0),
+    attn__w_k=P("blk.{i}.attn_qkv.weight", part=1),
+    attn__w_v=P("blk.{i}.attn_qkv.weight", part=2),
+    mlp__w_gate=P("blk.{i}.ffn_up.weight", part=0, fused="gate_up"),
+    mlp__w_in=P("blk.{i}.ffn_up.weight", part=1, fused="gate_up"),
+)
+GGUF_STABLELM = _layers(
+    GGUF_QWEN2 | {"ln_f.b": P("output_norm.bias")},
+    ln1__b=P("blk.{i}.attn_norm.bias"),
+    ln2__b=P("blk.{i}.ffn_norm.bias"),
+)
+_ONE_NORM = {"ln2__w": P("blk.{i}.attn_norm.weight"), "ln2__b": P("blk.{i}.attn_norm.bias")}
+GGUF_STABLELM_PARALLEL = _layers(GGUF_STABLELM, **_ONE_NORM)
+GGUF_NEMOTRON = _layers(GGUF_STABLELM, mlp__w_gate=None, mlp__b_gate=None)
+GGUF_NEOX = {name: place for name, place in GGUF_GPT2.items() if name != "pos_embed"}
+GGUF_FALCON = _layers(GGUF_NEOX, **_ONE_NORM)
+GGUF_FALCON_TWO_NORMS = _layers(
+    GGUF_FALCON, ln1__w=P("blk.{i}.attn_norm_2.weight"), ln1__b=P("blk.{i}.attn_norm_2.bias")
+)
+GGUF_PHI2 = _layers(GGUF_NEMOTRON | {"head_bias": P("output.bias")}, **_ONE_NORM)
+GGUF_PHI2_FUSED = GGUF_FALCON | {"head_bias": P("output.bias")}

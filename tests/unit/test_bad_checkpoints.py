@@ -385,7 +385,7 @@ def test_unknown_architecture(tmp_path):
     path = make.write_gguf(
         tmp_path / "m.gguf", "mamba", metadata, make.random_gguf_tensors("llama", make.GGUF_LLAMA)
     )
-    refused(path, "general.architecture", "'mamba'", "llama, qwen2 or gpt2")
+    refused(path, "general.architecture", "'mamba'", "llama, qwen2, ", " or gpt2")
 
 
 def test_unknown_quantization(tmp_path):
@@ -410,7 +410,8 @@ GGUF_CASES = {
     "heads by layer": ({"attention.head_count_kv": [2, 1]}, "attention.head_count_kv", "[2, 1]"),
     "experts": ({"expert_count": 8}, "expert_count", "8"),
     "window": ({"attention.sliding_window": 32}, "sliding_window", "32"),
-    "yarn": ({"rope.scaling.type": "yarn"}, "rope.scaling.type", "yarn", "linear"),
+    "yarn": ({"rope.scaling.type": "yarn"}, "rope.scaling.factor", "missing"),
+    "scaling": ({"rope.scaling.type": "su"}, "rope.scaling.type", "su", "linear", "yarn"),
     "partial rope": ({"rope.dimension_count": 4}, "rope.dimension_count", "4"),
     "value width": ({"attention.value_length": 4}, "attention.value_length", "4"),
     "layers": ({"block_count": 3}, "blk.2.", "missing"),

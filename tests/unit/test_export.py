@@ -13,12 +13,15 @@ from gguf.quants import dequantize, quantize
 
 from minicore.checkpoint import gguf as gguf_files
 from minicore.checkpoint import gguf_writer
+from minicore.checkpoint.families import GGUF_FAMILIES
 from minicore.errors import InputError
 from minicore.model import Model, load
 from minicore.quantization import QuantizedMatrix
 from tests.helpers import GOLDEN, WEIGHTS
 from tests.helpers import checkpoints as make
 from tests.helpers.families import families, write
+from tests.helpers.gguf_models import IDS as IDS16
+from tests.helpers.gguf_models import LLAMA_CPP_LACKS, gguf_models
 
 pytestmark = pytest.mark.numpy
 
@@ -68,6 +71,47 @@ def test_every_family_survives_hf_and_a_packed_model(tmp_path, name):
     for i, source in enumerate((model, load(tmp_path / "packed"))):
         again = load(source.export(tmp_path / f"{i}", "hf").path)
         assert again.config == model.config and same_params(model, again)
+
+
+LLAMA_CPP = json.loads((GOLDEN / "gguf-logits.json").read_text())
+
+
+@pytest.mark.parametrize("name", gguf_models())
+def test_every_gguf_architecture_computes_what_llama_cpp_and_transformers_do(tmp_path, name):
+    """minicore equals Transformers for the Hugging Face directory (test_families.py), and here llama.cpp."""
+    config, shapes = gguf_models()[name]
+    model = load(write(tmp_path / name, name, config, shapes))
+    written = model.export(tmp_path / "out.gguf", "gguf")
+    assert written.notes == []
+    architecture = gguf_files.read_files(written.path)[0]["general.architecture"]
+    assert name.startswith(architecture)
+    again = load(written.path)
+    assert same_params(model, again)
+    expected = model.forward(IDS16)
+    np.testing.assert_allclose(again.forward(IDS16), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    if name not in LLAMA_CPP_LACKS:  # its GELU is a table of float16 numbers
+        np.testing.assert_allclose(expected[-1], LLAMA_CPP[name], rtol=0, atol=1e-3 * np.abs(expected).max())
+
+
+def test_every_gguf_architecture_is_tested():
+    others = {"llama", "qwen2", "gpt2"}
+    assert all(any(name.startswith(kind) for name in gguf_models()) for kind in GGUF_FAMILIES.keys() - others)
+
+
+def test_a_model_of_phi2_may_have_its_queries_keys_and_values_in_one_tensor(tmp_path):
+    config, shapes = gguf_models()["phi2"]
+    model = load(write(tmp_path / "phi", "phi2", config, shapes))
+    path = model.export(tmp_path / "out.gguf", "gguf").path
+    metadata, tensors = gguf_files.read_files(path)
+    held = {name: tensor.rows(0, tensor.shape[0]) for name, tensor in tensors.items()}
+    for i in range(model.config.n_layers):
+        for kind in ("weight", "bias"):
+            parts = [held.pop(f"blk.{i}.attn_{part}.{kind}") for part in "qkv"]
+            held[f"blk.{i}.attn_qkv.{kind}"] = np.concatenate(parts)
+    again = tmp_path / "fused.gguf"
+    new = [gguf_writer.encoded(name, "F32", value) for name, value in held.items()]
+    gguf_writer.write(again, metadata, new)
+    assert same_params(model, load(again))
 
 
 @pytest.mark.parametrize("name", families())
@@ -248,7 +292,7 @@ def test_end_tokens_that_do_not_fit_are_noted(tmp_path):
 
 
 def test_what_gguf_cannot_say_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no GGUF architecture .* of the family opt"):
+    with pytest.raises(InputError, match="architecture gpt2 cannot say position_offset 2"):
         load(GOLDEN / "opt").export(tmp_path / "out", "gguf")
     assert not any(tmp_path.iterdir())
 
