@@ -17,7 +17,7 @@ from minicore.checkpoint.families import GGUF_FAMILIES
 from minicore.errors import InputError
 from minicore.model import Model, load
 from minicore.quantization import QuantizedMatrix
-from tests.helpers import GOLDEN, WEIGHTS
+from tests.helpers import GOLDEN, ROOT, WEIGHTS
 from tests.helpers import checkpoints as make
 from tests.helpers.families import families, write
 from tests.helpers.gguf_models import IDS as IDS16
@@ -95,6 +95,8 @@ def test_every_gguf_architecture_computes_what_llama_cpp_and_transformers_do(tmp
 
 def test_every_gguf_architecture_is_tested():
     others = {"llama", "qwen2", "gpt2"}
+    described = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    assert all(f"`{kind}`" in described for kind in GGUF_FAMILIES)
     assert all(any(name.startswith(kind) for name in gguf_models()) for kind in GGUF_FAMILIES.keys() - others)
 
 
