@@ -67,7 +67,7 @@ def dims_of(cfg: ModelConfig) -> Dims:
     return Dims(
         n_positions=cfg.n_ctx + cfg.position_offset,
         score_scale=np.float32(cfg.d_head**-0.5 if cfg.score_scale is None else cfg.score_scale),
-        activation_threshold=np.float32(cfg.activation_threshold),
+        activation_threshold=np.float32(cfg.activation_threshold if cfg.activation == "fatrelu" else 0),
         **constants(cfg),
     )
 
