@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from minicore.checkpoint import hf_tokenizer, mapped
 from minicore.checkpoint.chat_template import ChatTemplate, render
 from minicore.checkpoint.gguf_tokenizer import build_tokenizer
+from minicore.checkpoint.gguf_vocabulary import chat_template as gguf_chat_template
 from minicore.checkpoint.gguf_vocabulary import read_vocabulary
 from minicore.checkpoint.settings import read_json
 from minicore.errors import InputError, one_line
@@ -150,7 +151,7 @@ class Tokenizer:
         inner = build_tokenizer(metadata, source)
         vocabulary = read_vocabulary(metadata, source)
         if chat_template is None:
-            chat_template = metadata.get("tokenizer.chat_template")
+            chat_template = gguf_chat_template(metadata)
         return cls(
             inner,
             source,

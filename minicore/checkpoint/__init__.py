@@ -30,7 +30,7 @@ from minicore.checkpoint import (
 )
 from minicore.checkpoint.chat_template import ChatTemplate, read_chat_template
 from minicore.checkpoint.generation_config import read_generation
-from minicore.checkpoint.gguf_vocabulary import has_tokenizer, special_ids
+from minicore.checkpoint.gguf_vocabulary import chat_template, has_tokenizer, special_ids
 from minicore.checkpoint.settings import read_json
 from minicore.config import ModelConfig, activation_fields
 from minicore.errors import InputError, unknown
@@ -255,7 +255,7 @@ def _read_gguf(
         config=config,
         params=parameters.load(config, where, found, dtype or "float32", progress),
         tokenizer_source=("gguf", metadata) if has_tokenizer(metadata) else None,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=chat_template(metadata),
         bos_id=bos_id,
         eos_ids=eos_ids,
         recommended=_recommended({"minicore": own}, path),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from minicore.checkpoint.chat_template import ChatTemplate
 from minicore.checkpoint.pre_tokenizers import PRE_TOKENIZERS
 from minicore.errors import InputError, unknown
 
@@ -192,6 +193,21 @@ def _kinds(kinds: list[int], ids: Mapping[str, int], shown: list[int]) -> list[i
     for i in (*shown, *(ids[text] for text in SHOWN_TEXTS if text in ids)):
         kinds[i] = USER_DEFINED
     return kinds
+
+
+def chat_template(metadata: Mapping[str, Any]) -> ChatTemplate:
+    """Return the chat template of a file; if it has several and none is the default, all by name.
+
+    Examples
+    --------
+    >>> chat_template({"tokenizer.chat_template.rag": "{{ documents }}"})
+    {'rag': '{{ documents }}'}
+    """
+    key = "tokenizer.chat_template"
+    named = {
+        name.removeprefix(f"{key}."): text for name, text in metadata.items() if name.startswith(f"{key}.")
+    }
+    return metadata.get(key) or named or None
 
 
 def special_ids(metadata: Mapping[str, Any], source: str) -> tuple[int | None, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from minicore.config import ModelConfig
 from minicore.errors import InputError
 
 CONFIG = "config.json"
-# Files that go along as they are, from a Hugging Face directory.
+# Files that go along as they are, from a Hugging Face directory, with the model's own Python code.
 COPIED = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json"),
@@ -62,7 +62,7 @@ def write(directory: Path, model: Exported, dtype: str, tensors: list[NewTensor]
     _write_json(directory / CONFIG, values | {"torch_dtype": dtype})
     safetensors.write_file(directory / "model.safetensors", tensors, {"format": "pt"})
     if (model.source / CONFIG).is_file() and not mapped.is_packed(read_json(model.source / CONFIG)):
-        for path in (model.source / name for name in COPIED):
+        for path in (*(model.source / name for name in COPIED), *model.source.glob("*.py")):
             if path.is_file():
                 shutil.copyfile(path, directory / path.name)
             elif path.is_dir():

@@ -220,6 +220,23 @@ def test_tokenizer_template_and_ends_go_along(tmp_path, format):
     assert again.bos_id == model.bos_id and set(model.eos_ids) <= set(again.eos_ids)
 
 
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+def test_several_chat_templates_go_along(tmp_path, format):
+    model = load(CHAT)
+    model.tokenizer.chat_template = {"tools": "T", "rag": "R"}
+    model.export(tmp_path / "first", "gguf")
+    again = load(load(tmp_path / "first").export(tmp_path / "out", format).path)
+    assert again.tokenizer.chat_template == {"tools": "T", "rag": "R"}
+
+
+def test_a_models_own_code_goes_along(tmp_path):
+    for path in CHAT.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "modeling_mine.py").write_text("# mine\n")
+    load(tmp_path).export(tmp_path / "out", "hf")
+    assert (tmp_path / "out" / "modeling_mine.py").read_text() == "# mine\n"
+
+
 SPM = {
     "tokenizer.ggml.model": "llama",
     "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "ab", "▁ab", "<0x0A>", "<tool>"],

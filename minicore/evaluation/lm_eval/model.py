@@ -41,8 +41,8 @@ class MinicoreLM(TemplateLM):
         Tokens after which ``loglikelihood_rolling`` selects neurons again.
     seed : int
         Random seed of random sets and of sampling.
-    adapter : str or None
-        Directory of a LoRA adapter for the model.
+    adapter, activation : str or None
+        Directory of a LoRA adapter, and the FFN's activation, see :func:`minicore.load`.
     batch_size, max_batch_size, device
         Ignored; the harness passes them. Prompts are read one at a time, on the CPU.
 
@@ -65,13 +65,14 @@ class MinicoreLM(TemplateLM):
         hold: int = 256,
         seed: int = 0,
         adapter: str | None = None,
+        activation: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        self.model = minicore.load(model, dtype=dtype, adapter=adapter)
+        self.model = minicore.load(model, dtype=dtype, adapter=adapter, activation=activation)
         if self.model.tokenizer is None:
             raise InputError(f"{self.model.source} has no tokenizer, which the harness's texts need")
         self.text = self.model.tokenizer  # the harness's `tokenizer` is one of Transformers
