@@ -126,3 +126,20 @@ def test_packed_formats_decode_as_numpy_does(name, dtype, load):
     theirs, _ = decoded(model, "numpy", family.ids)
     ours, _ = decoded(model, backend, family.ids)
     assert np.abs(ours[0] - theirs[0]).max() < 0.02 * family.largest
+
+
+@pytest.mark.parametrize(
+    "predictor",
+    ["griffin", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stability", "gate"))],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_predictors_run_on_every_family(name, predictor, load):
+    family, model = families()[name], load(name)
+    if predictor == "gate" and not model.config.gated:
+        predictor = "relu" if model.config.activation == "relu" else "topk"
+    out = model.generate(family.ids.tolist(), max_new_tokens=5, predictor=predictor, ignore_eos=True)
+    assert out.stats["predictor_used"] == predictor and len(out.token_ids) == 5
+    numpy = model.generate(
+        family.ids.tolist(), max_new_tokens=5, predictor=predictor, ignore_eos=True, backend="numpy"
+    )
+    assert out.token_ids[0] == numpy.token_ids[0] == family.greedy[0]
