@@ -202,6 +202,21 @@ class ModelConfig:
         """The activation as :func:`activation_fields` reads it."""
         return f"fatrelu:{self.activation_threshold}" if self.activation == "fatrelu" else self.activation
 
+    def options(self) -> dict[str, object]:
+        """Return the options that differ from Llama's, beyond activation, norm, gate, biases and tying.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> mc.load("minicore-opt-core").config.replace(block="parallel").options()
+        {'positions': 'learned', 'position_offset': 2, 'block': 'parallel'}
+        """
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        names = list(fields)[list(fields).index("positions") :]
+        usual = {name: fields[name] for name in names} | {"positions": "rope"}
+        shown = {name: getattr(self, name) for name in names if not name.endswith(("_bias", "tied_head"))}
+        return {name: value for name, value in shown.items() if value != usual[name]}
+
     def window(self, layer: int) -> int:
         """Return to how many last positions a layer attends; n_ctx where it sees them all."""
         return (self.windows[layer] if self.windows else 0) or self.n_ctx

@@ -246,6 +246,8 @@ def read_config(
     maps = family.names, *family.variants
     names = next((names for names in maps if _ln2(names, prefix) in present), family.names)
     config = _config(source, len(present), lambda: family.config(settings))
+    if config.family == "llama" and kind not in ("mistral", "qwen2"):
+        config = config.replace(family=kind)
     return replace(family, names=names), config, prefix
 
 

@@ -123,6 +123,7 @@ def description_lines(checkpoint: Checkpoint) -> list[str]:
     dtype = str(checkpoint.params["embed"].dtype)
     total = sum(parts.values())
     heads = f"{config.n_heads} heads of {config.d_head} ({config.n_kv_heads} for keys and values)"
+    options = [f"{name} {shown(value)}" for name, value in config.options().items()]
     given = " by --activation" if checkpoint.given_activation else ""
     neurons = f"{config.n_neurons} neurons ({config.activation}{given}{', gated' if config.gated else ''})"
     rows = [
@@ -130,6 +131,7 @@ def description_lines(checkpoint: Checkpoint) -> list[str]:
         ("source", f"{checkpoint.source} ({checkpoint.file_dtype})"),
         *([("adapter", checkpoint.adapter.path)] if checkpoint.adapter else []),
         ("family", config.family),
+        *([("options", ", ".join(options))] if options else []),
         ("blocks", f"{config.n_layers} of width {config.d_model}: {heads}, {neurons}"),
         ("vocabulary", f"{config.n_vocab} entries, context {config.n_ctx}"),
         ("parameters", f"{parameter_count(checkpoint.params):,}"),
@@ -140,6 +142,14 @@ def description_lines(checkpoint: Checkpoint) -> list[str]:
         tied = " (tied to the embedding)" if part == "head" and not n_bytes else ""
         rows.append((f"  {part}", f"{format_bytes(n_bytes):>8}  {n_bytes / total:6.1%}{tied}"))
     return [f"{label:<12} {value}" for label, value in rows]
+
+
+def shown(value: object) -> str:
+    """Return an option's value as text; a long list by its first entries."""
+    if not isinstance(value, tuple):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    dots = " ..." if len(value) > 4 else ""
+    return " ".join(map(shown, value[:4])) + dots
 
 
 def bytes_by_part(params: dict[str, Any]) -> dict[str, int]:
