@@ -18,6 +18,7 @@ import compact  # noqa: E402
 import decoding  # noqa: E402
 import dialogues  # noqa: E402
 import distil  # noqa: E402
+import encode_prose  # noqa: E402
 import export_gguf  # noqa: E402
 import judge  # noqa: E402
 import llama  # noqa: E402
@@ -27,6 +28,7 @@ import neurons  # noqa: E402
 import openings  # noqa: E402
 import streams  # noqa: E402
 import tune  # noqa: E402
+import typography  # noqa: E402
 
 import minicore as mc  # noqa: E402
 from minicore.core.neurons import core_from_scores  # noqa: E402
@@ -321,6 +323,20 @@ def test_every_template_of_an_opening_can_be_filled() -> None:
     )
 
 
+def test_text_takes_the_typography_of_tokenised_corpora() -> None:
+    text = 'It cost 1,234.5 dollars (about "half") of Mr. Bell\'s well-known hoard—all.\n\nPlot\n\nThe end.'
+    assert typography.tokenised(text) == (
+        ' It cost 1 @,@ 234 @.@ 5 dollars ( about " half " ) of Mr. Bell \'s well @-@ known hoard – all . \n'
+        " \n = = Plot = = \n \n The end . \n"
+    )
+
+
+def test_a_share_of_the_sections_is_restyled() -> None:
+    document = "\n\n".join(f"Line {i}, here." for i in range(10 * encode_prose.SECTION))
+    styled = ["here ." in section for section in encode_prose.restyled([document] * 20, 0.5, seed=1)]
+    assert len(styled) == 200 and 0.4 < np.mean(styled) < 0.6
+
+
 def test_scripts_begin_with_special_tokens_and_are_repeatable() -> None:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
@@ -333,6 +349,8 @@ def test_scripts_begin_with_special_tokens_and_are_repeatable() -> None:
     found = dialogues.scripts(40, 3, tokenizer, ["a passage of text"], 0.5)
     start, end = (tokenizer.token_to_id(t) for t in ("<|im_start|>", "<|endoftext|>"))
     assert [s.pieces[0][0] for s in found] == [start] * 20 + [end] * 20
+    drawn = {s.min_p for s in dialogues.scripts(40, 3, tokenizer, ["a passage"], 0.0, min_p=(0.001, 0.01))}
+    assert len(drawn) == 40 and 0.001 <= min(drawn) < 0.003 and 0.003 < max(drawn) <= 0.01
     assert found == dialogues.scripts(40, 3, tokenizer, ["a passage of text"], 0.5)
 
 
@@ -372,6 +390,29 @@ def test_a_run_cut_in_two_gives_the_same_bits(
     assert torch.equal(whole.embed, teacher.embed)
     with pytest.raises(SystemExit, match="other settings"):
         tune.run(replace(SETTINGS, steps=9), teacher, teacher, data, out)
+
+
+def test_the_pull_keeps_the_weights_near_the_untuned_ones(model: llama.Llama, data: mixture.Mixture) -> None:
+    teacher = model.requires_grad_(False)
+
+    def distance(tuned: llama.Llama) -> float:
+        pairs = zip(tuned.matrices(), tuned.anchors(teacher), strict=True)
+        return sum((one - other).square().sum().item() for one, other in pairs) ** 0.5
+
+    free, pulled = (
+        tune.run(replace(SETTINGS, steps=20, pull=pull), teacher, teacher, data) for pull in (0.0, 100.0)
+    )
+    assert distance(teacher) == 0 and 0 < distance(pulled) < 0.5 * distance(free)
+
+
+def test_a_run_is_saved_and_measured_on_the_way(
+    tmp_path: Path, model: llama.Llama, data: mixture.Mixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, texts = tmp_path / "run.pt", {"noise": torch.randint(0, 96, (3, 300))}
+    run = replace(SETTINGS, steps=3)
+    tune.run(run, model.requires_grad_(False), model, data, out, texts=texts, judge_every=2)
+    said = capsys.readouterr().out
+    assert said.count("noise") == 1 and "stability 0.4" in said and "nan" not in said
 
 
 def test_a_new_run_starts_from_the_weights_of_another(

@@ -40,8 +40,11 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
 
 
 def encode_prose(tokenizer: Tokenizer, path: Path) -> np.ndarray:
+    return encode_documents(tokenizer, [d.strip() for d in open_text(path).read().split(END)])
+
+
+def encode_documents(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
     """Paragraphs are encoded one by one (the merges do not cross blank lines) so that all cores have work."""
-    documents = [d.strip() for d in open_text(path).read().split(END)]
     parts, first = [], []
     for document in filter(None, documents):
         pieces = document.split("\n\n")

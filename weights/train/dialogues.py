@@ -143,9 +143,13 @@ def conversation(kind: str, rng: np.random.Generator, passages: list[str], topic
 
 
 def scripts(
-    n: int, seed: int, tokenizer: Tokenizer, passages: list[str], chat_share: float = 0.45
-) -> list[Script]:
-    """Return scripts of n rows, conversations first. Passages are quoted in questions and open some fiction."""
+    n: int, seed: int, tokenizer: Tokenizer, passages: list[str],
+    chat_share: float = 0.45, min_p: tuple[float, float] = (0.03, 0.03),
+) -> list[Script]:  # fmt: skip
+    """Return scripts of n rows, conversations first. Passages are quoted in questions and open some fiction.
+
+    Documents are sampled at temperature 1. Each row has its own min-p, drawn log-uniformly between the two.
+    """
     rng = np.random.default_rng(seed)
     n_chat = round(n * chat_share)
     topical = [p.prompt for p in prompts.draw(4096, seed)]
@@ -166,7 +170,8 @@ def scripts(
         if i < n_chat:
             result.append(Script(kind, ids, 0.9, 0.06, 2.0, END_OF_TURN))
         else:
-            result.append(Script(kind, ids, 1.0, 0.03, 1.0, END_OF_TEXT))
+            drawn = float(np.exp(rng.uniform(*np.log(min_p))))
+            result.append(Script(kind, ids, 1.0, drawn, 1.0, END_OF_TEXT))
     return result
 
 

@@ -206,6 +206,16 @@ class Llama(nn.Module):
             self.gate_up[i, 1].mul_(sign[:, None])
             self.down[i].mul_(sign)
 
+    @torch.no_grad()
+    def anchors(self, model: Llama) -> list[Tensor]:
+        """Return the stacks of matrices of `model`, an ancestor, with the signs of this model's neurons."""
+        sign = torch.where((self.gate_up[:, 1] * model.gate_up[:, 1]).sum(-1) < 0, -1.0, 1.0)
+        gate_up = torch.stack([model.gate_up[:, 0], model.gate_up[:, 1] * sign[..., None]], 1)
+        return [model.qkv, model.o, gate_up, model.down * sign[:, None]]
+
+    def matrices(self) -> list[Tensor]:
+        return [self.qkv, self.o, self.gate_up, self.down]
+
 
 def dense_cut(n: int, n_tokens: int, n_neurons: int, device: str | torch.device) -> Cut:
     """Return a mask that leaves every token dense."""

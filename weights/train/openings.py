@@ -85,7 +85,32 @@ ENCYCLOPEDIA = """\
 = = Background = = | By {month} {old} , the {nation} army under General {family} had
 = = Description = = | The {animal} grows to a length of {day} cm ( {small} @.@ {day} in ) and
 = = Geography = = | {place} lies on the banks of the {noun} River , {small} km north of
-= = Production = = | Filming took place in {place} between {month} and {month} {year} . The director , {name} {family} ,"""
+= = Production = = | Filming took place in {place} between {month} and {month} {year} . The director , {name} {family} ,
+= = Aftermath = = | The {nation} losses were {small} killed and {day} wounded . {family} reported that
+= = Legacy = = | {family} 's work has been compared with that of the {nation} {trade} {name}
+= = Personal life = = | In {year} , {name} {family} married the {trade}
+= = Taxonomy = = | The {animal} was first described by the {nation} naturalist {name} {family} in {old} as {latin} {latin} . The specific
+= = Distribution and habitat = = | {latin} {latin} occurs in {region} and {region} , where it is found in
+= = Meteorological history = = | A tropical wave left the coast of Africa on {month} {day} and moved westward . By {month} {day}
+= = Gameplay = = | The player controls {name} , a {trade} who
+= = Release and promotion = = | The {work} was first shown at the {place} Film Festival on {day} {month} {year} , and
+= = Music and lyrics = = | " {adjective} {noun} " is written in the key of
+= = Architecture = = | The building has {small} rooms on three floors . Its façade , built of
+= = Demographics = = | According to the census of {year} , there were {small} @,@ {small}0 people in
+= = Climate = = | {place} has a humid continental climate . Temperatures average
+= = Economy = = | The economy of {region} depends on
+= = Etymology = = | The name {place} is derived from
+= = Armament = = | The main battery of the {ship} consisted of {day} guns , which
+= = Service history = = | After her commissioning in {year} , {noun} joined the {ordinal} squadron at {place} and
+= = International career = = | {family} made his debut for {region} against {region} on {day} {month} {year} .
+= = Route description = = | The road begins at a junction south of {place} and
+= = = {ordinal} season = = = | The team finished {ordinal} in its division with {small} points , behind
+In {month} {old} , {family} marched on {place} with an army of
+The {ordinal} Earl of {place} ( {old} – {later} ) , eldest son of
+Critical reviews of the {work} were mixed . {name} {family} of The {place} Times called it
+Between {year} and {later} the {place} Railway ran {small} trains a day from
+The {animal} feeds mainly on
+By the {ordinal} century , {place} was a centre of the {nation} trade in"""
 
 KINDS: dict[str, list[str]] = {
     "news": r"""{place}, {month} {day} - Officials in {region} said on Monday that
@@ -157,10 +182,10 @@ Write a {language} program that works with {thing}.\n\nSolution:\n""".split("\n"
     "nothing": [""],
 }  # fmt: skip
 SHARES = {
-    "encyclopedia": 0.32, "news": 0.08, "how-to": 0.07, "fiction": 0.08, "essay": 0.08, "school": 0.07,
-    "forum": 0.06, "speech": 0.02, "code": 0.06, "nothing": 0.16,
+    "encyclopedia": 0.40, "news": 0.10, "how-to": 0.05, "fiction": 0.06, "essay": 0.08, "school": 0.05,
+    "forum": 0.05, "speech": 0.02, "code": 0.05, "nothing": 0.14,
 }  # fmt: skip
-TOKENISED = 0.5  # share of the encyclopedic openings with the typography of tokenised corpora
+TOKENISED = 0.6  # share of the encyclopedic openings with the typography of tokenised corpora
 
 
 def plain(text: str) -> str:

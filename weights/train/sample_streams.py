@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--chat-share", type=float, default=0.45)
     parser.add_argument(
+        "--min-p", type=float, nargs=2, default=(0.03, 0.03), help="least and greatest min-p of documents"
+    )
+    parser.add_argument(
         "--repetition",
         type=float,
         default=0.35,
@@ -67,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     counts: Counter[str] = Counter()
 
     def script(batch: int):
-        return scripts(args.rows, args.seed * 1000 + batch, tokenizer, passages, args.chat_share)
+        return scripts(args.rows, args.seed * 1000 + batch, tokenizer, passages, args.chat_share, args.min_p)
 
     def sift(rows: np.ndarray, lasted: np.ndarray, kinds: list[str]) -> None:
         good = lasted & (repetition(rows) < args.repetition)

@@ -38,6 +38,7 @@ class Settings:
     norm_lr: float = 0.25  # learning rate of the norms, as a share of lr
     warmup: int = 100
     outside: float = 0.15  # weight of the energy outside the core in the loss
+    pull: float = 0.0  # a step moves the matrices lr * pull of the way back to the untuned ones
     chat: float = 0.35  # shares of the texts in a batch; the rest is prose
     plain: float = 0.42
     dense_share: float = 0.06  # share of texts that stay dense
@@ -110,7 +111,7 @@ class Tally:
 def make_optimisers(model: Llama, s: Settings) -> list[torch.optim.Optimizer]:
     d_q = model.shape.n_heads * model.shape.d_head
     d_kv = model.shape.n_kv_heads * model.shape.d_head
-    muon = Muon([model.qkv, model.o, model.gate_up, model.down], [[d_q, d_kv, d_kv], None, None, None], s.lr)
+    muon = Muon(model.matrices(), [[d_q, d_kv, d_kv], None, None, None], s.lr)
     norms = torch.optim.AdamW(
         [model.norm1, model.norm2, model.norm], lr=s.lr * s.norm_lr, betas=(0.9, 0.95), weight_decay=0.0
     )
@@ -118,6 +119,16 @@ def make_optimisers(model: Llama, s: Settings) -> list[torch.optim.Optimizer]:
         for group in optimiser.param_groups:
             group["share"] = share
     return [muon, norms]
+
+
+@torch.no_grad()
+def draw_back(matrices: list[Tensor], anchors: list[Tensor], share: float) -> None:
+    """Move matrices a share of the way back to where they came from.
+
+    What tuning changes needlessly hurts text that the corpus does not hold. What the loss needs, the gradient
+    restores.
+    """
+    torch._foreach_lerp_(matrices, anchors, share)
 
 
 def save(path: Path, model: Llama, s: Settings, step: int, optimisers: list[torch.optim.Optimizer]) -> None:
@@ -141,8 +152,12 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Llama, dict]:
 def run(
     s: Settings, teacher: Llama, start: Llama, data: Mixture, out: Path | None = None, *,
     time_limit: float = float("inf"), look_every: int = 20, log: int = 100,
+    texts: dict[str, Tensor] | None = None, judge_every: int = 0,
 ) -> Llama:  # fmt: skip
-    """Tune a copy of `start`, or continue from the checkpoint `out`; all models are on the data's device."""
+    """Tune a copy of `start`, or continue from the checkpoint `out`; all models are on the data's device.
+
+    Every `judge_every` steps the model is saved and measured on `texts`.
+    """
     began, device = time.monotonic(), data.device
     model = Llama(start.shape, start.dtype).to(device)
     model.load_state_dict(start.state_dict())
@@ -157,6 +172,7 @@ def run(
         first = state["step"]
     else:
         model.lean_positive(data.batch(np.random.default_rng([s.seed, 1 << 40]), s.shares, s.batch)[0])
+    anchors = model.anchors(teacher)
     tally, mark, marked = Tally(device), time.monotonic(), first
     for step in range(first, s.steps):
         rng = np.random.default_rng([s.seed, step])
@@ -172,6 +188,8 @@ def run(
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
+        if s.pull:
+            draw_back(model.matrices(), anchors, s.lr * scale * s.pull)
         tally.add(nats, kinds, after_split(ids, cut), share)
         if (step + 1) % log == 0 or step + 1 == s.steps or step - first == 9:
             said, now = tally.read(), time.monotonic()
@@ -179,8 +197,13 @@ def run(
             print(f"step {step + 1}/{s.steps} {said} {rate:.0f} k tokens/s {now - began:.0f} s", flush=True)
             tally, mark, marked = Tally(device), now, step + 1
         late = (step + 1) % look_every == 0 and time.monotonic() - began > time_limit
-        if out is not None and (late or step + 1 == s.steps):
+        judged = bool(judge_every) and (step + 1) % judge_every == 0
+        if out is not None and (late or judged or step + 1 == s.steps):
             save(out, model, s, step + 1, optimisers)
+        if judged:
+            print(
+                show(table(model, texts or {}, betas=(0.2, 0.4), rules=("griffin", "stability"))), flush=True
+            )
         if late:
             break
     return model
@@ -214,6 +237,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--time-limit", type=float, default=float("inf"), help="seconds after which to save and stop"
     )
+    parser.add_argument(
+        "--judge-every", type=int, default=0, help="save and measure on judge.*.npy after this many steps"
+    )
     add_settings(parser)
     args = vars(parser.parse_args(argv))
     s, device = Settings(**{f.name: args[f.name] for f in fields(Settings)}), args["device"]
@@ -224,8 +250,12 @@ def main(argv: list[str] | None = None) -> None:
     start = load(args["start"], dtype)[0].to(device) if args["start"] else teacher
     data = Mixture(args["data"], device, s.window)
     print(json.dumps(asdict(s)), flush=True)
-    model = run(s, teacher, start, data, args["out"], time_limit=args["time_limit"])
     texts = report_texts(data, args["data"])
+    others = {name: text for name, text in texts.items() if name not in KINDS}
+    model = run(
+        s, teacher, start, data, args["out"],
+        time_limit=args["time_limit"], texts=others, judge_every=args["judge_every"],
+    )  # fmt: skip
     for whole in (True, False):
         print("first layer whole" if whole else "all layers masked")
         print(show(table(model, texts, rules=("griffin", "stability"), whole=whole)), flush=True)
