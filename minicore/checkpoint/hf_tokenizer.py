@@ -8,6 +8,7 @@ describe a byte-level BPE. The order in which the files count is that of Transfo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,10 @@ class TokenizerFiles:
         Special tokens without a name.
     add_bos, add_eos : bool
         Whether a text begins with BOS and ends with EOS if there is no tokenizer.json to say so.
+    add_prefix_space : bool or None
+        Whether a text begins with a space; None is the class's default.
+    legacy : bool
+        Whether a text after a special token begins with a space too (Llama 2's classes).
     """
 
     kind: str
@@ -85,6 +90,8 @@ class TokenizerFiles:
     extra: tuple[Token, ...]
     add_bos: bool
     add_eos: bool
+    add_prefix_space: bool | None
+    legacy: bool
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -135,7 +142,10 @@ def read_files(directory: Path) -> TokenizerFiles:
     special = {key: unordered[key] for key in dict.fromkeys([*NAMED, *unordered]) if key in unordered}
     extra = [_token(value, "extra_special_tokens", path) for value in own] if isinstance(own, list) else []
     if decoder is None:
-        texts = {token.content for token in (*special.values(), *extra)}
+        # As in Transformers, a token that tokenizer_config.json gives as an object does not count here.
+        objects = {key for key in named if isinstance(named[key], dict) and key not in mapped}
+        texts = {token.content for key, token in special.items() if key in NAMED and key not in objects}
+        texts |= {token for token in own or () if isinstance(token, str)}
         added = _legacy_added(directory / "added_tokens.json", texts)
     else:
         added = _added(decoder, path)
@@ -147,6 +157,8 @@ def read_files(directory: Path) -> TokenizerFiles:
         extra=tuple(extra),
         add_bos=config.get("add_bos_token") is True,
         add_eos=config.get("add_eos_token") is True,
+        add_prefix_space=config.get("add_prefix_space"),
+        legacy=config.get("legacy") is True,
     )
 
 
@@ -226,13 +238,52 @@ def build_tokenizer(path: Path, files: TokenizerFiles) -> tokenizers.Tokenizer:
     >>> build_tokenizer(folder / "tokenizer.json", read_files(folder)).token_to_id("<|endoftext|>")
     0
     """
-    inner = _byte_level_bpe(path, files.kind) if path.name == "vocab.json" else load_json(path)
+    inner = _byte_level_bpe(path) if path.name == "vocab.json" else load_json(path)
+    replaced = path.name == "vocab.json" or _is_replaced(inner, files.kind)
+    if files.kind in _DEFAULTS and (replaced or files.kind != "LlamaTokenizer"):
+        inner = _with_flags(inner, files.added)
+    if replaced and files.kind in _SPLITTING:
+        _SPLITTING[files.kind](inner, files)
     add_tokens(inner, files)
     if path.name == "vocab.json" and (files.add_bos or files.add_eos):
         inner.post_processor = _around(inner, files)
     elif files.kind == "GPTNeoXTokenizer":  # this class does not believe tokenizer.json about BOS and EOS
         inner.post_processor = None
     return inner
+
+
+def _with_flags(inner: tokenizers.Tokenizer, added: Mapping[int, Token]) -> tokenizers.Tokenizer:
+    """Return the tokenizer with the flags that other files give its added tokens.
+
+    The library keeps the flags of a token that it has, but Transformers builds these classes without them.
+    """
+    from tokenizers import Tokenizer
+
+    flags = {token.content: dict(token.flags) for token in added.values()}
+    known = inner.get_added_tokens_decoder().values()
+    if all(
+        getattr(token, key) == flag for token in known for key, flag in flags.get(token.content, {}).items()
+    ):
+        return inner
+    values = json.loads(inner.to_str())
+    values["added_tokens"] = [token | flags.get(token["content"], {}) for token in values["added_tokens"]]
+    return Tokenizer.from_str(json.dumps(values))
+
+
+def _is_replaced(inner: tokenizers.Tokenizer, kind: str) -> bool:
+    """Return whether the class, not tokenizer.json, says how text is split.
+
+    Transformers always believes the class. minicore does where tokenizer.json splits as the class does, apart
+    from spaces in front of a text: elsewhere the model was trained with what tokenizer.json says.
+    """
+    from tokenizers import models
+
+    if not isinstance(inner.model, models.BPE):
+        return False
+    pre = json.loads(inner.pre_tokenizer.__getstate__()) if inner.pre_tokenizer else {}
+    if kind == "LlamaTokenizer":
+        return pre.get("type") in (None, "Metaspace")
+    return kind in ("GPT2Tokenizer", "GPTNeoXTokenizer") and pre.get("type") == "ByteLevel"
 
 
 def load_json(path: Path) -> tokenizers.Tokenizer:
@@ -265,50 +316,65 @@ def add_tokens(inner: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
             flags["special"] = True
         added.append(AddedToken(token.content, **flags))
     inner.add_tokens(added)
+    if files.kind == "Qwen2Tokenizer":  # this class makes tokens without a name special as well
+        inner.add_tokens([AddedToken(token.content, special=True) for token in files.extra])
 
 
-def _byte_level_bpe(path: Path, kind: str) -> tokenizers.Tokenizer:
+def _byte_level_bpe(path: Path) -> tokenizers.Tokenizer:
     """Return the byte-level BPE of vocab.json and the merges.txt next to it."""
-    from tokenizers import Tokenizer, decoders, models
+    from tokenizers import Tokenizer, models
 
     merges = path.with_name("merges.txt")
     try:
-        inner = Tokenizer(models.BPE.from_file(str(path), str(merges)))
+        return Tokenizer(models.BPE.from_file(str(path), str(merges)))
     except Exception as error:  # the library raises nothing more specific
         raise InputError(f"{path}: cannot be read together with {merges.name} ({one_line(error)})") from error
+
+
+def _split_as_gpt2(inner: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+    from tokenizers import decoders, pre_tokenizers
+
     inner.decoder = decoders.ByteLevel()
-    _BYTE_LEVEL[kind](inner)
-    return inner
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(files.add_prefix_space))
 
 
-def _split_as_gpt2(inner: tokenizers.Tokenizer) -> None:
-    from tokenizers import pre_tokenizers
-
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def _split_as_neox(inner: tokenizers.Tokenizer) -> None:
+def _split_as_neox(inner: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
     from tokenizers import normalizers
 
     inner.normalizer = normalizers.NFC()
-    _split_as_gpt2(inner)
+    _split_as_gpt2(inner, files)
 
 
-def _split_as_qwen2(inner: tokenizers.Tokenizer) -> None:
-    from tokenizers import Regex, normalizers, pre_tokenizers
+def _split_as_qwen2(inner: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
-    inner.normalizer = normalizers.NFC()
+    inner.normalizer, inner.decoder = normalizers.NFC(), decoders.ByteLevel()
     words = pre_tokenizers.Split(Regex(_QWEN2_WORDS), "isolated")
+    spaced = bool(files.add_prefix_space)
     inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=spaced, use_regex=False)]
     )
 
 
-_BYTE_LEVEL = {
+def _split_as_llama(inner: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+    """Put a space in front of a text as SentencePiece does: of the whole, or (legacy) of each part."""
+    from tokenizers import decoders, pre_tokenizers
+
+    spaced = files.add_prefix_space is not False
+    scheme = ("always" if files.legacy else "first") if spaced else "never"
+    inner.normalizer = None
+    inner.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * spaced)
+
+
+_SPLITTING = {
     "GPT2Tokenizer": _split_as_gpt2,
     "GPTNeoXTokenizer": _split_as_neox,
     "Qwen2Tokenizer": _split_as_qwen2,
+    "LlamaTokenizer": _split_as_llama,
 }
+_BYTE_LEVEL = ("GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer")
 
 
 def _around(inner: tokenizers.Tokenizer, files: TokenizerFiles) -> tokenizers.processors.PostProcessor:

@@ -2,8 +2,8 @@
 
 Each case is a directory's small files, drawn at random: tokens named in tokenizer_config.json, in
 special_tokens_map.json or by a tokenizer class, as text, object or null, or not at all; tokens added by id;
-chat templates in their several places; tokenizer.json, or vocab.json and merges.txt. ``expected`` is what
-AutoTokenizer of Transformers made of it. Run with Transformers 5.23:
+chat templates in their several places; tokenizer.json, byte-level or as SentencePiece's, or vocab.json and
+merges.txt. ``expected`` is what AutoTokenizer of Transformers made of it. Run with Transformers 5.23:
 
     python tests/golden/make_token_sources.py
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parent / "token_sources.json"
-N_CASES, SEED = 80, 24
+N_CASES, SEED = 90, 24
 TEXTS = [
     "hi there<|im_end|> the <think>hen</think>",
     "<s>then [PAD]<|endoftext|>",
@@ -29,6 +29,7 @@ MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 
 _POOL = ["<s>", "</s>", "<bos>", "<|endoftext|>", "<|im_end|>", "<think>", "[PAD]", "<unk>", "<extra>"]
 _IN_VOCABULARY = ["<s>", "</s>", "<|endoftext|>", "<|im_end|>", "<unk>"]
 _MERGES = ["t h", "th e", "Ġ the", "i n", "h e", "he n", "Ġ hen", "e n", "en d", "Ġ in", "h i"]
+_PIECES = ["▁ t", "▁t h", "▁th e", "h i", "▁ hi", "▁ h", "e n", "▁h en"]
 _NAMES = ["bos_token", "eos_token", "unk_token", "pad_token"]
 _CLASSES = [None, "PreTrainedTokenizerFast", "GPT2Tokenizer", "LlamaTokenizerFast", "Qwen2TokenizerFast"]
 _FAMILIES = ["llama", "qwen2", "gpt2", "opt", "mistral", "gpt_neox", "phi3", "qwen3", "olmo2"]
@@ -78,6 +79,26 @@ def tokenizer_json(added: int, front: str | None) -> dict[str, Any]:
     }
 
 
+def sentencepiece_json(added: int, front: str | None) -> dict[str, Any]:
+    """Return a tokenizer.json as that of Llama 2: pieces with a space in front, and byte fallback."""
+    tokens = _IN_VOCABULARY + [f"<0x{byte:02X}>" for byte in range(256)] + list("▁abcdehint")
+    tokens += [merge.replace(" ", "") for merge in _PIECES]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    one = tokenizer_json(added, front)
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    return one | {
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, space]},
+        "pre_tokenizer": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, strip],
+        },
+        "model": {"type": "BPE", "vocab": vocab, "merges": _PIECES, "byte_fallback": True, "fuse_unk": True},
+    }
+
+
 def write_directory(directory: Path, case: Mapping[str, Any]) -> Path:
     """Write a case's files and the tokenizer they belong to."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -89,7 +110,8 @@ def write_directory(directory: Path, case: Mapping[str, Any]) -> Path:
         (directory / "vocab.json").write_text(json.dumps(vocabulary()), encoding="utf-8")
         (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *_MERGES]), encoding="utf-8")
     else:
-        (directory / "tokenizer.json").write_text(json.dumps(tokenizer_json(*case["tokenizer"])))
+        make_json = sentencepiece_json if case.get("sentencepiece") else tokenizer_json
+        (directory / "tokenizer.json").write_text(json.dumps(make_json(*case["tokenizer"])))
     return directory
 
 
@@ -114,6 +136,10 @@ def draw_case(rng: random.Random) -> dict[str, Any]:
         config["add_bos_token"] = rng.random() < 0.5
     if rng.random() < 0.2:
         config["add_eos_token"] = rng.random() < 0.5
+    if rng.random() < 0.3:
+        config["add_prefix_space"] = rng.random() < 0.5
+    if rng.random() < 0.3:
+        config["legacy"] = rng.random() < 0.5
     if rng.random() < 0.2:
         config["image_token"] = "<extra>"
     if (choice := rng.random()) < 0.2:
@@ -155,7 +181,18 @@ def draw_case(rng: random.Random) -> dict[str, Any]:
         files["tokenizer_config.json"] = config
     whole = [rng.randrange(len(_IN_VOCABULARY) + 1), rng.choice([None, "<s>", "<|endoftext|>"])]
     keep = rng.random() < 0.8 or "LlamaTokenizerFast" in config.values()  # which has no vocab.json
-    return {"files": files, "tokenizer": whole if keep else None}
+    case = {"files": files, "tokenizer": whole if keep else None}
+    if keep and rng.random() < 0.25:
+        config["tokenizer_class"] = rng.choice(
+            ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"]
+        )
+        files["config.json"] = {"model_type": rng.choice(["llama", "mistral", "phi3"])}
+        case["sentencepiece"] = True
+    elif keep and any(
+        str(name).startswith(("qwen", "Qwen")) for name in (kind, *files["config.json"].values())
+    ):
+        config.pop("add_prefix_space", None)  # in Transformers it would put a space in front of every word
+    return case
 
 
 def ask_transformers(directory: Path) -> dict[str, Any] | None:
@@ -167,6 +204,7 @@ def ask_transformers(directory: Path) -> dict[str, Any] | None:
     except Exception:
         return None
     expected = {"ids": [theirs(text)["input_ids"] for text in TEXTS]}
+    expected["texts"] = [theirs.decode(ids, skip_special_tokens=True) for ids in expected["ids"]]
     expected["special_tokens"] = dict(theirs.special_tokens_map)
     if theirs.chat_template is not None:
         chat = {"tokenize": False, "add_generation_prompt": True}

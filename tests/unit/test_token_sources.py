@@ -44,6 +44,7 @@ def test_tokens_and_chats_are_those_of_transformers(tmp_path, number):
     expected, tokenizer = case["expected"], load(make.write_directory(tmp_path / "model", case))
     assert tokenizer.special_tokens == expected["special_tokens"]
     assert [tokenizer.encode(text) for text in make.TEXTS] == expected["ids"]
+    assert [tokenizer.decode(ids, skip_special=True) for ids in expected["ids"]] == expected["texts"]
     if "chat" in expected:
         assert tokenizer.render_chat(make.MESSAGES) == expected["chat"]
         assert tokenizer.chat(make.MESSAGES) == expected["chat_ids"]
@@ -75,14 +76,16 @@ def test_a_saved_tokenizer_is_the_same(tmp_path_factory, seed):
 @given(seed=st.integers(0, 10**9))
 @settings(max_examples=25, deadline=None)
 def test_each_special_and_each_added_token_is_one_id(tmp_path_factory, seed):
-    directory = make.write_directory(tmp_path_factory.mktemp("drawn"), make.draw_case(random.Random(seed)))
+    case = make.draw_case(random.Random(seed))
+    directory = make.write_directory(tmp_path_factory.mktemp("drawn"), case)
     if tokenizer_file(directory) is None:
         return
     tokenizer, files = load(directory), read_files(directory)
     texts = {token.content for token in (*files.special.values(), *files.added.values(), *files.extra)}
     for text in texts:
         (token_id,) = tokenizer.encode(text, special=False)
-        assert token_id in tokenizer.encode(f"hi{text}the", special=False)
+        if "sentencepiece" not in case:  # its normalizer changes what normalized tokens are compared with
+            assert token_id in tokenizer.encode(f"hi{text}the", special=False)
     for text in tokenizer.special_tokens.values():
         assert tokenizer.decode(tokenizer.encode(text, special=False), skip_special=True) == ""
 
