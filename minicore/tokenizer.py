@@ -66,6 +66,9 @@ class Tokenizer:
         if special_tokens is None:
             ids = {"bos_token": bos_id, "eos_token": eos_id}
             special_tokens = {name: inner.id_to_token(i) or "" for name, i in ids.items() if i is not None}
+            self._template_defaults = {"bos_token": "", "eos_token": ""}  # as llama.cpp has it
+        else:
+            self._template_defaults = {}
         self.special_tokens = dict(special_tokens)
         self._front_ids = _ids_in_front(inner)
         self._non_text = _non_text_ids(inner)
@@ -299,7 +302,7 @@ class Tokenizer:
             "documents": None,
         }
         try:
-            return render(self.chat_template, self.special_tokens | values)
+            return render(self.chat_template, self._template_defaults | self.special_tokens | values)
         except Exception as error:  # a template is the checkpoint's code and can raise anything
             raise InputError(f"{self.source}: the chat template failed ({one_line(error)})") from error
 

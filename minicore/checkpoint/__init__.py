@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import re
@@ -267,7 +268,14 @@ def _read_gguf(
 
 def _tokenizer_source(directory: Path) -> TokenizerSource | None:
     path = hf_tokenizer.tokenizer_file(directory)
-    return None if path is None else ("json", path)
+    if path is not None:
+        return "json", path
+    others = [name for name in hf_tokenizer.OTHER_FILES if (directory / name).exists()]
+    if others:
+        logging.getLogger("minicore").warning(
+            "%s: %s is not read, expected tokenizer.json; the model takes lists of ids", directory, others[0]
+        )
+    return None
 
 
 def _ids(first: dict[str, Any], second: dict[str, Any], key: str, path: Path) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from minicore.errors import InputError, one_line
 if TYPE_CHECKING:
     import tokenizers
 
+OTHER_FILES = ("tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json", "vocab.json")  # not read
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 _END_OF_TEXT = "<|endoftext|>"

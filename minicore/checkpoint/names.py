@@ -51,7 +51,7 @@ ALIASES = {"smollm2-135m-instruct": "smollm2-135m", "smollm2": "smollm2-135m"}
 KNOWN = (*WHEELS, *SHIPPED)
 
 HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt"]
 
 
 def home() -> Path:

@@ -219,7 +219,7 @@ STOPS = st.lists(
 
 
 @given(tokens=TOKENS, stops=STOPS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_stop_texts_are_found_across_tokens_and_in_special_tokens(tokens, stops):
     special = {10: "<e>", 11: "<ab>"}
     ids = {name: i for i, name in special.items()}

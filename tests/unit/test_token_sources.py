@@ -194,6 +194,21 @@ def test_a_vocabulary_of_an_unknown_class_is_no_tokenizer(tmp_path):
     assert tokenizer_file(written(tmp_path, None, config={"model_type": "llama"})) is None
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json"])
+def test_a_tokenizer_that_is_not_read_is_named(tmp_path, caplog, name):
+    checkpoints.write_directory(tmp_path, checkpoints.LLAMA, checkpoints.random_tensors(checkpoints.LLAMA))
+    (tmp_path / name).write_text("{}")
+    assert mc.load(tmp_path).tokenizer is None
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path}: {name} is not read, expected tokenizer.json")
+
+
+def test_a_template_of_ids_gets_empty_texts_for_tokens_that_are_not_there():
+    path = make.OUT.parent / "llama-chat" / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(path, "{{ bos_token + messages[0].content + eos_token }}")
+    assert tokenizer.render_chat("hi") == "hi"
+
+
 def test_a_byte_order_mark_is_no_part_of_a_json_file(tmp_path):
     directory = written(tmp_path, config={}, tokenizer_config={"bos_token": "<s>"})
     for path in directory.glob("*.json"):

@@ -475,7 +475,8 @@ def test_smollm2_ids(smollm2, text):
 def test_smollm2_loses_nothing(smollm2, text):
     """Its vocabulary lacks 21 bytes: some control characters, and what begins U+40000 to U+BFFFF."""
     assert smollm2.decode(smollm2.encode(text)) == text
-    assert "".join(pieces_of(smollm2, smollm2.encode(text))) == text
+    if not any(name in text for name in smollm2.special_names().values()):  # Hypothesis knows their names
+        assert "".join(pieces_of(smollm2, smollm2.encode(text))) == text
 
 
 @pytest.mark.shared("oracle/smollm2")
