@@ -7,12 +7,13 @@ GGUF_FAMILIES.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minicore.checkpoint import gguf_configs, hf_configs, name_maps
+from minicore.checkpoint import gguf_configs, gguf_rope, hf_configs, name_maps
 from minicore.checkpoint.name_maps import Names
 from minicore.checkpoint.settings import Settings
 from minicore.checkpoint.tensors import Tensor
@@ -55,7 +56,7 @@ class Family:
 class GGUFFamily:
     """How to read an architecture of GGUF: config reader and name maps.
 
-    The first map whose norms and queries a file has is taken.
+    The first map whose norms a file has is taken.
     """
 
     config: Callable[[Settings, Tensors], ModelConfig]
@@ -168,7 +169,7 @@ GGUF_FAMILIES = {
     "gemma3": GGUFFamily(gguf_configs.read_gemma3, name_maps.GGUF_GEMMA3),
     "olmo2": GGUFFamily(gguf_configs.read_olmo2, name_maps.GGUF_OLMO2),
     "phi3": GGUFFamily(gguf_configs.read_phi3, name_maps.GGUF_PHI3),
-    "phi2": GGUFFamily(gguf_configs.read_phi2, name_maps.GGUF_PHI2, (name_maps.GGUF_PHI2_FUSED,)),
+    "phi2": GGUFFamily(gguf_configs.read_phi2, name_maps.GGUF_PHI2),
     "gptneox": GGUFFamily(gguf_configs.read_gptneox, name_maps.GGUF_NEOX),
     "stablelm": GGUFFamily(
         gguf_configs.read_stablelm, name_maps.GGUF_STABLELM, (name_maps.GGUF_STABLELM_PARALLEL,)
@@ -178,7 +179,7 @@ GGUF_FAMILIES = {
     "gpt2": GGUFFamily(gguf_configs.read_gpt2, name_maps.GGUF_GPT2),
 }
 # Part of the config: divisors of the rotary frequencies.
-GGUF_IGNORED = r"^rope_(freqs|factors_long|factors_short)\.weight$"
+GGUF_IGNORED = "|".join(f"^{re.escape(name)}$" for name in (gguf_rope.FREQS, gguf_rope.SHORT, gguf_rope.LONG))
 
 
 def _either(names: Iterable[str]) -> str:
@@ -259,7 +260,7 @@ def _ln2(names: Names, prefix: str) -> str | None:
 
 def _block_0(names: Names) -> set[str]:
     """Return the tensors of the first block that tell an architecture's name maps apart."""
-    keys = (f"blocks.{{i}}.{key}" for key in ("ln1.w", "ln2.w", "attn.w_q"))
+    keys = (f"blocks.{{i}}.{key}" for key in ("ln1.w", "ln2.w"))
     return {names[key].name.replace("{i}", "0") for key in keys if key in names}
 
 
@@ -289,11 +290,13 @@ def read_metadata(
     minicore.errors.InputError: model.gguf: general.architecture is 'bert', expected llama, ... or gpt2
     """
     kind = values.get("general.architecture")
+    if isinstance(kind, str) and kind in REFUSED:
+        raise InputError(f"{source}: the architecture {kind} is not supported: {REFUSED[kind]}")
     if not isinstance(kind, str) or kind not in GGUF_FAMILIES:
         raise InputError(f"{source}: general.architecture is {kind!r}, expected {_either(GGUF_FAMILIES)}")
     family = GGUF_FAMILIES[kind]
     maps = family.names, *family.variants
     names = next((names for names in maps if _block_0(names) <= tensors.keys()), family.names)
-    family = replace(family, names=names)
+    family = replace(family, names=name_maps.with_qkv_of(names, tensors))
     settings = Settings(values, source, prefix=f"{kind}.")
     return family, _config(source, len(tensors), lambda: family.config(settings, tensors))

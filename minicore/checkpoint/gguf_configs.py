@@ -1,16 +1,16 @@
 """Readers of GGUF metadata: one function per ``general.architecture``, from Settings to ModelConfig.
 
 A reader refuses every setting that the forward pass does not implement, so a model that loads is computed as
-its metadata say.
+its metadata say. What metadata leave to the architecture is as in llama.cpp, with the exceptions that
+docs/models.md lists.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
-from minicore.checkpoint.hf_rope import RopeFields, rope_fields
+from minicore.checkpoint.gguf_rope import read_rope
 from minicore.checkpoint.settings import Settings
 from minicore.checkpoint.tensors import Tensor
 from minicore.config import ModelConfig
@@ -18,130 +18,75 @@ from minicore.errors import InputError
 
 Tensors = Mapping[str, Tensor]
 
-
-def _rope(
-    settings: Settings, d_head: int, tensors: Tensors, theta: float = 10000.0, partial: bool = True
-) -> RopeFields:
-    """Return the rotary positions; ``partial`` says whether only the first dimensions may be rotated."""
-    settings.only("rope.scaling.type", "none", "linear", "yarn", "longrope")
-    if not partial:
-        settings.only("rope.dimension_count", d_head)
-    n_rotated = settings.integer("rope.dimension_count", default=d_head)
-    kind = settings.get("rope.scaling.type")
-    linear = settings.number("rope.scale_linear", default=1.0)
-    fields: RopeFields = {"rope_theta": settings.number("rope.freq_base", default=theta)}
-    if n_rotated != d_head:
-        fields["d_rope"] = n_rotated
-    factors = [settings.number("rope.scaling.factor", default=linear) if kind == "linear" else linear]
-    factors *= n_rotated // 2
-    scale = settings.number("rope.scaling.attn_factor", default=1.0)
-    if kind == "yarn":
-        yarn = _yarn(settings, n_rotated, fields["rope_theta"])
-        factors, scale = list(yarn["rope_factors"] or factors), scale * yarn["rope_scale"]
-    if "rope_freqs.weight" in tensors:
-        divisors = _divisors(tensors["rope_freqs.weight"], n_rotated)
-        factors = [factor * divisor for factor, divisor in zip(factors, divisors, strict=True)]
-    if "rope_factors_short.weight" in tensors and "rope_factors_long.weight" in tensors:
-        factors = _divisors(tensors["rope_factors_short.weight"], n_rotated)
-        fields["rope_long_factors"] = tuple(_divisors(tensors["rope_factors_long.weight"], n_rotated))
-        fields["rope_long_after"] = settings.integer("rope.scaling.original_context_length")
-    if "rope_long_factors" in fields or any(divisor != 1 for divisor in factors):
-        fields["rope_factors"] = tuple(factors)
-    if scale != 1:
-        fields["rope_scale"] = scale
-    return fields
+WINDOW = "attention.sliding_window"
+# Keys that change the computation, and the values that do not. A reader names those that it reads.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "expert_count": (0,),
+    "leading_dense_block_count": (0,),
+    "hidden_activation": (),
+    "num_loops": (1,),
+    "attention.causal": (True,),
+    "attention.scale": (0.0,),
+    "attention.output_scale": (0.0, 1.0),
+    "attention.value_scale": (0.0, 1.0),
+    "attention.temperature_scale": (0.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.rope_pattern": (),
+    WINDOW: (0,),
+    "attention.key_length_swa": (),
+    "attention.value_length_swa": (),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "logit_scale": (1.0,),
+    "rope.freq_base_swa": (),
+    "rope.dimension_count_swa": (),
+    "rope.dimension_sections": (),
+}
 
 
-def _yarn(settings: Settings, n_rotated: int, theta: float) -> RopeFields:
-    """Return YaRN's divisors and attention factor, as a Hugging Face config with the same values has them."""
-    n_ctx = settings.integer("context_length")
-    values = {"rope_type": "yarn", "factor": settings.number("rope.scaling.factor")}
-    values["original_max_position_embeddings"] = settings.integer(
-        "rope.scaling.original_context_length", default=n_ctx
-    )
-    for theirs, ours in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-        if (value := settings.get(f"rope.scaling.{ours}")) is not None:
-            values[theirs] = value
-    return rope_fields(Settings(values, settings.source), n_rotated, n_ctx, theta=theta, share=1.0)
+def _decoder(
+    settings: Settings, tensors: Tensors, *, reads: tuple[str, ...] = (), **fields: Any
+) -> ModelConfig:
+    """Return a config from the keys that architectures share, and the tensors that a file has.
 
-
-def _divisors(tensor: Tensor, n_rotated: int) -> list[float]:
-    if tensor.shape != (n_rotated // 2,):
-        raise InputError(f"{tensor.where} has shape {tensor.shape}, expected {(n_rotated // 2,)}")
-    divisors = [float(divisor) for divisor in tensor.rows(0, n_rotated // 2)]
-    if not all(0 < divisor < math.inf for divisor in divisors):
-        raise InputError(f"{tensor.where} holds NaN, infinity or zero, expected positive divisors")
-    return divisors
-
-
-class Common(TypedDict):
-    """The fields of ModelConfig that every architecture's metadata name alike."""
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    n_neurons: int
-    n_vocab: int
-    n_ctx: int
-    tied_head: bool
-    qkv_bias: bool
-    attn_out_bias: bool
-    mlp_bias: bool
-
-
-def _common(settings: Settings, tensors: Tensors) -> Common:
+    ``reads`` are the keys of NEUTRAL that the caller has read, ``fields`` what the architecture fixes; the
+    defaults are Llama's.
+    """
     if "token_embd.weight" not in tensors or len(tensors["token_embd.weight"].shape) != 2:
         raise InputError(f"{settings.source}: tensor token_embd.weight is missing, expected a matrix")
-    d_model = settings.integer("embedding_length")
-    n_heads = settings.integer("attention.head_count")
-    return {
+    n_heads, n_ctx = settings.integer("attention.head_count"), settings.integer("context_length")
+    d_head = _d_head(settings)
+    settings.only("attention.value_length", d_head)
+    for key, values in NEUTRAL.items():
+        if key not in reads and not (key == WINDOW and _is_wide(settings.get(key), n_ctx)):
+            settings.only(key, *values)
+    norm = fields.get("norm", "rmsnorm")
+    defaults: dict[str, Any] = {
+        "family": "llama",
         "n_layers": settings.integer("block_count"),
-        "d_model": d_model,
+        "d_model": settings.integer("embedding_length"),
         "n_heads": n_heads,
         "n_kv_heads": settings.integer("attention.head_count_kv", default=n_heads),
+        "d_head": d_head,
         "n_neurons": settings.integer("feed_forward_length"),
         "n_vocab": tensors["token_embd.weight"].shape[0],
-        "n_ctx": settings.integer("context_length"),
+        "n_ctx": n_ctx,
+        "norm": norm,
+        "norm_eps": settings.number(f"attention.layer_norm_{'rms_' if norm == 'rmsnorm' else ''}epsilon"),
+        "activation": "silu",
+        "gated": True,
+        "positions": "rope",
         "tied_head": "output.weight" not in tensors,
         "qkv_bias": "blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
         "attn_out_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+        "head_bias": "output.bias" in tensors,
     }
-
-
-def _read(
-    settings: Settings,
-    tensors: Tensors,
-    *,
-    partial: bool = True,
-    theta: float = 10000.0,
-    window: bool = False,
-    **fields: Any,
-) -> ModelConfig:
-    """Return a config from the keys that most architectures share; ``fields`` are what one of them fixes.
-
-    ``partial`` says whether part of a head may be rotated, ``theta`` is the default base of the rotation, and
-    ``window`` says that the caller reads the sliding window.
-    """
-    settings.only("expert_count", 0)
-    if not window:
-        settings.only("attention.sliding_window", 0)
-    common = _common(settings, tensors)
-    d_head = _d_head(settings)
-    settings.only("attention.value_length", d_head)
-    rms = fields.get("norm", "rmsnorm") == "rmsnorm"
-    defaults: dict[str, Any] = {
-        "family": "llama",
-        **common,
-        "d_head": d_head,
-        "norm": "rmsnorm",
-        "norm_eps": settings.number(f"attention.layer_norm_{'rms_' if rms else ''}epsilon"),
-        "activation": "silu",
-        "gated": True,
-        "positions": "rope",
-        **_rope(settings, d_head, tensors, theta, partial),
-    }
+    if fields.get("positions", "rope") == "rope":
+        defaults |= read_rope(settings, tensors, d_head, n_ctx)
     return ModelConfig(**defaults | fields)
 
 
@@ -150,63 +95,137 @@ def _d_head(settings: Settings) -> int:
     return settings.integer("attention.key_length", default=usual)
 
 
-def read_llama(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _read(settings, tensors, partial=False)
+def _is_wide(window: object, n_ctx: int) -> bool:
+    """Return whether a sliding window hides nothing."""
+    return isinstance(window, int) and window >= n_ctx
 
 
-def read_qwen2(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _read(settings, tensors)
+def read_llama(settings: Settings, tensors: Tensors, **fields: Any) -> ModelConfig:
+    """Llama, with rows of queries and keys in an order that suits whole heads only."""
+    settings.only("rope.dimension_count", _d_head(settings))
+    return _decoder(settings, tensors, **fields)
 
 
-def read_qwen3(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _read(settings, tensors, qk_norm="heads")
+def read_arcee(settings: Settings, tensors: Tensors) -> ModelConfig:
+    return read_llama(settings, tensors, activation="relu2", gated=False)
 
 
 def read_smollm3(settings: Settings, tensors: Tensors) -> ModelConfig:
     """Every fourth layer has no rotary positions, which no key says."""
     nope = tuple(range(3, settings.integer("block_count"), 4))
-    return _read(settings, tensors, partial=False, nope_layers=nope)
-
-
-def read_arcee(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _read(settings, tensors, partial=False, activation="relu2", gated=False)
+    return read_llama(settings, tensors, nope_layers=nope)
 
 
 def read_minicpm(settings: Settings, tensors: Tensors) -> ModelConfig:
     """Files without scales are of the models whose scales llama.cpp has as constants."""
+    if "blk.0.attn_q.bias" in tensors:
+        raise InputError(
+            f"{settings.source}: tensor blk.0.attn_q.bias is not supported for minicpm, whose converter "
+            "does not reorder it like its matrix; expected it absent"
+        )
     n_layers, d_model = settings.integer("block_count"), settings.integer("embedding_length")
-    return _read(
-        settings,
-        tensors,
-        partial=False,
+    return read_llama(
+        settings, tensors, reads=("embedding_scale", "residual_scale", "logit_scale"),
         embed_scale=settings.number("embedding_scale", default=12.0),
         residual_scale=settings.number("residual_scale", default=1.4 / n_layers**0.5),
         logit_scale=1 / settings.number("logit_scale", default=d_model / 256),
+    )  # fmt: skip
+
+
+def read_qwen2(settings: Settings, tensors: Tensors) -> ModelConfig:
+    return _decoder(settings, tensors)
+
+
+def read_qwen3(settings: Settings, tensors: Tensors) -> ModelConfig:
+    return _decoder(settings, tensors, qk_norm="heads")
+
+
+def read_phi3(settings: Settings, tensors: Tensors) -> ModelConfig:
+    """Every layer has the window, as in Transformers; llama.cpp ignores it."""
+    return _decoder(settings, tensors, reads=(WINDOW,), windows=_windows(settings, period=0))
+
+
+def read_phi2(settings: Settings, tensors: Tensors) -> ModelConfig:
+    return _decoder(
+        settings,
+        tensors,
+        family="phi",
+        norm="layernorm",
+        activation="gelu_tanh",
+        gated=False,
+        block="parallel",
     )
+
+
+def read_gptneox(settings: Settings, tensors: Tensors) -> ModelConfig:
+    """The activation is Transformers' GELU; llama.cpp computes its tanh approximation."""
+    block = "parallel" if settings.flag("use_parallel_residual", True) else "pre_norm"
+    return _decoder(
+        settings, tensors, family="gpt_neox", norm="layernorm", activation="gelu", gated=False, block=block
+    )
+
+
+def read_falcon(settings: Settings, tensors: Tensors) -> ModelConfig:
+    settings.only("tensor_data_layout", "jploski")  # all queries, all keys, all values
+    return _decoder(
+        settings, tensors, family="falcon", norm="layernorm", activation="gelu", gated=False, block="parallel"
+    )
+
+
+def read_stablelm(settings: Settings, tensors: Tensors) -> ModelConfig:
+    """Blocks without a norm of the FFN are parallel, whatever the metadata say, as in llama.cpp."""
+    if "blk.0.attn_q_norm.weight" in tensors:
+        raise InputError(
+            f"{settings.source}: has blk.0.attn_q_norm.weight, norms of each head's queries, which are not "
+            "supported; expected a StableLM without them"
+        )
+    block = "pre_norm" if "blk.0.ffn_norm.weight" in tensors else "parallel"
+    return _decoder(settings, tensors, norm="layernorm", block=block)
+
+
+def read_nemotron(settings: Settings, tensors: Tensors) -> ModelConfig:
+    return _decoder(settings, tensors, norm="layernorm", activation="relu2", gated=False)
+
+
+def read_gpt2(settings: Settings, tensors: Tensors) -> ModelConfig:
+    return _decoder(
+        settings, tensors, family="gpt2", norm="layernorm", activation="gelu_tanh", gated=False,
+        positions="learned",
+    )  # fmt: skip
+
+
+def _windows(settings: Settings, period: int, default: int = 0) -> tuple[int, ...]:
+    """Return each layer's window, () if there is none.
+
+    Without a key that says it, all layers but every ``period``-th have one; a period of 0 is all layers.
+    """
+    n_layers = settings.integer("block_count")
+    if settings.get(WINDOW, default=default) == 0:
+        return ()
+    window = settings.integer(WINDOW, default=default)
+    slides = settings.get("attention.sliding_window_pattern", default=period)
+    if type(slides) is int and slides >= 0:
+        slides = [slides == 0 or (i + 1) % slides != 0 for i in range(n_layers)]
+    if not isinstance(slides, list) or len(slides) != n_layers or not set(slides) <= {0, 1}:
+        raise InputError(
+            f"{settings.source}: {settings.prefix}attention.sliding_window_pattern is {slides!r}, expected a "
+            f"period or true or false for each of {n_layers} layers"
+        )
+    return tuple(window if slide else 0 for slide in slides)
+
+
+def _cap(settings: Settings, key: str, default: float) -> float:
+    """Return a softcap; 0 is none."""
+    return 0.0 if settings.get(key, default=default) == 0 else settings.number(key, default=default)
 
 
 def _gemma(settings: Settings, tensors: Tensors, **fields: Any) -> ModelConfig:
     scale = settings.integer("embedding_length") ** 0.5
-    return _read(settings, tensors, activation="gelu_tanh", embed_scale=scale, **fields)
+    return _decoder(settings, tensors, activation="gelu_tanh", embed_scale=scale, **fields)
 
 
 def read_gemma(settings: Settings, tensors: Tensors) -> ModelConfig:
     return _gemma(settings, tensors)
-
-
-def _windows(settings: Settings, period: int, window: int) -> tuple[int, ...]:
-    """Return each layer's sliding window. All but every ``period``-th layer have one, unless a key says."""
-    pattern = settings.get("attention.sliding_window_pattern", default=period)
-    n_layers = settings.integer("block_count")
-    if type(pattern) is int and pattern > 0:
-        pattern = [(i + 1) % pattern != 0 for i in range(n_layers)]
-    if not isinstance(pattern, list) or len(pattern) != n_layers:
-        raise InputError(
-            f"{settings.source}: {settings.prefix}attention.sliding_window_pattern is {pattern!r}, expected "
-            f"a period or one value for each of {n_layers} layers"
-        )
-    window = settings.integer("attention.sliding_window", default=window)
-    return tuple(window if slides else 0 for slides in pattern)
 
 
 def _score_scale(settings: Settings, n_layers_of_27b: int) -> float:
@@ -217,92 +236,33 @@ def _score_scale(settings: Settings, n_layers_of_27b: int) -> float:
 
 def read_gemma2(settings: Settings, tensors: Tensors) -> ModelConfig:
     return _gemma(
-        settings,
-        tensors,
-        window=True,
-        block="sandwich",
-        windows=_windows(settings, 2, 4096),
-        score_scale=_score_scale(settings, 46),
-        score_softcap=settings.number("attn_logit_softcapping", default=50.0),
-        logit_softcap=settings.number("final_logit_softcapping", default=30.0),
-    )
+        settings, tensors, block="sandwich",
+        reads=(WINDOW, "attn_logit_softcapping", "final_logit_softcapping"),
+        windows=_windows(settings, 2, default=4096), score_scale=_score_scale(settings, 46),
+        score_softcap=_cap(settings, "attn_logit_softcapping", 50.0),
+        logit_softcap=_cap(settings, "final_logit_softcapping", 30.0),
+    )  # fmt: skip
 
 
 def read_gemma3(settings: Settings, tensors: Tensors) -> ModelConfig:
-    settings.only("final_logit_softcapping")
     return _gemma(
-        settings,
-        tensors,
-        window=True,
-        theta=1e6,
-        block="sandwich",
-        qk_norm="heads",
-        windows=_windows(settings, 6, 4096),
-        score_scale=_score_scale(settings, 62),
-        rope_local_theta=settings.number("rope.freq_base_swa", default=10000.0),
-    )
+        settings, tensors, block="sandwich", qk_norm="heads",
+        reads=(WINDOW, "rope.freq_base_swa", "final_logit_softcapping"),
+        windows=_windows(settings, 6), score_scale=_score_scale(settings, 62),
+        rope_local_theta=settings.number("rope.freq_base_swa", default=1e4),
+        logit_softcap=_cap(settings, "final_logit_softcapping", 0.0),
+    )  # fmt: skip
 
 
 def read_olmo2(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _read(settings, tensors, block="output_norm", qk_norm="whole")
-
-
-def read_phi3(settings: Settings, tensors: Tensors) -> ModelConfig:
-    window = settings.get("attention.sliding_window", default=0)
-    slides = (
-        (settings.integer("attention.sliding_window"),) * settings.integer("block_count") if window else ()
-    )
-    return _read(settings, tensors, window=True, windows=slides)
-
-
-def _layer_norm(settings: Settings, tensors: Tensors, **fields: Any) -> ModelConfig:
-    return _read(settings, tensors, norm="layernorm", **fields)
-
-
-def read_phi2(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _layer_norm(
-        settings,
-        tensors,
-        family="phi",
-        activation="gelu_tanh",
-        gated=False,
-        block="parallel",
-        head_bias="output.bias" in tensors,
-    )
-
-
-def read_gptneox(settings: Settings, tensors: Tensors) -> ModelConfig:
-    block = "parallel" if settings.flag("use_parallel_residual", True) else "pre_norm"
-    return _layer_norm(settings, tensors, family="gpt_neox", activation="gelu", gated=False, block=block)
-
-
-def read_stablelm(settings: Settings, tensors: Tensors) -> ModelConfig:
-    if "blk.0.attn_q_norm.weight" in tensors:
-        raise InputError(
-            f"{settings.source}: has blk.0.attn_q_norm.weight, norms of each head's queries, which are not "
-            "supported; expected a StableLM without them"
-        )
-    block = "pre_norm" if "blk.0.ffn_norm.weight" in tensors else "parallel"
-    return _layer_norm(settings, tensors, block=block)
-
-
-def read_nemotron(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _layer_norm(settings, tensors, activation="relu2", gated=False)
-
-
-def read_falcon(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _layer_norm(settings, tensors, family="falcon", activation="gelu", gated=False, block="parallel")
-
-
-def read_gpt2(settings: Settings, tensors: Tensors) -> ModelConfig:
-    common = _common(settings, tensors)
-    return ModelConfig(
-        family="gpt2",
-        **common,
-        d_head=common["d_model"] // common["n_heads"],
-        norm="layernorm",
-        norm_eps=settings.number("attention.layer_norm_epsilon"),
-        activation="gelu_tanh",
-        gated=False,
-        positions="learned",
-    )
+    """OLMo 2; OLMo 3 is the same with windows, in whose layers rope is not scaled."""
+    windows = _windows(settings, 4)
+    config = _decoder(
+        settings, tensors, block="output_norm", qk_norm="whole", windows=windows,
+        reads=(WINDOW, "rope.freq_base_swa"),
+    )  # fmt: skip
+    if not windows:
+        return config
+    if config.rope_scale != 1:
+        settings.only("rope.scaling.type", "none", "linear")
+    return config.replace(rope_local_theta=settings.number("rope.freq_base_swa", default=config.rope_theta))

@@ -100,7 +100,7 @@ def rope_fields(
     elif kind == "llama3":
         fields["rope_factors"] = _llama3_factors(rope, n_rotated, theta, n_ctx)
     elif kind == "yarn":
-        fields["rope_factors"], fields["rope_scale"] = _yarn(rope, n_rotated, theta, n_ctx)
+        fields["rope_factors"], fields["rope_scale"] = yarn(rope, n_rotated, theta, n_ctx)
     elif kind == "longrope":
         fields |= _longrope(rope, n_rotated, n_ctx)
     return fields  # "dynamic" only scales texts that are longer than the context, which are refused
@@ -126,7 +126,7 @@ def _llama3_factors(rope: Settings, n_rotated: int, theta: float, n_ctx: int) ->
     return tuple(factors)
 
 
-def _yarn(rope: Settings, n_rotated: int, theta: float, n_ctx: int) -> tuple[tuple[float, ...], float]:
+def yarn(rope: Settings, n_rotated: int, theta: float, n_ctx: int) -> tuple[tuple[float, ...], float]:
     """Return the divisors and the attention factor of YaRN (2309.00071, secs. 3.2 and 3.4).
 
     Pairs that make more than ``beta_fast`` turns over the original context keep their frequency, those that

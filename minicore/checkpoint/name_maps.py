@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from minicore.checkpoint.parameters import Place as P
@@ -257,6 +257,7 @@ GGUF_QWEN2: Names = {
     "embed": P("token_embd.weight"),
     "ln_f.w": P("output_norm.weight"),
     "head": P("output.weight"),
+    "head_bias": P("output.bias"),
 } | _block(
     {
         "ln1.w": P("blk.{i}.attn_norm.weight"),
@@ -354,5 +355,22 @@ GGUF_FALCON = _layers(GGUF_NEOX, **_ONE_NORM)
 GGUF_FALCON_TWO_NORMS = _layers(
     GGUF_FALCON, ln1__w=P("blk.{i}.attn_norm_2.weight"), ln1__b=P("blk.{i}.attn_norm_2.bias")
 )
-GGUF_PHI2 = _layers(GGUF_NEMOTRON | {"head_bias": P("output.bias")}, **_ONE_NORM)
-GGUF_PHI2_FUSED = GGUF_FALCON | {"head_bias": P("output.bias")}
+GGUF_PHI2 = _layers(GGUF_NEMOTRON, **_ONE_NORM)
+
+
+def with_qkv_of(names: Names, tensors: Container[str]) -> Names:
+    """Return a GGUF name map with queries, keys and values where a file has them: in three tensors or in one.
+
+    Converters write both for many architectures (Phi-2, ``--fuse-qkv``), also one matrix with three biases.
+    """
+    found = dict(names)
+    for kind in ("weight", "bias"):
+        for part, letter in enumerate("qkv"):
+            parameter = f"blocks.{{i}}.attn.{kind[0]}_{letter}"
+            if parameter in names and f"blk.0.attn_qkv.{kind}" in tensors:
+                found[parameter] = replace(names[parameter], name=f"blk.{{i}}.attn_qkv.{kind}", part=part)
+            elif parameter in names and f"blk.0.attn_q.{kind}" in tensors:
+                found[parameter] = replace(
+                    names[parameter], name=f"blk.{{i}}.attn_{letter}.{kind}", part=None
+                )
+    return found
