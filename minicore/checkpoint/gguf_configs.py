@@ -33,7 +33,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
     "attention.rope_pattern": (),
-    WINDOW: (0,),
     "attention.key_length_swa": (),
     "attention.value_length_swa": (),
     "attn_logit_softcapping": (0.0,),
@@ -52,8 +51,8 @@ def _decoder(
 ) -> ModelConfig:
     """Return a config from the keys that architectures share, and the tensors that a file has.
 
-    ``reads`` are the keys of NEUTRAL that the caller has read, ``fields`` what the architecture fixes; the
-    defaults are Llama's.
+    ``reads`` are the keys, WINDOW or of NEUTRAL, that the caller has read; ``fields`` are what the architecture
+    fixes. The defaults are Llama's.
     """
     if "token_embd.weight" not in tensors or len(tensors["token_embd.weight"].shape) != 2:
         raise InputError(f"{settings.source}: tensor token_embd.weight is missing, expected a matrix")
@@ -61,8 +60,10 @@ def _decoder(
     d_head = _d_head(settings)
     settings.only("attention.value_length", d_head)
     for key, values in NEUTRAL.items():
-        if key not in reads and not (key == WINDOW and _is_wide(settings.get(key), n_ctx)):
+        if key not in reads:
             settings.only(key, *values)
+    if WINDOW not in reads:
+        _no_window(settings, n_ctx)
     norm = fields.get("norm", "rmsnorm")
     defaults: dict[str, Any] = {
         "family": "llama",
@@ -87,17 +88,21 @@ def _decoder(
     }
     if fields.get("positions", "rope") == "rope":
         defaults |= read_rope(settings, tensors, d_head, n_ctx)
+    if max(fields.get("windows", ()), default=0) >= n_ctx and "rope_local_theta" not in fields:
+        fields["windows"] = ()  # as wide as the context: no window
     return ModelConfig(**defaults | fields)
+
+
+def _no_window(settings: Settings, n_ctx: int) -> None:
+    """Refuse a sliding window that hides something."""
+    window = settings.get(WINDOW)
+    if not (isinstance(window, int) and window >= n_ctx):
+        settings.only(WINDOW, 0)
 
 
 def _d_head(settings: Settings) -> int:
     usual = settings.integer("embedding_length") // settings.integer("attention.head_count")
     return settings.integer("attention.key_length", default=usual)
-
-
-def _is_wide(window: object, n_ctx: int) -> bool:
-    """Return whether a sliding window hides nothing."""
-    return isinstance(window, int) and window >= n_ctx
 
 
 def read_llama(settings: Settings, tensors: Tensors, **fields: Any) -> ModelConfig:
@@ -107,13 +112,13 @@ def read_llama(settings: Settings, tensors: Tensors, **fields: Any) -> ModelConf
 
 
 def read_arcee(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return read_llama(settings, tensors, activation="relu2", gated=False)
+    return read_llama(settings, tensors, family="arcee", activation="relu2", gated=False)
 
 
 def read_smollm3(settings: Settings, tensors: Tensors) -> ModelConfig:
     """Every fourth layer has no rotary positions, which no key says."""
     nope = tuple(range(3, settings.integer("block_count"), 4))
-    return read_llama(settings, tensors, nope_layers=nope)
+    return read_llama(settings, tensors, family="smollm3", nope_layers=nope)
 
 
 def read_minicpm(settings: Settings, tensors: Tensors) -> ModelConfig:
@@ -125,7 +130,7 @@ def read_minicpm(settings: Settings, tensors: Tensors) -> ModelConfig:
         )
     n_layers, d_model = settings.integer("block_count"), settings.integer("embedding_length")
     return read_llama(
-        settings, tensors, reads=("embedding_scale", "residual_scale", "logit_scale"),
+        settings, tensors, family="minicpm", reads=("embedding_scale", "residual_scale", "logit_scale"),
         embed_scale=settings.number("embedding_scale", default=12.0),
         residual_scale=settings.number("residual_scale", default=1.4 / n_layers**0.5),
         logit_scale=1 / settings.number("logit_scale", default=d_model / 256),
@@ -137,12 +142,13 @@ def read_qwen2(settings: Settings, tensors: Tensors) -> ModelConfig:
 
 
 def read_qwen3(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _decoder(settings, tensors, qk_norm="heads")
+    return _decoder(settings, tensors, family="qwen3", qk_norm="heads")
 
 
 def read_phi3(settings: Settings, tensors: Tensors) -> ModelConfig:
     """Every layer has the window, as in Transformers; llama.cpp ignores it."""
-    return _decoder(settings, tensors, reads=(WINDOW,), windows=_windows(settings, period=0))
+    windows = _windows(settings, period=0)
+    return _decoder(settings, tensors, family="phi3", reads=(WINDOW,), windows=windows)
 
 
 def read_phi2(settings: Settings, tensors: Tensors) -> ModelConfig:
@@ -180,11 +186,11 @@ def read_stablelm(settings: Settings, tensors: Tensors) -> ModelConfig:
             "supported; expected a StableLM without them"
         )
     block = "pre_norm" if "blk.0.ffn_norm.weight" in tensors else "parallel"
-    return _decoder(settings, tensors, norm="layernorm", block=block)
+    return _decoder(settings, tensors, family="stablelm", norm="layernorm", block=block)
 
 
 def read_nemotron(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _decoder(settings, tensors, norm="layernorm", activation="relu2", gated=False)
+    return _decoder(settings, tensors, family="nemotron", norm="layernorm", activation="relu2", gated=False)
 
 
 def read_gpt2(settings: Settings, tensors: Tensors) -> ModelConfig:
@@ -225,7 +231,7 @@ def _gemma(settings: Settings, tensors: Tensors, **fields: Any) -> ModelConfig:
 
 
 def read_gemma(settings: Settings, tensors: Tensors) -> ModelConfig:
-    return _gemma(settings, tensors)
+    return _gemma(settings, tensors, family="gemma")
 
 
 def _score_scale(settings: Settings, n_layers_of_27b: int) -> float:
@@ -236,7 +242,7 @@ def _score_scale(settings: Settings, n_layers_of_27b: int) -> float:
 
 def read_gemma2(settings: Settings, tensors: Tensors) -> ModelConfig:
     return _gemma(
-        settings, tensors, block="sandwich",
+        settings, tensors, family="gemma2", block="sandwich",
         reads=(WINDOW, "attn_logit_softcapping", "final_logit_softcapping"),
         windows=_windows(settings, 2, default=4096), score_scale=_score_scale(settings, 46),
         score_softcap=_cap(settings, "attn_logit_softcapping", 50.0),
@@ -246,7 +252,7 @@ def read_gemma2(settings: Settings, tensors: Tensors) -> ModelConfig:
 
 def read_gemma3(settings: Settings, tensors: Tensors) -> ModelConfig:
     return _gemma(
-        settings, tensors, block="sandwich", qk_norm="heads",
+        settings, tensors, family="gemma3_text", block="sandwich", qk_norm="heads",
         reads=(WINDOW, "rope.freq_base_swa", "final_logit_softcapping"),
         windows=_windows(settings, 6), score_scale=_score_scale(settings, 62),
         rope_local_theta=settings.number("rope.freq_base_swa", default=1e4),
@@ -256,13 +262,13 @@ def read_gemma3(settings: Settings, tensors: Tensors) -> ModelConfig:
 
 def read_olmo2(settings: Settings, tensors: Tensors) -> ModelConfig:
     """OLMo 2; OLMo 3 is the same with windows, in whose layers rope is not scaled."""
-    windows = _windows(settings, 4)
-    config = _decoder(
-        settings, tensors, block="output_norm", qk_norm="whole", windows=windows,
-        reads=(WINDOW, "rope.freq_base_swa"),
+    local: dict[str, Any] = {}
+    if windows := _windows(settings, 4):
+        settings.only("rope.scaling.type", "none", "linear")  # an attention factor would be everywhere
+        settings.only("rope.scaling.attn_factor", 1.0)
+        theta = settings.number("rope.freq_base_swa", "rope.freq_base", default=10000.0)
+        local = {"windows": windows, "rope_local_theta": theta}
+    return _decoder(
+        settings, tensors, family="olmo2", block="output_norm", qk_norm="whole",
+        reads=(WINDOW, "rope.freq_base_swa"), **local,
     )  # fmt: skip
-    if not windows:
-        return config
-    if config.rope_scale != 1:
-        settings.only("rope.scaling.type", "none", "linear")
-    return config.replace(rope_local_theta=settings.number("rope.freq_base_swa", default=config.rope_theta))

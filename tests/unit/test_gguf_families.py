@@ -62,6 +62,7 @@ def test_a_converted_model_is_the_same(tmp_path, name):
     config, shapes = models()[name]
     folder = write(tmp_path / name, name, config, shapes)
     theirs, ours = load(folder), load(convert(folder, tmp_path / "model.gguf"))
+    assert ours.config.family == theirs.config.family
     for parameter, expected in theirs.params.items():
         np.testing.assert_allclose(ours.params[parameter], expected, rtol=1e-6, atol=1e-7)
     expected = theirs.forward(IDS)
@@ -88,9 +89,12 @@ def tiny(
     return make.write_gguf(folder / "tiny.gguf", architecture, *given)
 
 
+POST_NORMS = ("post_attention_norm", "post_ffw_norm")
+
+
 def gemma3_norms() -> dict[str, np.ndarray]:
     """Return the tensors that a Gemma 3 has beyond Llama's."""
-    sizes = {"post_attention_norm": 32, "post_ffw_norm": 32, "attn_q_norm": 8, "attn_k_norm": 8}
+    sizes = dict.fromkeys(POST_NORMS, 32) | {"attn_q_norm": 8, "attn_k_norm": 8}
     return {
         f"blk.{i}.{name}.weight": np.ones(size, np.float32) for i in range(2) for name, size in sizes.items()
     }
@@ -167,7 +171,7 @@ def test_gemma3_has_windows_only_where_a_file_says_so(tmp_path):
 
 def olmo2_tensors() -> dict[str, Any]:
     """Return what an OLMo 2 has beyond Llama's tensors, and what it lacks."""
-    sizes = {"post_attention_norm": 32, "post_ffw_norm": 32, "attn_q_norm": 32, "attn_k_norm": 16}
+    sizes = dict.fromkeys(POST_NORMS, 32) | {"attn_q_norm": 32, "attn_k_norm": 16}
     changes: dict[str, Any] = {}
     for i in range(2):
         changes |= {f"blk.{i}.{name}.weight": np.ones(size, np.float32) for name, size in sizes.items()}
@@ -189,6 +193,10 @@ def test_olmo3_is_olmo2_with_windows(tmp_path):
 
 def test_a_window_that_hides_nothing_is_none(tmp_path):
     assert load(tiny(tmp_path, {"attention.sliding_window": 64})).config.windows == ()
+    tensors = {f"blk.{i}.{name}.weight": np.ones(32, np.float32) for i in range(2) for name in POST_NORMS}
+    for window, windows in ((64, ()), (63, (63, 0))):
+        wide = {"attention.sliding_window": window}
+        assert load(tiny(tmp_path, wide, tensors, "gemma2")).config.windows == windows
     with pytest.raises(InputError, match="attention.sliding_window is 63, which is not supported"):
         load(tiny(tmp_path, {"attention.sliding_window": 63}))
 

@@ -124,7 +124,8 @@ def test_fatrelu_has_a_threshold(tiny, tmp_path):
     _loaded.clear()
     assert resolve_model(ref).config == model.config
     assert load(model.export(tmp_path / "out.gguf", "gguf").path).config == model.config
-    assert load(model.export(tmp_path / "hf", "hf").path).config == model.config
+    exported = load(model.export(tmp_path / "hf", "hf").path).config
+    assert exported == model.config.replace(family="sparsellama")
     for bad in ("fatrelu", "fatrelu:", "fatrelu:x"):
         with pytest.raises(InputError, match=f"activation is '{bad}', expected fatrelu: and its threshold"):
             load(tiny, activation=bad)
