@@ -29,10 +29,13 @@ def package(tmp_path):
     keep = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CACHE")}
     env = keep | {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "user")}
 
-    def run():
+    def run(prepare="", said=None):
         done = subprocess.run(
-            [sys.executable, "-c", RUN], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
-        )
+            [sys.executable, "-c", prepare + RUN],
+            env=env, cwd=tmp_path, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr.count("compiles its kernels again") == (said is not None)
+        assert said is None or said in done.stderr
         return done.stdout.split("\n")[:2]
 
     return copy, run
@@ -104,3 +107,30 @@ def test_the_checksum_covers_every_constant_that_kernels_take_from_elsewhere():
 
 
 READ_BY_PYTHON = {"DTYPES", "GATE", "PER_NEURON", "TOP"}  # names of tensors and dtypes
+
+
+def test_a_damaged_file_is_compiled_again(package):
+    """Cut off, emptied or changed: the code in it is not run."""
+    copy, run = package
+    assert run() == ["[[0.0, 2.0]]", "compiled"]
+    files = list((copy / "backends" / "cpu" / "__pycache__").rglob("*.nbc"))
+    for damage in (lambda code: code[: len(code) // 2], lambda code: b"", lambda code: code[:-1] + b"?"):
+        for path in files:
+            path.write_bytes(damage(path.read_bytes()))
+        assert run() == ["[[0.0, 2.0]]", "compiled"]
+        assert run() == ["[[0.0, 2.0]]", "loaded"]
+
+
+def test_where_nothing_can_be_written_kernels_run_all_the_same(package, tmp_path):
+    """No folder, and a folder that takes no files: said once, on stderr."""
+    copy, run = package
+    full = """
+from minicore.backends.cpu import compiling
+def full(*args): raise OSError(28, "No space left on device")
+compiling._Files._save_data = full
+"""
+    assert run(full, "No space left on device") == ["[[0.0, 2.0]]", "compiled"]
+    for cache in (copy / "backends" / "cpu" / "__pycache__", tmp_path / "user"):
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.write_text("no folder can be made here", encoding="utf-8")
+    assert run("", "NUMBA_CACHE_DIR") == ["[[0.0, 2.0]]", "compiled"]

@@ -11,8 +11,10 @@ pass through as they do in NumPy.
 from __future__ import annotations
 
 import hashlib
+import pickle
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -23,6 +25,7 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataC
 from minicore.backends.cpu.checksum import cache_folder_name, source_checksum
 
 FAST = {"reassoc", "contract"}
+DIGEST = hashlib.sha256().digest_size  # bytes before the data of a cache file, which tell a damaged one
 # No check for zero at each division, which would keep loops from being vectorised, and no reference counts:
 # kernels own no arrays.
 COMMON: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
@@ -76,10 +79,18 @@ class _Files(IndexDataCacheFile):
         self._save_data(self._file_of(key), data)
 
     def load(self, key: Any) -> Any:
+        """Return what was saved under a key; None if nothing was, or not what is there now."""
         try:
-            return self._load_data(self._file_of(key))
-        except FileNotFoundError:
+            content = Path(self._cache_path, self._file_of(key)).read_bytes()
+        except OSError:
             return None
+        digest, data = content[:DIGEST], content[DIGEST:]
+        return pickle.loads(data) if hashlib.sha256(data).digest() == digest else None
+
+    def _save_data(self, name: str, data: Any) -> None:
+        dumped = self._dump(data)
+        with self._open_for_write(str(Path(self._cache_path, name))) as file:
+            file.write(hashlib.sha256(dumped).digest() + dumped)
 
     def flush(self) -> None:
         for path in Path(self._cache_path).glob(f"{self.name}.*.nbc"):
@@ -102,6 +113,29 @@ class KernelCache(FunctionCache):
         super().__init__(function)
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, source_checksum())
 
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep machine code on disk; where that fails, say so once and go on without."""
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            say_once(f"{self._cache_path}: cannot be written ({error.strerror})")
+
+
+@cache
+def say_once(why: str) -> None:
+    """Say on stderr why compiled kernels are not kept."""
+    if sys.stderr is not None:
+        print(f"minicore: {why}; each run compiles its kernels again", file=sys.stderr)
+
+
+def keep_on_disk(compiled: Any, function: Callable[..., Any]) -> Any:
+    """Give a compiled function a cache on disk, as ``enable_caching()`` does with Numba's own class."""
+    try:
+        compiled._cache = KernelCache(function)
+    except RuntimeError:  # Numba finds no folder that can be written to
+        say_once("no folder can be written to for compiled kernels, expected one in NUMBA_CACHE_DIR")
+    return compiled
+
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls: without the GIL, its machine code kept on disk."""
@@ -114,16 +148,12 @@ def exact_kernel(function: Callable[..., Any]) -> Any:
 
 
 def _cached(function: Callable[..., Any], **options: Any) -> Any:
-    compiled = nb.njit(nogil=True, **options, **COMMON)(function)
-    compiled._cache = KernelCache(function)  # what enable_caching() does with Numba's own class
-    return compiled
+    return keep_on_disk(nb.njit(nogil=True, **options, **COMMON)(function), function)
 
 
 def plain(function: Callable[..., Any]) -> Any:
     """Compile a function that may allocate arrays, and that both Python and other functions call."""
-    compiled = nb.njit(fastmath=FAST, error_model="numpy")(function)
-    compiled._cache = KernelCache(function)
-    return compiled
+    return keep_on_disk(nb.njit(fastmath=FAST, error_model="numpy")(function), function)
 
 
 def inner(function: Callable[..., Any]) -> Any:

@@ -236,6 +236,8 @@ def _state(dims: Dims, n_tile_heads: int, n_threads: int, capacity: int, n_kinds
 
 def kernels_cached(reading: bool = True) -> bool:
     """Say whether the machine code of decoding, and of reading prompts, is on disk."""
+    if kernels.step.stats.cache_path is None:  # no folder can be written to
+        return False
     folder = Path(kernels.step.stats.cache_path)
     names = ("step.step", "prefill.causal_softmax")[: 1 + reading]
     return all(any(folder.glob(f"{name}.*.nbc")) for name in names)
