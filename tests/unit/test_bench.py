@@ -165,7 +165,7 @@ def test_a_wrong_kernel_is_refused(monkeypatch):
 def test_a_wrong_prefill_is_refused(monkeypatch):
     from minicore.backends.cpu import prefill as ops
 
-    monkeypatch.setattr(ops, "rope", lambda x, positions, frequencies: x)
+    monkeypatch.setattr(ops, "rope", lambda x, *rotation: x)
     with pytest.raises(bench.WrongResult, match="prefill, float32"):
         bench.measure(CHECKPOINT, SMALL)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numba as nb
 import numpy as np
 
 from minicore.backends.cpu import step as kernels
@@ -17,11 +18,12 @@ from minicore.backends.cpu.attention_simd import tile_of
 from minicore.backends.cpu.core_rows import compact
 from minicore.backends.cpu.family import NORMS, options_of, rope_kinds
 from minicore.backends.cpu.ffn import NEURON_BLOCK
-from minicore.backends.cpu.intrinsics import call
+from minicore.backends.cpu.intrinsics import FAILED, call
 from minicore.backends.cpu.memory import settle
 from minicore.backends.cpu.quantized_inputs import input_size
 from minicore.backends.cpu.rows import storage
 from minicore.backends.cpu.table import COLUMNS, N_ROWS, N_STORED, REST, ROWS
+from minicore.backends.cpu.workers import Workers
 from minicore.backends.dims import Dims, dims_of
 from minicore.backends.numpy import NumpyDecoder, run_by_steps
 from minicore.backends.protocol import DecoderStats
@@ -71,7 +73,7 @@ class CpuDecoder:
         # Written in place, because a thread that waits for a call still has these two arrays.
         self.weights = np.zeros((cfg.n_layers + 1, len(COLUMNS)), np.int64)
         self.thresholds = np.full(cfg.n_layers, -1, np.float32)
-        self.others = ThreadPoolExecutor(max(self.n_threads - 1, 1), thread_name_prefix="minicore-step")
+        self._others: Workers | None = None
         self._reference: NumpyDecoder | None = None
         self._n_steps, self._read_by_reference = 0, np.zeros(cfg.n_layers, np.int64)
         self.use(selection)
@@ -135,30 +137,49 @@ class CpuDecoder:
         self.cache.length += 1
         return finish_logits(self.state.logits.copy(), self.model.config)
 
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments of a step, but for the thread."""
+        return {
+            "n_threads": self.n_threads,
+            "like": self.like,
+            "tile": self.tile,
+            "dims": self.dims,
+            "options": self.options,
+            "weights": self.weights,
+            "thresholds": self.thresholds,
+            "frequencies": self.frequencies,
+            "rope_scales": self.rope_scales,
+            "keys": self.keys,
+            "values": self.values,
+            "scales": self.scales,
+            "s": self.state,
+        }
+
     def _run(self, token_id: int) -> None:
         state, n_threads = self.state, self.n_threads
-        step = partial(  # Numba takes keywords for positional parameters
-            kernels.step,
-            n_threads=n_threads,
-            like=self.like,
-            tile=self.tile,
-            dims=self.dims,
-            options=self.options,
-            weights=self.weights,
-            thresholds=self.thresholds,
-            frequencies=self.frequencies,
-            rope_scales=self.rope_scales,
-            keys=self.keys,
-            values=self.values,
-            scales=self.scales,
-            s=state,
-        )
-        # threads may be slow to leave the last barrier, so the counter goes on from where it is
-        state.call[:3] = token_id, self.cache.length, state.counter[0] // n_threads
-        for thread in range(1, n_threads):
-            if not call(state.flags[thread]):
-                self.others.submit(step, thread)
-        step(0)
+        step = partial(kernels.step, **self._arguments())  # Numba takes keywords for positional parameters
+        workers = self._workers()
+        try:
+            # threads may be slow to leave the last barrier, so the counter goes on from where it is
+            state.call[:3] = token_id, self.cache.length, state.counter[0] // n_threads
+            for thread in range(1, n_threads):
+                if not call(state.flags[thread]):
+                    workers.submit(step, thread)
+            step(0)
+        except BaseException:  # Ctrl-C, for one: nobody may wait for this thread
+            state.counter[FAILED] = 1
+            raise
+        workers.check()
+
+    def _workers(self) -> Workers:
+        """Return the other threads: new ones at first, after a failure, and in a forked process."""
+        state, workers = self.state, self._others
+        if workers is None or workers.process != os.getpid() or state.counter[FAILED]:
+            if workers is not None and workers.process == os.getpid():
+                workers.stop()
+            state.counter[:], state.flags[:] = 0, 0
+            workers = self._others = Workers(self.n_threads - 1, state.counter)
+        return workers
 
     def _addresses(self, model: Model) -> Array:  # -> (n_layers + 1, n_columns) int64
         """Return the table of weights: a row for each layer; the last has embedding, last norm and head."""
@@ -172,14 +193,14 @@ class CpuDecoder:
         return table
 
     def _compile(self) -> float:
-        """Run one step before any is timed, if it is the first of its kind; return the seconds taken."""
+        """Compile the step before any is timed, if it is the first of its kind; return the seconds taken."""
         began, kind = (
             time.perf_counter(),
             (self.like.dtype, self.keys.dtype, self.tile, self.options is None),
         )
-        if kind not in _compiled and self.cache.length < self.cache.capacity:
-            self._run(0)  # the next step overwrites what it writes to the cache
-            self.state.n_used[:] = 0
+        if kind not in _compiled:
+            # in this thread, which Ctrl-C reaches, and before there are others
+            kernels.step.compile((nb.int64, *map(nb.typeof, self._arguments().values())))
             _compiled.add(kind)
         settle(kind)
         return time.perf_counter() - began

@@ -22,6 +22,7 @@ from minicore.backends.cpu.simd import F32, I8, I32, integer
 SPINS = 4000  # reads of the counter, about 10 microseconds, before a waiting thread offers its core to others
 PATIENCE = 64_000  # reads of its flag, about 150 microseconds, before a thread without work returns
 RETURNED, WAITING, CALLED = range(3)
+FAILED, ABANDONED = 1, -1  # an element of the barrier's counter; what the barrier returns then
 
 
 @intrinsic
@@ -154,10 +155,12 @@ def _yield_core(typingctx: Any) -> Any:
 
 
 @inner
-def barrier(counter, n_threads, passed):  # (>= 1,) int64, int, int -> int
+def barrier(counter, n_threads, passed):  # (>= 2,) int64, int, int -> int
     """Wait until every thread has come here as often as this one; return how often that is.
 
-    ``counter`` starts at 0 and only grows, so the barrier needs no reset and no second phase.
+    ``counter[0]`` starts at 0 and only grows, so the barrier needs no reset and no second phase. Whoever
+    leaves its work, or cannot begin it, sets ``counter[FAILED]``: then nobody waits for it, and the barrier
+    returns ABANDONED.
     """
     passed += 1
     if n_threads > 1:
@@ -166,6 +169,8 @@ def barrier(counter, n_threads, passed):  # (>= 1,) int64, int, int -> int
         while _atomic_load(counter) < passed * n_threads:
             spins += 1
             if spins > SPINS:
+                if _atomic_load(part(counter, FAILED, FAILED + 1)):
+                    return ABANDONED
                 _yield_core()
     return passed
 

@@ -116,7 +116,8 @@ def step(
 ):
     """Read the token of ``s.call``: extend keys and values, leave the logits in ``s.logits``.
 
-    All threads but the first go on for as long as they are called again soon enough.
+    All threads but the first go on for as long as they are called again soon enough. If one has failed, all
+    return without an answer.
 
     Parameters
     ----------
@@ -155,6 +156,8 @@ def step(
                 y = part(s.qkv, at, at + m)
                 matvec(like, w[W_Q + which], w[B_Q + which], m, d, first, last, normed, y)
             passed = barrier(s.counter, n_threads, passed)
+            if passed < 0:  # another thread has failed
+                return
             _attention(
                 thread,
                 n_threads,
@@ -169,11 +172,15 @@ def step(
                 s,
             )
             passed = barrier(s.counter, n_threads, passed)
+            if passed < 0:  # another thread has failed
+                return
             merge_shares(n_threads, dims, s.mixture, s.largest, s.total, z)
             prepare_input(like, n_q, z)
             first, last = thread * d // n_threads, (thread + 1) * d // n_threads
             matvec(like, w[W_O], w[B_O], d, n_q, first, last, z, s.attn_out)
             passed = barrier(s.counter, n_threads, passed)
+            if passed < 0:  # another thread has failed
+                return
             after_attention(options, thread, layer, x, s.attn_out, w, dims, normed)
             prepare_input(like, d, normed)
             clear(mine)
@@ -183,6 +190,8 @@ def step(
                 row(s.activations, thread), mine,
             )  # fmt: skip
             passed = barrier(s.counter, n_threads, passed)
+            if passed < 0:  # another thread has failed
+                return
             after_ffn(options, thread, layer, n_threads, x, s.ffn_out, w, dims)
         if rest[LN_F_W]:
             normalise(x, rest[LN_F_W], rest[LN_F_B], dims, normed)

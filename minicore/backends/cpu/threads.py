@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -73,6 +74,16 @@ class OneThreadPerProduct:
 
 
 one_thread_per_product = cache(OneThreadPerProduct)  # looks for BLAS libraries once
+
+
+def _forget_threads() -> None:
+    """Forget, in a forked process, the threads and locks that it has copies of."""
+    _others.cache_clear()
+    one_thread_per_product.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def run(function: Callable[..., Any], n_threads: int, *args: Any) -> None:
