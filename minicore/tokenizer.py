@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minicore.checkpoint import hf_tokenizer, mapped
-from minicore.checkpoint.chat_template import ChatTemplate, render
+from minicore.checkpoint.chat_template import ChatTemplate, render, with_reasoning
 from minicore.checkpoint.gguf_tokenizer import build_tokenizer
 from minicore.checkpoint.gguf_vocabulary import chat_template as gguf_chat_template
 from minicore.checkpoint.gguf_vocabulary import read_vocabulary
@@ -290,13 +290,13 @@ class Tokenizer:
             raise InputError(f"{self.source}: the chat templates are {names}, expected one named default")
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
+        if not messages:
+            raise InputError("the conversation is empty, expected at least one message")
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
                 raise InputError(f"chat message {message!r}: expected a dict with 'role' and 'content'")
         values: dict[str, Any] = {
-            "messages": [
-                {key: value for key, value in message.items() if value is not None} for message in messages
-            ],
+            "messages": [with_reasoning(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
             "tools": None,
             "documents": None,

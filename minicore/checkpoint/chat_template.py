@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from minicore.checkpoint.settings import read_bytes
 from minicore.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,9 +45,25 @@ def read_chat_template(directory: Path, config: Mapping[str, Any]) -> ChatTempla
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        return read_bytes(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read ({error}), expected text in UTF-8") from error
+
+
+def with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message without keys that are None, and its reasoning under the names that templates read.
+
+    Examples
+    --------
+    >>> with_reasoning({"role": "assistant", "content": "4", "thinking": "2 + 2", "name": None})
+    {'thinking': '2 + 2', 'role': 'assistant', 'content': '4', 'reasoning_content': '2 + 2'}
+    """
+    given = {key: value for key, value in message.items() if value is not None}
+    names = ("reasoning_content", "thinking", "reasoning")
+    reasoning = next((given[name] for name in names if name in given), None)
+    if reasoning is None:
+        return given
+    return {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:

@@ -326,6 +326,8 @@ def _byte_level_bpe(path: Path) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, models
 
     merges = path.with_name("merges.txt")
+    for file in (path, merges):
+        read_bytes(file)  # says what it is if it is not the file itself; the library would not
     try:
         return Tokenizer(models.BPE.from_file(str(path), str(merges)))
     except Exception as error:  # the library raises nothing more specific

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from minicore.checkpoint.settings import read_bytes
 from minicore.checkpoint.tensors import Array, MappedFile, NewTensor, Tensor
 from minicore.errors import InputError
 
@@ -81,10 +82,11 @@ def pickled_weights(path: Path) -> InputError:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
+    raw = read_bytes(index)
     try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = json.loads(raw)["weight_map"]
         placed = {str(name): str(shard) for name, shard in weight_map.items()}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{index}: expected JSON with a weight_map from tensor names to file names"
         ) from error

@@ -262,14 +262,21 @@ def test_pickled_weights_are_refused_with_the_command_that_converts_them(tmp_pat
         assert '"' not in command and "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "config.json"])
+FILES = ["model.safetensors", "model.safetensors.index.json", "model.gguf", "config.json", "merges.txt"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "vocab.json", "chat_template.jinja", "generation_config.json"])
 def test_a_git_lfs_pointer_is_named(tmp_path, name):
-    make.write_directory(tmp_path, make.LLAMA, {"x": np.ones(1, np.float32)})
+    config = make.GPT2 | {"tokenizer_class": "GPT2Tokenizer"}
+    make.write_directory(tmp_path, config, make.random_tensors(config))
+    for other in ("merges.txt", "vocab.json"):
+        (tmp_path / other).write_text("{}")
+    if name == "model.safetensors.index.json":
+        (tmp_path / "model.safetensors").unlink()
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(
-        InputError, match=f"{name}: is a Git LFS pointer, expected the file itself; `git lfs pull`"
-    ):
-        read(tmp_path / name if name.endswith("gguf") else tmp_path)
+    told = f"{name}: is a Git LFS pointer, expected the file itself; `git lfs pull`"
+    with pytest.raises(InputError, match=told):
+        mc.load(tmp_path / name if name.endswith("gguf") else tmp_path)
 
 
 def test_the_files_here_are_what_the_package_writes(tmp_path):

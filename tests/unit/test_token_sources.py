@@ -128,6 +128,17 @@ def test_several_templates_without_a_default_are_named(tmp_path):
         load(directory).render_chat("hi")
 
 
+def test_templates_see_reasoning_under_each_name_and_no_keys_that_are_none(tmp_path):
+    shown = "{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.name is defined }};"
+    template = f"{{% for m in messages %}}{shown}{{% endfor %}}"
+    tokenizer = load(written(tmp_path, config={}, tokenizer_config={"chat_template": template}))
+    message = {"role": "assistant", "content": "a", "name": None}
+    conversation = [message | {"reasoning": "r"}, message | {"thinking": "t"}, message]
+    assert tokenizer.render_chat(conversation) == "r|r|False;t|t|False;||False;"
+    with pytest.raises(InputError, match="the conversation is empty"):
+        tokenizer.render_chat([])
+
+
 def test_a_model_keeps_its_special_tokens_when_it_is_packed(tmp_path):
     config = checkpoints.LLAMA | {"vocab_size": 300, "bos_token_id": 7}
     directory = written(tmp_path, config=config, tokenizer_config={"bos_token": "</s>", "pad_token": "[PAD]"})
