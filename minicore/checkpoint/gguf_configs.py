@@ -19,46 +19,49 @@ from minicore.errors import InputError
 Tensors = Mapping[str, Tensor]
 
 WINDOW = "attention.sliding_window"
-# Keys that change the computation, and the values that do not. A reader names those that it reads.
+# Keys that change the computation, and the values that do not, among them those that llama.cpp writes for any
+# architecture when it saves a model. A reader names the keys that it reads.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "expert_count": (0,),
     "leading_dense_block_count": (0,),
+    "num_loops": (0, 1),
     "hidden_activation": (),
-    "num_loops": (1,),
     "attention.causal": (True,),
     "attention.scale": (0.0,),
     "attention.output_scale": (0.0, 1.0),
     "attention.value_scale": (0.0, 1.0),
-    "attention.temperature_scale": (0.0,),
+    "attention.temperature_length": (0,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
-    "attention.rope_pattern": (),
-    "attention.key_length_swa": (),
-    "attention.value_length_swa": (),
-    "attn_logit_softcapping": (0.0,),
-    "final_logit_softcapping": (0.0,),
+    "attention.rope_pattern": (1,),
+    "attn_logit_softcapping": (0.0, 50.0),
+    "final_logit_softcapping": (0.0, 30.0),
     "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
-    "logit_scale": (1.0,),
-    "rope.freq_base_swa": (),
-    "rope.dimension_count_swa": (),
-    "rope.dimension_sections": (),
+    "logit_scale": (0.0, 1.0),
+    "rope.dimension_sections": ([0, 0, 0, 0],),
 }
 
 
 def _decoder(
-    settings: Settings, tensors: Tensors, *, reads: tuple[str, ...] = (), **fields: Any
+    settings: Settings,
+    tensors: Tensors,
+    *,
+    reads: tuple[str, ...] = (),
+    theta: float = 10000.0,
+    **fields: Any,
 ) -> ModelConfig:
     """Return a config from the keys that architectures share, and the tensors that a file has.
 
-    ``reads`` are the keys, WINDOW or of NEUTRAL, that the caller has read; ``fields`` are what the architecture
-    fixes. The defaults are Llama's.
+    ``reads`` are the keys, WINDOW or of NEUTRAL, that the caller has read, ``theta`` is the default base of
+    the rotary frequencies, and ``fields`` are what the architecture fixes. The defaults are Llama's.
     """
     if "token_embd.weight" not in tensors or len(tensors["token_embd.weight"].shape) != 2:
         raise InputError(f"{settings.source}: tensor token_embd.weight is missing, expected a matrix")
     n_heads, n_ctx = settings.integer("attention.head_count"), settings.integer("context_length")
     d_head = _d_head(settings)
-    settings.only("attention.value_length", d_head)
+    for key in ("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"):
+        settings.only(key, d_head)
     for key, values in NEUTRAL.items():
         if key not in reads:
             settings.only(key, *values)
@@ -87,10 +90,14 @@ def _decoder(
         "head_bias": "output.bias" in tensors,
     }
     if fields.get("positions", "rope") == "rope":
-        defaults |= read_rope(settings, tensors, d_head, n_ctx)
-    if max(fields.get("windows", ()), default=0) >= n_ctx and "rope_local_theta" not in fields:
-        fields["windows"] = ()  # as wide as the context: no window
-    return ModelConfig(**defaults | fields)
+        defaults |= read_rope(settings, tensors, d_head, n_ctx, theta)
+    config = ModelConfig(**defaults | fields)
+    if max(config.windows, default=0) >= n_ctx and config.rope_local_theta is None:
+        config = config.replace(windows=())  # as wide as the context: no window
+    if config.windows:
+        settings.only("rope.freq_base_swa", config.rope_local_theta or config.rope_theta)
+        settings.only("rope.dimension_count_swa", config.n_rotated)
+    return config
 
 
 def _no_window(settings: Settings, n_ctx: int) -> None:
@@ -236,6 +243,8 @@ def read_gemma(settings: Settings, tensors: Tensors) -> ModelConfig:
 
 def _score_scale(settings: Settings, n_layers_of_27b: int) -> float:
     """Return Gemma's scale of scores. That of the 27B model differs, and llama.cpp knows it by its depth."""
+    if settings.get("attention.scale", default=0.0) != 0:
+        return settings.number("attention.scale")
     width = settings.integer("embedding_length") // settings.integer("attention.head_count")
     return float((width if settings.integer("block_count") == n_layers_of_27b else _d_head(settings)) ** -0.5)
 
@@ -243,7 +252,7 @@ def _score_scale(settings: Settings, n_layers_of_27b: int) -> float:
 def read_gemma2(settings: Settings, tensors: Tensors) -> ModelConfig:
     return _gemma(
         settings, tensors, family="gemma2", block="sandwich",
-        reads=(WINDOW, "attn_logit_softcapping", "final_logit_softcapping"),
+        reads=(WINDOW, "attention.scale", "attn_logit_softcapping", "final_logit_softcapping"),
         windows=_windows(settings, 2, default=4096), score_scale=_score_scale(settings, 46),
         score_softcap=_cap(settings, "attn_logit_softcapping", 50.0),
         logit_softcap=_cap(settings, "final_logit_softcapping", 30.0),
@@ -253,9 +262,9 @@ def read_gemma2(settings: Settings, tensors: Tensors) -> ModelConfig:
 def read_gemma3(settings: Settings, tensors: Tensors) -> ModelConfig:
     return _gemma(
         settings, tensors, family="gemma3_text", block="sandwich", qk_norm="heads",
-        reads=(WINDOW, "rope.freq_base_swa", "final_logit_softcapping"),
+        reads=(WINDOW, "attention.scale", "final_logit_softcapping"),
         windows=_windows(settings, 6), score_scale=_score_scale(settings, 62),
-        rope_local_theta=settings.number("rope.freq_base_swa", default=1e4),
+        theta=1e6, rope_local_theta=settings.number("rope.freq_base_swa", default=1e4),
         logit_softcap=_cap(settings, "final_logit_softcapping", 0.0),
     )  # fmt: skip
 
@@ -270,5 +279,5 @@ def read_olmo2(settings: Settings, tensors: Tensors) -> ModelConfig:
         local = {"windows": windows, "rope_local_theta": theta}
     return _decoder(
         settings, tensors, family="olmo2", block="output_norm", qk_norm="whole",
-        reads=(WINDOW, "rope.freq_base_swa"), **local,
+        reads=(WINDOW,), **local,
     )  # fmt: skip

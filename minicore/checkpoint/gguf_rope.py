@@ -20,10 +20,14 @@ YARN = {
     "attention_factor": "yarn_attn_factor",
 }
 
+UNSET = -1.0  # what llama.cpp saves as yarn_ext_factor
+
 Divisors = tuple[float, ...]
 
 
-def read_rope(settings: Settings, tensors: Mapping[str, Tensor], d_head: int, n_ctx: int) -> RopeFields:
+def read_rope(
+    settings: Settings, tensors: Mapping[str, Tensor], d_head: int, n_ctx: int, theta: float = 10000.0
+) -> RopeFields:
     """Return the rotary positions of a GGUF file.
 
     Frequencies are divided by what the named scaling says, and by tensors of divisors, if there are any:
@@ -35,6 +39,8 @@ def read_rope(settings: Settings, tensors: Mapping[str, Tensor], d_head: int, n_
         The tensors in the file.
     d_head, n_ctx : int
         Width of a head; ``context_length``.
+    theta : float
+        The architecture's default of the base.
 
     Raises
     ------
@@ -49,10 +55,9 @@ def read_rope(settings: Settings, tensors: Mapping[str, Tensor], d_head: int, n_
     {'rope_theta': 10000.0, 'rope_factors': (2.0, 2.0), 'rope_scale': 1.0}
     """
     n_rotated = settings.integer("rope.dimension_count", default=d_head)
-    theta = settings.number("rope.freq_base", default=10000.0)
+    theta = settings.number("rope.freq_base", default=theta)
     kind = settings.get("rope.scaling.type", default="linear")
-    for key, neutral in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0), ("alpha", 0.0)):
-        settings.only(f"rope.scaling.{key}", neutral)
+    settings.only("rope.scaling.alpha", 0.0)
     scaled, scale = _scaling(settings, kind, n_rotated, theta, n_ctx)
     freqs, short, long = (_tensor(tensors, name, n_rotated // 2) for name in (FREQS, SHORT, LONG))
     if (short is None) != (long is None) or (kind == "longrope" and short is None):
@@ -79,15 +84,24 @@ def _scaling(
     if kind not in KINDS:
         settings.only("rope.scaling.type", *KINDS)
     if kind == "yarn":
-        given = {theirs: settings.get(f"rope.scaling.{ours}") for theirs, ours in YARN.items()}
-        given["factor"] = settings.number("rope.scaling.factor")
-        return yarn(Settings(given, settings.source), n_rotated, theta, n_ctx)
+        return yarn(_yarn_settings(settings), n_rotated, theta, n_ctx)
+    keys = ("rope.scaling.factor", "rope.scale_linear")
     if kind == "longrope":  # its tensors are the whole scaling
-        settings.only("rope.scaling.factor", 1.0)
-    if kind != "linear":
+        settings.only(keys[0], 0.0, 1.0)
+    if kind != "linear" or settings.get(*keys, default=0.0) in (0, 1):
         return None, 1.0
-    factor = settings.number("rope.scaling.factor", "rope.scale_linear", default=1.0)
-    return (factor,) * (n_rotated // 2) if factor != 1 else None, 1.0
+    return (settings.number(*keys),) * (n_rotated // 2), 1.0
+
+
+def _yarn_settings(settings: Settings) -> Settings:
+    """Return the settings of YaRN under their names in Hugging Face configs."""
+    settings.only("rope.scaling.yarn_ext_factor", UNSET, 1.0)
+    settings.only("rope.scaling.yarn_log_multiplier", 0.0)
+    given = {theirs: settings.get(f"rope.scaling.{ours}") for theirs, ours in YARN.items()}
+    if settings.get("rope.scaling.yarn_ext_factor") == UNSET:  # then llama.cpp has saved the file
+        given["attention_factor"] = None
+    given["factor"] = settings.number("rope.scaling.factor")
+    return Settings(given, settings.source)
 
 
 def _tensor(tensors: Mapping[str, Tensor], name: str, n: int) -> Divisors | None:

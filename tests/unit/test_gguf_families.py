@@ -206,31 +206,63 @@ SETTINGS = {
     "attention.scale": 0.3,
     "attention.clamp_kqv": 8.0,
     "attention.max_alibi_bias": 8.0,
-    "attention.temperature_scale": 0.1,
+    "attention.temperature_length": 8192,
     "attention.key_length_swa": 4,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 20.0,
+    "final_logit_softcapping": 20.0,
     "embedding_scale": 12.0,
     "residual_scale": 0.2,
     "logit_scale": 8.0,
     "hidden_activation": "gelu",
-    "rope.freq_base_swa": 10000.0,
     "rope.dimension_sections": [2, 1, 1, 0],
     "rope.scaling.alpha": 2.0,
     "rope.scaling.yarn_ext_factor": 0.5,
     "rope.scaling.yarn_log_multiplier": 0.1,
 }
+TINY_YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
 
 
 @pytest.mark.parametrize("key", SETTINGS)
 def test_a_setting_that_is_not_implemented_is_refused_by_name(tmp_path, key):
+    more = TINY_YARN if "yarn" in key else {}
     with pytest.raises(InputError, match=rf"tiny\.gguf: llama\.{key} is .*, which is not supported"):
-        load(tiny(tmp_path, {key: SETTINGS[key]}))
+        load(tiny(tmp_path, more | {key: SETTINGS[key]}))
+
+
+def test_windows_with_another_rotation_are_refused(tmp_path):
+    tensors = {f"blk.{i}.{name}.weight": np.ones(32, np.float32) for i in range(2) for name in POST_NORMS}
+    for key, value in {"freq_base_swa": 20000.0, "dimension_count_swa": 4}.items():
+        with pytest.raises(InputError, match=rf"gemma2\.rope\.{key} is {value}, which is not supported"):
+            load(tiny(tmp_path, {f"rope.{key}": value, "attention.sliding_window": 5}, tensors, "gemma2"))
+
+
+# What llama.cpp writes for every architecture when it saves a model (llama_model_save_to_file).
+SAVED = {
+    "vocab_size": 37, "leading_dense_block_count": 0, "expert_count": 0, "expert_used_count": 0,
+    "logit_scale": 0.0, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    "residual_scale": 0.0, "embedding_scale": 0.0, "use_parallel_residual": False,
+    "attention.max_alibi_bias": 0.0, "attention.clamp_kqv": 0.0, "attention.key_length": 8,
+    "attention.value_length": 8, "attention.layer_norm_epsilon": 0.0, "attention.causal": True,
+    "attention.rope_pattern": 1, "attention.sliding_window": 0, "attention.scale": 0.0,
+    "attention.output_scale": 0.0, "attention.value_scale": 0.0, "attention.temperature_length": 0,
+    "attention.temperature_scale": 0.0, "attention.key_length_swa": 8, "attention.value_length_swa": 8,
+    "rope.dimension_count": 8, "rope.dimension_count_swa": 8, "rope.dimension_sections": [0, 0, 0, 0],
+    "rope.freq_base_swa": 10000.0, "rope.scaling.type": "linear", "rope.scaling.factor": 0.0,
+    "rope.scaling.attn_factor": 1.0, "rope.scaling.original_context_length": 64,
+    "rope.scaling.finetuned": False, "rope.scaling.yarn_log_multiplier": 0.0,
+    "rope.scaling.yarn_ext_factor": -1.0, "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scaling", [{}, TINY_YARN, {"rope.scaling.factor": 2.0}])
+def test_a_file_that_llama_cpp_saved_is_the_same_model(tmp_path, scaling):
+    plain = load(tiny(tmp_path, scaling)).config
+    assert load(tiny(tmp_path, SAVED | scaling)).config == plain
 
 
 def test_values_that_change_nothing_are_accepted(tmp_path):
-    neutral = {"expert_count": 0, "attention.causal": True, "logit_scale": 1.0, "attn_logit_softcapping": 0.0}
-    neutral |= {"rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.finetuned": False, "vocab_size": 37}
+    neutral = {"num_loops": 1, "logit_scale": 1.0, "attn_logit_softcapping": 0.0, "embedding_scale": 1.0}
     assert load(tiny(tmp_path, neutral)).config == load(tiny(tmp_path)).config
 
 
