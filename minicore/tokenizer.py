@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from minicore.checkpoint.gguf_tokenizer import build_tokenizer
 from minicore.checkpoint.gguf_vocabulary import chat_template as gguf_chat_template
 from minicore.checkpoint.gguf_vocabulary import read_vocabulary
 from minicore.checkpoint.settings import read_json
-from minicore.errors import InputError, one_line
+from minicore.errors import InputError, guarded, one_line
 
 if TYPE_CHECKING:
     import tokenizers
@@ -200,7 +201,8 @@ class Tokenizer:
                 f"text has half a surrogate pair ({text[error.start]!r} at character {error.start}), "
                 "expected text that UTF-8 can encode"
             ) from error
-        return list(self._inner.encode(text, add_special_tokens=special).ids)
+        with self._reading("text"):
+            return list(self._inner.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Return the text of ``ids``, without the tokens that :meth:`encode` adds in front.
@@ -214,7 +216,11 @@ class Tokenizer:
         added = self._front_ids
         if not skip_special and added and ids[: len(added)] == added:
             ids = ids[len(added) :]
-        return str(self._inner.decode(ids, skip_special_tokens=skip_special))
+        with self._reading("ids"):
+            return str(self._inner.decode(ids, skip_special_tokens=skip_special))
+
+    def _reading(self, what: str) -> AbstractContextManager[None]:
+        return guarded(self.source, f"a tokenizer that can read these {what}")
 
     def token(self, token_id: int) -> str | None:
         """Return the text of a token as its vocabulary spells it, or None if no token has that id."""
@@ -363,12 +369,14 @@ def from_source(
         return None
     kind, value = source
     if kind == "gguf":
-        return Tokenizer.from_gguf(value, chat_template, n_vocab, source=name)
-    files = hf_tokenizer.read_files(value.parent)
-    inner = hf_tokenizer.build_tokenizer(value, files)
-    packed_before = mapped.is_packed(read_json(value.with_name("config.json"))) and not files.special
-    special = None if packed_before else files.special_tokens  # version 0.2 packed no special tokens
-    return Tokenizer(inner, str(value), chat_template, bos_id, eos_id, special_tokens=special)
+        with guarded(name, "a tokenizer that the tokenizers library can use"):
+            return Tokenizer.from_gguf(value, chat_template, n_vocab, source=name)
+    with guarded(str(value), "a tokenizer that the tokenizers library can use"):
+        files = hf_tokenizer.read_files(value.parent)
+        inner = hf_tokenizer.build_tokenizer(value, files)
+        packed_before = mapped.is_packed(read_json(value.with_name("config.json"))) and not files.special
+        special = None if packed_before else files.special_tokens  # version 0.2 packed no special tokens
+        return Tokenizer(inner, str(value), chat_template, bos_id, eos_id, special_tokens=special)
 
 
 def _ids_in_front(inner: tokenizers.Tokenizer) -> list[int]:

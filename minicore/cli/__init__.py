@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from minicore.cli.decoding import JSON_KEYS
 from minicore.cli.options import DEFAULT_MODEL
 from minicore.cli.parser import COMMANDS, make_parser
-from minicore.cli.terminal import discard_output, fail, note
+from minicore.cli.terminal import discard_output, fail, note, replace_unencodable
 from minicore.errors import InputError
 
 __all__ = ["COMMANDS", "DEFAULT_MODEL", "JSON_KEYS", "main", "make_parser"]
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["pull", "no-such-model"])  # lists the known models on stderr
     2
     """
+    replace_unencodable()
     try:
         try:
             args = make_parser().parse_args(argv)
