@@ -161,7 +161,9 @@ def _read_directory(
                 f"{directory}: is packed already, expected the model that it was made from for an adapter"
             )
         return _read_packed(directory, values, name, dtype)
-    generation = read_json(directory / "generation_config.json")
+    generation_path = directory / "generation_config.json"
+    generation = read_json(generation_path)
+    choosing = generation if generation_path.exists() else values  # old files say it in config.json
     values, found = hf_tensors.dequantize(values, hf_tensors.unwrap(safetensors.read_directory(directory)))
     family, config, prefix = families.read_config(values, path, found)
     config, found = hf_tensors.settle_head(config, family, prefix, found, values)
@@ -180,8 +182,8 @@ def _read_directory(
         chat_template=read_chat_template(directory, read_json(directory / "tokenizer_config.json")),
         bos_id=next(iter(_ids(values, generation, "bos_token_id", path)), None),
         eos_ids=_ids(generation, values, "eos_token_id", path),
-        recommended=_recommended(generation, directory / "generation_config.json"),
-        generation=read_generation(generation or values, directory / "generation_config.json"),
+        recommended=_recommended(generation, generation_path),
+        generation=read_generation(choosing, generation_path if choosing is generation else path),
         name=name + (update.source.suffix if update else ""),
         source=directory,
         file_dtype=tensors.kinds(found[name] for name in used),
