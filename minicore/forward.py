@@ -66,6 +66,7 @@ class Ops(Protocol):
     def attend(self, pattern: Array, v: Array, /) -> Array: ...
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what leaves the range of float32 shows in the logits
 def forward(
     model: Parameters,
     ids: Array,
@@ -104,6 +105,7 @@ def forward(
     return run.unembed(run.hidden_states(ids, cache))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def prefill(
     model: Parameters,
     ids: Array,

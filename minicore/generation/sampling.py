@@ -13,6 +13,8 @@ from minicore.errors import InputError
 
 Array = np.ndarray
 
+SMALLEST_TEMPERATURE = 1e-4  # logits divided by less leave the range of float32
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -49,8 +51,11 @@ class Sampler:
     eta_cutoff: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < np.inf:
-            raise InputError(f"temperature is {self.temperature!r}, expected 0 or more")
+        if not (self.temperature == 0 or SMALLEST_TEMPERATURE <= self.temperature < np.inf):
+            raise InputError(
+                f"temperature is {self.temperature!r}, expected 0 (the likeliest token) or at least "
+                f"{SMALLEST_TEMPERATURE:g}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k is {self.top_k!r}, expected 1 or more")
         for name in ("top_p", "typical_p"):
@@ -68,9 +73,15 @@ class Sampler:
         return self.top_k is None and self.top_p is None and filters == (0, 1, 0, 0)
 
     def __call__(self, logits: Array) -> int:  # (n_vocab,) -> id
-        """Return the token picked."""
+        """Return the token picked; raise InputError if the largest logit is NaN or infinite."""
+        best = int(np.argmax(logits))  # NaN counts as the largest
+        if not np.isfinite(logits[best]):
+            raise InputError(
+                f"the logit of token {best} is {logits[best]}, expected finite logits: the model's numbers "
+                "leave the range of float32"
+            )
         if self.temperature == 0:
-            return int(np.argmax(logits))
+            return best
         p = self.probabilities(logits)
         return int(
             np.searchsorted(np.cumsum(p), self.rng.random() * p.sum(), side="right").clip(0, len(p) - 1)

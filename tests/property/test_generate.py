@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 import minicore as mc
 from minicore.backends import make_decoder
+from minicore.errors import InputError
 from minicore.forward import forward, prefill
 from minicore.generation.sampling import Sampler
 from minicore.generation.stops import overlap
 from minicore.generation.stream import Stream
 from minicore.kv_cache import KVCache
+from minicore.model import split_blocks
 from tests.helpers import GOLDEN
 
 FAMILIES = ["llama-gqa", "llama-bias", "opt", "gpt2", "qwen2"]
@@ -201,6 +203,7 @@ def test_a_checkpoint_recommends_and_the_caller_decides(model):
         ({"backend": "cpuu"}, "did you mean cpu"),
         ({"layers": "0:99"}, "99 is out of range"),
         ({"temperature": -1}, "temperature is -1"),
+        ({"temperature": 1e-308}, "temperature is 1e-308, expected 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0}, "top_p is 0"),
@@ -318,3 +321,17 @@ def test_bfloat16_weights_mean_their_float32_values(model, backend):
     np.testing.assert_allclose(
         steps(half, ids[:4], ids[4:], None, backend), wide.forward(ids)[4:], rtol=0, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("backend", ["numpy", "cpu", "numba"])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_huge_weights_end_in_one_sentence(backend, temperature):
+    """Finite numbers whose products leave the range of float32: no warning, and no token out of NaN."""
+    model = mc.load(GOLDEN / "llama-gqa")
+    params = {name: np.float32(1e30) * w if "mlp.w" in name else w for name, w in model.params.items()}
+    blocks = split_blocks(params, model.config.n_layers)
+    huge = replace(model, params=params, blocks=blocks)
+    with pytest.raises(InputError, match="logit of token .* is nan, expected finite logits"):
+        huge.generate(
+            [5, 6, 7], max_new_tokens=3, predictor="dense", backend=backend, temperature=temperature
+        )
