@@ -60,7 +60,7 @@ def tokenizer_metadata(model: Exported) -> tuple[dict[str, Any], list[str]]:
     metadata = {f"tokenizer.ggml.{key}": value for key, value in found.items()}
     for name, template in model.chat_templates.items():
         metadata["tokenizer.chat_template" + (f".{name}" if name != "default" else "")] = template
-    _check(model, metadata)
+    _check(model, values, metadata)
     return metadata, _notes(model, values, metadata)
 
 
@@ -112,8 +112,13 @@ def _sentencepiece(model: Exported, values: Mapping[str, Any]) -> dict[str, Any]
 
 def _prepends(values: Mapping[str, Any]) -> bool:
     """Say whether a space is put in front of a text."""
-    text = json.dumps([values["normalizer"], values["pre_tokenizer"]])
-    return '"Prepend"' in text or '"prepend_scheme": "always"' in text or '"prepend_scheme": "first"' in text
+    return '"Prepend"' in json.dumps(values["normalizer"]) or _prepends_by_metaspace(values)
+
+
+def _prepends_by_metaspace(values: Mapping[str, Any]) -> bool:
+    """Say whether the step Metaspace does that, which spares texts that begin with a space."""
+    text = json.dumps(values["pre_tokenizer"])
+    return any(f'"prepend_scheme": "{scheme}"' in text for scheme in ("first", "always"))
 
 
 def _tokens(model: Exported, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,13 +176,18 @@ def _library_tokenizer(model: Exported) -> Any:
     return Tokenizer.from_str(model.tokenizer or "")
 
 
-def _check(model: Exported, metadata: Mapping[str, Any]) -> None:
+def _check(model: Exported, values: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Refuse metadata that do not give the ids of the original."""
     original, written = _library_tokenizer(model), build_tokenizer(metadata, model.name)
-    if _merged(original) != _merged(written):
+    added = {token["content"] for token in values["added_tokens"]}  # found before texts are merged
+    merged = [[token for token in _merged(one) if token not in added] for one in (original, written)]
+    if merged[0] != merged[1]:
         raise _not_in_gguf(model, "its merges are not in the order of scores")
     special = [token for i, token in model.vocabulary.items() if i in (model.bos_id, *model.eos_ids)]
-    for sample in (*SAMPLES, " ".join((*special, "x", *special))):
+    samples = [*SAMPLES, " ".join((*special, "x", *special))]
+    if _prepends_by_metaspace(values):
+        samples = [sample.lstrip() for sample in SAMPLES]
+    for sample in samples:
         if original.encode(sample).ids != written.encode(sample).ids:
             raise _not_in_gguf(model, f"{sample!r} would have other ids")
 
@@ -192,6 +202,11 @@ def _notes(model: Exported, values: Mapping[str, Any], metadata: Mapping[str, An
     notes = []
     if "NFC" in json.dumps(values["normalizer"]):
         notes.append("the tokenizer normalizes texts to NFC, which GGUF files do not say")
+    if _prepends_by_metaspace(values):
+        notes.append(
+            "the tokenizer puts a space in front of a text that does not begin with one; readers of GGUF "
+            "files do so in front of every text and after special tokens"
+        )
     lost = set(model.eos_ids) - set(read_vocabulary(metadata, model.name).end_ids)
     if lost:
         ends = ", ".join(repr(model.vocabulary.get(i, str(i))) for i in sorted(lost))

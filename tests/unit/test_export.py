@@ -266,6 +266,21 @@ def test_a_sentencepiece_tokenizer_survives_every_way_around(tmp_path, change):
         assert (model.bos_id, model.eos_ids) == (first.bos_id, first.eos_ids)
 
 
+def test_a_tokenizer_that_prepends_a_space_once_is_written_with_a_note(tmp_path):
+    """Newer files of Llama 2 and Mistral do so; llama.cpp's converter does not keep it either."""
+    tensors = make.random_gguf_tensors("llama", make.GGUF_LLAMA)
+    first = load(make.write_gguf(tmp_path / "a.gguf", "llama", make.GGUF_LLAMA, tensors, more=SPM))
+    folder = first.export(tmp_path / "hf", "hf").path
+    values = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    step = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    values |= {"normalizer": None, "pre_tokenizer": step}
+    (folder / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    written = load(folder).export(tmp_path / "out.gguf", "gguf")
+    assert [note.startswith("the tokenizer puts a space in front") for note in written.notes] == [True]
+    for text in ("ab ab", "a\nbb", ""):
+        assert load(written.path).tokenizer.encode(text) == first.tokenizer.encode(text)
+
+
 @pytest.mark.parametrize("format", ["hf", "gguf"])
 def test_recommended_options_go_along(tmp_path, format):
     """A core-tuned model says how it is meant to be decoded."""
