@@ -14,7 +14,8 @@ class InputError(ValueError):
     """Bad input. The message is one sentence that names the input and says what was expected.
 
     The command line prints it without a traceback and exits with code 2. Values that the message quotes are
-    cut to LONGEST_QUOTE characters, and control characters are escaped, since they come from files.
+    cut to LONGEST_QUOTE characters, and control characters are escaped, since they come from files. A
+    ``command`` that helps follows the message whole.
 
     Examples
     --------
@@ -24,8 +25,8 @@ class InputError(ValueError):
     minicore.errors.InputError: ...
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+    def __init__(self, message: str, command: str = "") -> None:
+        super().__init__(printable(message) + _escaped(command))
 
 
 def printable(message: str) -> str:
@@ -39,7 +40,11 @@ def printable(message: str) -> str:
     \\x1b[2J
     """
     cut = _QUOTED.sub(lambda quoted: f"{quoted[0][: LONGEST_QUOTE - 3]}...{quoted[0][-1]}", message)
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in cut)
+    return _escaped(cut)
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 # Text in quotes, or a list or mapping, that is longer than a message should quote.

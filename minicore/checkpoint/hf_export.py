@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minicore.checkpoint import families, mapped, parameters, safetensors
+from minicore.checkpoint import families, hf_tensors, mapped, parameters, safetensors
 from minicore.checkpoint.exported import Exported, check_same
 from minicore.checkpoint.parameters import Place
 from minicore.checkpoint.settings import read_json
@@ -51,6 +51,9 @@ def layout(model: Exported) -> tuple[dict[str, Any], dict[str, Place]]:
         key = next(key for key in ACTIVATION_KEYS if key in values)
         values |= {key: values[key] if _reads_as(values, names, activation) else _name(activation)}
     family, again, prefix = families.read_config(values, model.source / CONFIG, names)
+    if again.tied_head != model.config.tied_head:  # the tensors decided otherwise when the model was read
+        values |= {"tie_word_embeddings": model.config.tied_head}
+        again = families.read_config(values, model.source / CONFIG, names)[1]
     check_same(model.config, again, CONFIG)
     return values, parameters.places(model.config, family.names, prefix)
 
@@ -94,7 +97,9 @@ def original(source: Path) -> Original | None:
         return None
     values = read_json(path)
     if not mapped.is_packed(values):
-        return Original(values, tuple(safetensors.read_directory(source)))
+        found = hf_tensors.unwrap(safetensors.read_directory(source))
+        values, found = hf_tensors.dequantize(values, found)
+        return Original(values, tuple(found))
     kept = values.get("original")
     return None if kept is None else Original(kept["values"], tuple(kept["tensors"]))
 

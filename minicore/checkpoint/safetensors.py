@@ -74,10 +74,11 @@ def pickled_weights(path: Path) -> InputError:
     pattern = "pytorch_model*.bin" if path.name.startswith("pytorch_model") else path.name
     load = f"[w.update(torch.load(f, map_location='cpu', weights_only=True)) for f in glob.glob('{pattern}')]"
     save = "s.save_file({k: v.clone().contiguous() for k, v in w.items()}, 'model.safetensors')"
+    code = f"import glob, torch, safetensors.torch as s; w = {{}}; {load}; {save}"
     return InputError(
         f"{path}: pickled weights are not supported, expected model.safetensors; where PyTorch and "
-        f'safetensors are installed, this makes it: cd "{path.parent}" && python -c '
-        f'"import glob, torch, safetensors.torch as s; w = {{}}; {load}; {save}"'
+        "safetensors are installed, this makes it: ",
+        command=f'cd "{path.parent}" && python -c "{code}"',
     )
 
 

@@ -179,6 +179,7 @@ def write_float8(directory, tensors: dict[str, np.ndarray], config: dict) -> Non
     kinds = {ml_dtypes.float8_e4m3fn: "F8_E4M3", ml_dtypes.float8_e5m2: "F8_E5M2", np.float32: "F32"}
     header, data = {}, b""
     for name, w in tensors.items():
+        w = np.asarray(w)
         end = len(data) + w.nbytes
         header[name] = {"dtype": kinds[w.dtype.type], "shape": w.shape, "data_offsets": [len(data), end]}
         data += w.tobytes()
@@ -222,6 +223,27 @@ def test_8_bit_floats_are_multiplied_by_their_scales(tmp_path, monkeypatch, kind
     write_float8(tmp_path / "model", stored, config)
     expected = read(make.write_directory(tmp_path / "right", make.LLAMA, right)).params
     assert same(read(tmp_path / "model").params, expected)
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "untied against the config", "float8"])
+def test_what_is_tidied_can_be_written_again(tmp_path, kind):
+    held = dict(make.random_tensors(make.LLAMA))
+    if kind == "untied against the config":
+        held[HEAD] = held[EMBED] + 1
+    if kind == "wrapped":
+        held = {f"module._orig_mod.{name}": w for name, w in held.items()}
+    if kind == "float8":
+        held[LAYER] = held[LAYER].astype(ml_dtypes.float8_e4m3fn)
+        held[f"{LAYER}_scale"] = np.float32(3)
+    about = {"quantization_config": COMPRESSED} if kind == "float8" else {}
+    write_float8(tmp_path / "model", held, make.LLAMA | about)
+    model = mc.load(tmp_path / "model")
+    model.export(tmp_path / "exported", format="hf")
+    model.save(tmp_path / "packed")
+    for directory in ("exported", "packed"):
+        again = mc.load(tmp_path / directory)
+        assert again.config == model.config
+        np.testing.assert_array_equal(again.forward([3, 4]), model.forward([3, 4]))
 
 
 def test_scales_that_do_not_fit_are_refused(tmp_path):
