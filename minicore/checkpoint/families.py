@@ -241,6 +241,7 @@ def read_config(
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(f"{source}: the family (model_type) is {kind!r}, expected {_either(FAMILIES)}")
     settings.only("quantization_config")
+    settings.only("is_causal", True)
     family, present = FAMILIES[kind], set(tensors)
     embed = family.names["embed"].name
     prefix = next((p for p in family.prefixes if p + embed in present), family.prefixes[0])

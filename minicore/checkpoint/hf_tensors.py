@@ -34,6 +34,7 @@ _BUFFERS = re.compile(
     r"|masked_bias|position_ids|causal_mask|(input|k|v|q|output)_scale)$"
 )
 _HEADS = re.compile(r"(score|(\w+_)?heads?|v_head|classifier|qa_outputs|summary)\.")
+_OUTPUT_HEAD = "lm_head.weight"  # Transformers 5's name in every family; files of GPT-NeoX have another
 # Quantization methods whose 8-bit floats times their scales are the weights.
 _FLOAT8_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 _BLOCK = (128, 128)  # rows and columns that share a scale, unless the config says otherwise
@@ -158,6 +159,8 @@ def settle_head(
     """
     head, embed = family.names["head"].name, prefix + family.names["embed"].name
     found = dict(tensors)
+    if head not in found and _OUTPUT_HEAD in found:
+        found[head] = found.pop(_OUTPUT_HEAD)
     flag = f"tie_word_embeddings is {str(config.tied_head).lower()}"
     if head in found and embed not in found:
         if not config.tied_head:

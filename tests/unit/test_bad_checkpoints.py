@@ -91,6 +91,7 @@ LLAMA_CASES = {
     "falcon's family": ({"model_type": None, "architectures": ["FalconForCausalLM"]}, "model_type"),
     "activation list": ({"hidden_act": ["silu"]}, "hidden_act"),
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config", "gptq"),
+    "bidirectional": ({"is_causal": False}, "is_causal is False", "expected True"),
     "eos": ({"eos_token_id": "x"}, "eos_token_id", "'x'"),
     "layer types": ({"layer_types": ["full_attention", "chunked_attention"]}, "chunked_attention"),
     "too few layer types": ({"layer_types": ["full_attention"]}, "layer_types", "2"),

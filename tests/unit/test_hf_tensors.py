@@ -15,6 +15,7 @@ import minicore as mc
 from minicore.checkpoint import read
 from minicore.errors import InputError
 from tests.helpers import checkpoints as make
+from tests.helpers.families import families, write
 
 pytestmark = pytest.mark.numpy
 
@@ -99,6 +100,15 @@ def test_a_head_without_an_embedding_in_another_family(tmp_path):
     right = loaded(tmp_path / "right", make.GPT2, held)
     held[HEAD] = held.pop("transformer.wte.weight")
     np.testing.assert_array_equal(loaded(tmp_path / "m", make.GPT2, held).forward([1]), right.forward([1]))
+
+
+def test_the_head_of_gpt_neox_has_either_name(tmp_path):
+    family = families()["gpt_neox"]
+    written = write(tmp_path / "files", "gpt_neox", family.config, family.shapes)
+    held = safetensors.numpy.load_file(written / "model.safetensors")
+    held[HEAD] = held.pop("embed_out.weight")  # as in the state of Transformers' model
+    model = loaded(tmp_path / "state", family.config, held)
+    np.testing.assert_array_equal(model.head, held[HEAD])
 
 
 # --- tensors that are not used --------------------------------------------------------------------------
