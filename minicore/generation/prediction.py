@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -60,9 +60,14 @@ def given_arrays(model: Model, predictor: str, seed: int | None) -> dict[str, Ar
 def fingerprint(model: Model) -> str:
     """Return what tells a model from another: a hash of its config, norms and biases, and of its adapter.
 
-    These are float32 in every format, so a model has one fingerprint whatever dtype it is loaded in.
+    These are float32 in every format, so a model has one fingerprint whatever dtype it is loaded in. Options
+    that came after version 0.2 count where a model has them, so files of that version stay valid.
     """
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    values, defaults = asdict(model.config), {field.name: field.default for field in fields(model.config)}
+    names = list(values)
+    later = names[names.index("mlp_bias") + 1 :]
+    config = {name: value for name, value in values.items() if name not in later or value != defaults[name]}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(model.params):
         if len(model.params[name].shape) == 1:
             digest.update(name.encode() + model.params[name].tobytes())

@@ -348,7 +348,7 @@ def add_in_turns(thread, n_threads, counter, log, n):
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
 def test_nobody_passes_a_barrier_before_all_have_come(n_threads):
-    counter, log, missed = np.zeros(1, np.int64), np.zeros(n_threads, np.int64), []
+    counter, log, missed = np.zeros(2, np.int64), np.zeros(n_threads, np.int64), []
     run = [
         threading.Thread(target=lambda t=t: missed.append(add_in_turns(t, n_threads, counter, log, 200)))
         for t in range(n_threads)
