@@ -195,11 +195,14 @@ def _config(source: Path, n_tensors: int, reader: Callable[[], ModelConfig]) -> 
         if str(error).startswith("config: "):
             raise InputError(f"{source}: {str(error).removeprefix('config: ')}") from error
         raise
-    if config.n_layers > n_tensors:  # checked before ModelConfig.shapes lists a shape for every layer
-        raise InputError(
-            f"{source}: has {config.n_layers} layers, expected no more than the {n_tensors} tensors"
-        )
+    _check_layers(source, config.n_layers, n_tensors)
     return config
+
+
+def _check_layers(source: Path, n_layers: object, n_tensors: int) -> None:
+    """Refuse more layers than tensors, before anything is listed for every layer."""
+    if type(n_layers) is int and n_layers > n_tensors:
+        raise InputError(f"{source}: has {n_layers} layers, expected no more than the {n_tensors} tensors")
 
 
 def read_config(
@@ -235,7 +238,8 @@ def read_config(
     kind = settings.get("model_type")
     if kind is None:
         named = settings.get("architectures", default=[])
-        kind = next((ARCHITECTURES[name] for name in named if name in ARCHITECTURES), None)
+        named = named if isinstance(named, list) else []
+        kind = next((kind for name, kind in ARCHITECTURES.items() if name in named), None)
     if isinstance(kind, str) and kind in REFUSED:
         raise InputError(f"{source}: the family {kind} is not supported: {REFUSED[kind]}")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -245,6 +249,7 @@ def read_config(
     family, present = FAMILIES[kind], set(tensors)
     embed = family.names["embed"].name
     prefix = next((p for p in family.prefixes if p + embed in present), family.prefixes[0])
+    _check_layers(source, settings.get("num_hidden_layers", "n_layer"), len(present))
     maps = family.names, *family.variants
     names = next((names for names in maps if _ln2(names, prefix) in present), family.names)
     config = _config(source, len(present), lambda: family.config(settings))
@@ -300,4 +305,5 @@ def read_metadata(
     names = next((names for names in maps if _block_0(names) <= tensors.keys()), family.names)
     family = replace(family, names=name_maps.with_qkv_of(names, tensors))
     settings = Settings(values, source, prefix=f"{kind}.")
+    _check_layers(source, settings.get("block_count"), len(tensors))
     return family, _config(source, len(tensors), lambda: family.config(settings, tensors))

@@ -160,7 +160,9 @@ def _last_layers_slide(settings: Settings) -> list[str] | None:
     """Qwen2's layers: those from max_window_layers on have the window, if it is used."""
     if not settings.flag("use_sliding_window", False):
         return None
-    n_full = settings.get("max_window_layers", default=28)
+    n_full = 0
+    if settings.get("max_window_layers") != 0:
+        n_full = settings.integer("max_window_layers", default=28)
     n_layers = settings.integer("num_hidden_layers")
     return ["full_attention" if i < n_full else "sliding_attention" for i in range(n_layers)]
 
@@ -184,7 +186,7 @@ def read_qwen3(settings: Settings) -> ModelConfig:
 def read_phi3(settings: Settings) -> ModelConfig:
     d_model, n_heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
     n_ctx = settings.integer("max_position_embeddings", default=4096)
-    values = dict(settings.get("rope_scaling") or settings.get("rope_parameters", default={}))
+    values = dict(settings.mapping("rope_scaling") or settings.mapping("rope_parameters"))
     for key in ("rope_type", "type"):  # older names of the same scaling
         if values.get(key) in ("su", "yarn"):
             values[key] = "longrope"
@@ -258,10 +260,10 @@ def read_gemma3(settings: Settings) -> ModelConfig:
     settings.only("attn_logit_softcapping")  # Transformers has the key and does not apply it
     n_ctx = settings.integer("max_position_embeddings", default=131072)
     d_head = settings.integer("head_dim", default=256)
-    nested = settings.get("rope_parameters", default={})
-    local = Settings(nested.get("sliding_attention") or {}, settings.source)
+    nested = Settings(settings.mapping("rope_parameters"), settings.source)
+    local = Settings(nested.mapping("sliding_attention"), settings.source)
     local.only("rope_type", "default")
-    globally = {**(nested.get("full_attention") or {}), **(settings.get("rope_scaling", default={}))}
+    globally = nested.mapping("full_attention") | settings.mapping("rope_scaling")
     rope = rope_fields(
         Settings(globally, settings.source), d_head, n_ctx,
         theta=settings.number("rope_theta", default=1e6), share=1.0,
@@ -289,7 +291,7 @@ def read_smollm3(settings: Settings) -> ModelConfig:
     interval = settings.integer("no_rope_layer_interval", default=4)
     default = [int((i + 1) % interval != 0) for i in range(n_layers)]
     rotated = settings.get("no_rope_layers", default=default)
-    if not isinstance(rotated, list) or len(rotated) != n_layers or not set(rotated) <= {0, 1}:
+    if not isinstance(rotated, list) or len(rotated) != n_layers or any(r not in (0, 1) for r in rotated):
         raise InputError(f"{settings.source}: no_rope_layers is {rotated!r}, expected 0 or 1 for each layer")
     slides = settings.flag("use_sliding_window", False) and settings.get("sliding_window") is not None
     types = ["sliding_attention" if slides and not rope else "full_attention" for rope in rotated]

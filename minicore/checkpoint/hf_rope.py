@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from minicore.checkpoint.settings import Settings
 from minicore.errors import InputError
 
+WIDEST_HEAD = 1 << 16
 KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
@@ -85,6 +86,10 @@ def rope_fields(
     """
     theta = rope.number("rope_theta", default=theta)
     n_rotated = int(d_head * rope.number("partial_rotary_factor", default=share))
+    if n_rotated > WIDEST_HEAD:
+        raise InputError(
+            f"{rope.source}: {n_rotated} dimensions of a head are rotated, expected {WIDEST_HEAD} at most"
+        )
     fields: RopeFields = {"rope_theta": theta}
     if n_rotated != d_head:
         fields["d_rope"] = n_rotated
@@ -95,14 +100,20 @@ def rope_fields(
         )
     if original is not None:
         rope = Settings({**rope.values, "original_max_position_embeddings": original}, rope.source)
-    if kind == "linear":
-        fields["rope_factors"] = (rope.number("factor"),) * (n_rotated // 2)
-    elif kind == "llama3":
-        fields["rope_factors"] = _llama3_factors(rope, n_rotated, theta, n_ctx)
-    elif kind == "yarn":
-        fields["rope_factors"], fields["rope_scale"] = yarn(rope, n_rotated, theta, n_ctx)
-    elif kind == "longrope":
-        fields |= _longrope(rope, n_rotated, n_ctx)
+    try:
+        if kind == "linear":
+            fields["rope_factors"] = (rope.number("factor"),) * (n_rotated // 2)
+        elif kind == "llama3":
+            fields["rope_factors"] = _llama3_factors(rope, n_rotated, theta, n_ctx)
+        elif kind == "yarn":
+            fields["rope_factors"], fields["rope_scale"] = yarn(rope, n_rotated, theta, n_ctx)
+        elif kind == "longrope":
+            fields |= _longrope(rope, n_rotated, n_ctx)
+    except ArithmeticError as error:  # numbers that no model has
+        raise InputError(
+            f"{rope.source}: the rope parameters {rope.values!r} cannot be computed with ({error}), "
+            "expected usual sizes"
+        ) from error
     return fields  # "dynamic" only scales texts that are longer than the context, which are refused
 
 
@@ -135,6 +146,8 @@ def yarn(rope: Settings, n_rotated: int, theta: float, n_ctx: int) -> tuple[tupl
     """
     original = rope.integer("original_max_position_embeddings", default=n_ctx)
     factor = rope.number("factor", default=n_ctx / original)
+    if theta <= 1:
+        raise InputError(f"{rope.source}: rope_theta is {theta}, expected more than 1 for yarn")
     fast, slow = rope.number("beta_fast", default=32.0), rope.number("beta_slow", default=1.0)
 
     def pair(turns: float) -> float:
@@ -162,6 +175,10 @@ def _longrope(rope: Settings, n_rotated: int, n_ctx: int) -> RopeFields:
     """Return the divisors of short and of long texts, and the attention factor, of LongRoPE (2402.13753)."""
     original = rope.integer("original_max_position_embeddings", default=n_ctx)
     factor = rope.number("factor", default=n_ctx / original)
+    if original < 2:
+        raise InputError(
+            f"{rope.source}: original_max_position_embeddings is {original}, expected at least 2 for longrope"
+        )
     scale = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return {
         "rope_factors": _divisors(rope, "short_factor", n_rotated),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+LARGEST = 1 << 31  # integers in a config stay below; no size, count or id is near it
+
+
 class Settings:
     """A config's keys and values. A bad value raises InputError with file, key and what was expected.
 
@@ -58,7 +61,8 @@ class Settings:
 
     def _number(self, kinds: tuple[type, ...], what: str, keys: tuple[str, ...], default: object) -> Any:
         value = self.get(*keys, default=default)
-        if type(value) not in kinds or not 0 < value < math.inf:
+        limit = LARGEST if kinds == (int,) else sys.float_info.max
+        if type(value) not in kinds or not 0 < value <= limit:
             problem = "is missing" if value is None else f"is {value!r}"
             raise InputError(f"{self.source}: {self.prefix}{keys[0]} {problem}, expected {what}")
         return value
@@ -76,6 +80,13 @@ class Settings:
         value = self.get(key, default=default)
         if not isinstance(value, bool):
             raise InputError(f"{self.source}: {self.prefix}{key} is {value!r}, expected true or false")
+        return value
+
+    def mapping(self, *keys: str) -> dict[str, Any]:
+        """Return a JSON object, empty if there is none."""
+        value = self.get(*keys, default={})
+        if not isinstance(value, dict):
+            raise InputError(f"{self.source}: {self.prefix}{keys[0]} is {value!r}, expected an object")
         return value
 
     def one_of(self, key: str, table: Mapping[str, str], default: str) -> str:
