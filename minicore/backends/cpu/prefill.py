@@ -242,13 +242,14 @@ def _attend(
     n_kv_heads, n_kv, _ = k.shape
     group, window = n_heads // n_kv_heads, scoring.window or n_kv
     scale = np.float32(d_head**-0.5 if scoring.scale is None else scoring.scale)
+    biases = scale * ops.alibi_bias(n_heads, n_kv) if scoring.alibi else None
     for head, first in blocks:  # threads share the iterator
         block = slice(first, first + QUERIES), slice(head * group, (head + 1) * group)
         seen = n_kv - n + first + 1  # positions that the first query sees; each later query sees one more
         start, last = max(seen - window, 0), min(seen + QUERIES - 1, n_kv)
         scores = (q[block] * scale).reshape(-1, d_head) @ k[head, start:last].T
-        if scoring.alibi:
-            bias = scale * ops.alibi_bias(n_heads, n_kv)[block[1], start:last]
+        if biases is not None:
+            bias = biases[block[1], start:last]
             scores = (scores.reshape(-1, *bias.shape) + bias).reshape(scores.shape)
         scores = ops.softcap(scores, scoring.softcap)
         causal_softmax(scores, seen - start, group, window)
