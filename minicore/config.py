@@ -217,6 +217,21 @@ class ModelConfig:
         shown = {name: getattr(self, name) for name in names if not name.endswith(("_bias", "tied_head"))}
         return {name: value for name, value in shown.items() if value != usual[name]}
 
+    def without_wide_windows(self) -> ModelConfig:
+        """Return the config without windows that are as wide as the context and so hide nothing.
+
+        Where layers with a window have a rotation of their own, windows also say which layers these are.
+
+        Examples
+        --------
+        >>> import minicore as mc
+        >>> config = mc.load("minicore-opt-core").config
+        >>> config.replace(windows=(config.n_ctx,) * config.n_layers).without_wide_windows() == config
+        True
+        """
+        wide = max(self.windows, default=0) >= self.n_ctx and self.rope_local_theta is None
+        return self.replace(windows=()) if wide else self
+
     def window(self, layer: int) -> int:
         """Return to how many last positions a layer attends; n_ctx where it sees them all."""
         return (self.windows[layer] if self.windows else 0) or self.n_ctx

@@ -8,7 +8,7 @@ GGUF_FAMILIES.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Family:
     ignored : str
         Regular expression for buffers of old files that minicore computes itself.
     variants : tuple of dict of str to Place
-        Other name maps. The first of all whose ``ln2.w`` a file has is taken.
+        Other name maps. The first of all whose norms a file has is taken.
     models, refused : str
         Checkpoints and variants of the family, and what minicore does not do of it (docs/models.md).
     """
@@ -187,16 +187,14 @@ def _either(names: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}"
 
 
-def _config(source: Path, n_tensors: int, reader: Callable[[], ModelConfig]) -> ModelConfig:
+def _config(source: Path, reader: Callable[[], ModelConfig]) -> ModelConfig:
     """Run a config reader; put the file's name into errors that ModelConfig raises."""
     try:
-        config = reader()
+        return reader()
     except InputError as error:
         if str(error).startswith("config: "):
             raise InputError(f"{source}: {str(error).removeprefix('config: ')}") from error
         raise
-    _check_layers(source, config.n_layers, n_tensors)
-    return config
 
 
 def _check_layers(source: Path, n_layers: object, n_tensors: int) -> None:
@@ -250,24 +248,21 @@ def read_config(
     embed = family.names["embed"].name
     prefix = next((p for p in family.prefixes if p + embed in present), family.prefixes[0])
     _check_layers(source, settings.get("num_hidden_layers", "n_layer"), len(present))
-    maps = family.names, *family.variants
-    names = next((names for names in maps if _ln2(names, prefix) in present), family.names)
-    config = _config(source, len(present), lambda: family.config(settings))
+    config = _config(source, lambda: family.config(settings))
     if config.family == "llama" and kind not in ("mistral", "qwen2"):
         config = config.replace(family=kind)
-    return replace(family, names=names), config, prefix
+    return replace(family, names=_name_map(family, present, prefix)), config, prefix
 
 
-def _ln2(names: Names, prefix: str) -> str | None:
-    """Return the tensor with the first block's second norm; the place tells variants apart."""
-    place = names.get("blocks.{i}.ln2.w")
-    return prefix + place.name.replace("{i}", "0") if place else None
+def _name_map(family: Family | GGUFFamily, present: Collection[str], prefix: str = "") -> Names:
+    """Return the family's first name map whose norms of the first block a file has; else its usual one."""
 
+    def norms(names: Names) -> set[str]:
+        keys = (f"blocks.{{i}}.{key}" for key in ("ln1.w", "ln2.w"))
+        return {prefix + names[key].name.replace("{i}", "0") for key in keys if key in names}
 
-def _block_0(names: Names) -> set[str]:
-    """Return the tensors of the first block that tell an architecture's name maps apart."""
-    keys = (f"blocks.{{i}}.{key}" for key in ("ln1.w", "ln2.w"))
-    return {names[key].name.replace("{i}", "0") for key in keys if key in names}
+    maps = family.names, *family.variants
+    return next((names for names in maps if norms(names) <= set(present)), family.names)
 
 
 def read_metadata(
@@ -301,9 +296,7 @@ def read_metadata(
     if not isinstance(kind, str) or kind not in GGUF_FAMILIES:
         raise InputError(f"{source}: general.architecture is {kind!r}, expected {_either(GGUF_FAMILIES)}")
     family = GGUF_FAMILIES[kind]
-    maps = family.names, *family.variants
-    names = next((names for names in maps if _block_0(names) <= tensors.keys()), family.names)
-    family = replace(family, names=name_maps.with_qkv_of(names, tensors))
+    family = replace(family, names=name_maps.with_qkv_of(_name_map(family, tensors), tensors))
     settings = Settings(values, source, prefix=f"{kind}.")
     _check_layers(source, settings.get("block_count"), len(tensors))
-    return family, _config(source, len(tensors), lambda: family.config(settings, tensors))
+    return family, _config(source, lambda: family.config(settings, tensors))

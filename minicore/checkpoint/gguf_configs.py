@@ -91,9 +91,7 @@ def _decoder(
     }
     if fields.get("positions", "rope") == "rope":
         defaults |= read_rope(settings, tensors, d_head, n_ctx, theta)
-    config = ModelConfig(**defaults | fields)
-    if max(config.windows, default=0) >= n_ctx and config.rope_local_theta is None:
-        config = config.replace(windows=())  # as wide as the context: no window
+    config = ModelConfig(**defaults | fields).without_wide_windows()
     if config.windows:
         settings.only("rope.freq_base_swa", config.rope_local_theta or config.rope_theta)
         settings.only("rope.dimension_count_swa", config.n_rotated)

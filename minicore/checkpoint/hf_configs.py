@@ -110,10 +110,8 @@ def _llama_like(
         "tied_head": settings.flag("tie_word_embeddings", tied),
         "windows": _windows(settings, layer_types, n_layers, window),
     }
-    if max(defaults["windows"], default=0) >= n_ctx and "rope_local_theta" not in fields:
-        defaults["windows"] = ()  # as wide as the context: no window
     rope = read_rope(settings, d_head, n_ctx, theta=theta, share=share) if rope is None else rope
-    return ModelConfig(**defaults | dict(rope) | fields)
+    return ModelConfig(**defaults | dict(rope) | fields).without_wide_windows()
 
 
 def read_llama(settings: Settings, **fields: Any) -> ModelConfig:
