@@ -370,6 +370,16 @@ class Scoring(NamedTuple):
             alibi=cfg.positions == "alibi",
         )
 
+    def factor(self, d_head: int) -> np.float32:
+        """Return what products of heads of this width are multiplied by.
+
+        Examples
+        --------
+        >>> float(Scoring().factor(4)), float(Scoring(scale=0.25).factor(4))
+        (0.5, 0.25)
+        """
+        return np.float32(d_head**-0.5 if self.scale is None else self.scale)
+
 
 USUAL = Scoring()  # scaled dot products, all positions
 
@@ -425,7 +435,7 @@ def attention_pattern(q: Array, k: Array, scoring: Scoring = USUAL) -> tuple[Arr
     scores = (grouped @ k.transpose(0, 2, 1)).reshape(n_heads, n_q, n_kv)
     if scoring.alibi:
         scores += alibi_bias(n_heads, n_kv)[:, None, :]
-    scores *= np.float32(d_head**-0.5 if scoring.scale is None else scoring.scale)
+    scores *= scoring.factor(d_head)
     scores = softcap(scores, scoring.softcap)
     key, query = np.arange(n_kv)[None, :], np.arange(n_kv - n_q, n_kv)[:, None]
     hidden = key > query

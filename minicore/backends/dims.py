@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minicore.config import BLOCKS, QK_NORMS, ModelConfig
+from minicore.ops import Scoring
 
 ACTIVATION_CODES = {
     name: code
@@ -66,7 +67,7 @@ def dims_of(cfg: ModelConfig) -> Dims:
     """Return a model's dimensions."""
     return Dims(
         n_positions=cfg.n_ctx + cfg.position_offset,
-        score_scale=np.float32(cfg.d_head**-0.5 if cfg.score_scale is None else cfg.score_scale),
+        score_scale=Scoring.of(cfg, layer=0).factor(cfg.d_head),
         activation_threshold=np.float32(cfg.activation_threshold if cfg.activation == "fatrelu" else 0),
         **constants(cfg),
     )

@@ -62,7 +62,7 @@ def options_of(cfg: ModelConfig, norms: np.ndarray, n_threads: int, capacity: in
     )  # fmt: skip
     if usual:
         return None
-    scale = np.float32(cfg.d_head**-0.5 if cfg.score_scale is None else cfg.score_scale)
+    scale = ops.Scoring.of(cfg, layer=0).factor(cfg.d_head)
     return Options(
         block=BLOCK_CODES[cfg.block],
         qk_norm=QK_NORM_CODES[cfg.qk_norm],

@@ -241,7 +241,7 @@ def _attend(
     n, n_heads, d_head = q.shape
     n_kv_heads, n_kv, _ = k.shape
     group, window = n_heads // n_kv_heads, scoring.window or n_kv
-    scale = np.float32(d_head**-0.5 if scoring.scale is None else scoring.scale)
+    scale = scoring.factor(d_head)
     biases = scale * ops.alibi_bias(n_heads, n_kv) if scoring.alibi else None
     for head, first in blocks:  # threads share the iterator
         block = slice(first, first + QUERIES), slice(head * group, (head + 1) * group)
