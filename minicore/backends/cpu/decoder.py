@@ -59,11 +59,11 @@ class CpuDecoder:
         self.tile = tile_of(self.dims.n_heads, self.dims.n_kv_heads, self.dims.d_head)
         # Not a view of the weights: mapped ones are read-only, another type, and would be compiled for again.
         self.like = np.empty(0, storage(model.params["embed"]).dtype)
-        rotations, _ = rope_kinds(cfg, cache.capacity)
+        rotations, kinds = rope_kinds(cfg, cache.capacity)
         self.frequencies = np.stack([frequencies for frequencies, _ in rotations])
         self.rope_scales = np.array([scale for _, scale in rotations], np.float32)
         norms = np.array([[_address(block.get(name)) for name in NORMS] for block in model.blocks])
-        self.options = options_of(cfg, norms, self.n_threads, cache.capacity)
+        self.options = options_of(cfg, kinds, norms, self.n_threads, cache.capacity)
         self.state = _state(
             self.dims, len(self.tile.heads) or 1, self.n_threads, cache.capacity, len(rotations)
         )

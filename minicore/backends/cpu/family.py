@@ -50,15 +50,19 @@ class Options(NamedTuple):
     out: np.ndarray  # (n_threads, d_model): what attention or FFN adds
 
 
-def options_of(cfg: ModelConfig, norms: np.ndarray, n_threads: int, capacity: int) -> Options | None:
-    """Return a model's options, None if it has none of them; ``norms`` as :class:`Options` has it."""
+def options_of(
+    cfg: ModelConfig, kinds: list[int], norms: np.ndarray, n_threads: int, capacity: int
+) -> Options | None:
+    """Return a model's options, None if it has none of them.
+
+    ``kinds`` are the numbers of :func:`rope_kinds`, ``norms`` is as :class:`Options` has it.
+    """
     alibi = cfg.positions == "alibi"
-    ropes, kinds = rope_kinds(cfg, capacity)
     usual = (
         cfg.block == "pre_norm" and cfg.qk_norm == "none" and cfg.up_activation == "identity"
         and cfg.embed_scale == cfg.residual_scale == 1 and not cfg.score_softcap and cfg.final_norm
         and all(cfg.window(layer) >= cfg.n_ctx for layer in range(cfg.n_layers))
-        and len(ropes) == 1 and not alibi
+        and not any(kinds) and not alibi
     )  # fmt: skip
     if usual:
         return None
