@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minicore.checkpoint import Checkpoint, export, hf_export, mapped, read
+from minicore.checkpoint import Checkpoint, mapped, read
 from minicore.checkpoint.adapters import AdapterSource
 from minicore.config import ModelConfig
 from minicore.core.rules import Selection, TokenRule
@@ -24,6 +24,7 @@ from minicore.quantization import FORMATS
 from minicore.tokenizer import Tokenizer, from_source
 
 if TYPE_CHECKING:
+    from minicore.checkpoint.export import Written
     from minicore.generation.stream import Generation, Stream
 
 Array = np.ndarray
@@ -234,6 +235,8 @@ class Model:
         ...     load(f"{folder}/mine").config == model.config
         True
         """
+        from minicore.checkpoint import hf_export  # like export, not needed to read a model
+
         about: dict[str, Any] = {
             "bos_id": self.bos_id,
             "eos_ids": list(self.eos_ids),
@@ -255,7 +258,7 @@ class Model:
         dtype: str | None = None,
         *,
         progress: bool = False,
-    ) -> export.Written:
+    ) -> Written:
         """Write the model for other engines: a Hugging Face directory, or a GGUF file.
 
         Parameters
@@ -290,6 +293,8 @@ class Model:
         ...     load(written.path).recommended == model.recommended
         True
         """
+        from minicore.checkpoint import export  # its modules are of no use to who reads a model
+
         same = "bfloat16" if self.dtype == "bfloat16" else "float32"
         exported = export.Exported(
             config=self.config,
