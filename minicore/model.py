@@ -235,7 +235,7 @@ class Model:
         ...     load(f"{folder}/mine").config == model.config
         True
         """
-        from minicore.checkpoint import hf_export  # like export, not needed to read a model
+        from minicore.checkpoint import hf_export  # reading a model does not need it
 
         about: dict[str, Any] = {
             "bos_id": self.bos_id,
@@ -293,7 +293,7 @@ class Model:
         ...     load(written.path).recommended == model.recommended
         True
         """
-        from minicore.checkpoint import export  # its modules are of no use to who reads a model
+        from minicore.checkpoint import export  # reading a model does not need it
 
         same = "bfloat16" if self.dtype == "bfloat16" else "float32"
         exported = export.Exported(
